@@ -1,0 +1,83 @@
+"""Every field that a config may set, with the paper's recipe as the default.
+
+Not a run of its own: the files beside this one start from `get_config()` and change what differs. A field
+that is not here cannot be set, in a file or on the command line.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    config = ConfigDict()
+    config.seed = 0
+
+    config.model = ConfigDict()
+    # A Hugging Face folder, or the id of one on the hub. Empty: pre-train a small model first (`pretrain`).
+    config.model.path = ""
+    config.model.dtype = "bfloat16"  # of matrix products
+    config.model.param_dtype = "float32"  # of the master weights while training
+    config.model.remat = True  # recompute blocks in the backward pass
+    config.model.scan_unroll = 1  # blocks per iteration of the scan over layers
+    config.model.attention_chunk = 512  # queries at a time
+
+    config.rope = ConfigDict()
+    config.rope.method = "dprope"  # trained and exported
+    config.rope.base = 0.0  # 0: the model's; otherwise it must agree with the model
+    config.rope.head_dim = 0  # likewise
+    config.rope.factors = ""  # for method 'explicit': a JSON file with a list (or a list per layer)
+    config.compare = ()  # further methods, measured and fine-tuned alike
+
+    config.angles = ConfigDict({"intervals": 360})
+    config.context = ConfigDict({"original": 0, "target": 8192})  # original 0: the model's
+    config.solve = ConfigDict({"n_hat": 0, "threshold": 0.0})  # n_hat 0: by the threshold
+
+    config.data = ConfigDict()
+    config.data.name = "text_folder"  # or 'pg19', 'python_stdlib'
+    config.data.path = ""  # the folder; for pg19 the TFDS data directory
+    config.data.tokenizer = ""  # empty: the model's; a Hugging Face folder, a tokenizer.model, or 'bytes'
+
+    config.train = ConfigDict()
+    config.train.steps = 1000
+    config.train.learning_rate = 2e-5
+    config.train.schedule = "constant"
+    config.train.warmup_steps = 0
+    config.train.b1 = 0.9
+    config.train.b2 = 0.999
+    config.train.weight_decay = 0.0
+    config.train.clip_norm = 0.0
+    config.train.global_batch = 64  # sequences of context.target tokens per step
+    config.train.accumulation = 8  # microbatches per step
+    config.train.loss_chunk = 512  # tokens of a row projected to the vocabulary at a time
+    config.train.checkpoint_every = 100
+    config.train.keep = 1
+
+    config.eval = ConfigDict()
+    config.eval.split = "validation"
+    config.eval.max_tokens = 1_000_000  # of the split, for perplexity
+    config.eval.position_tokens = 1_000_000  # of the split, for perplexity by position
+    config.eval.stride = 256
+    config.eval.batch = 8
+    config.eval.passkey_lengths = ()  # empty: the original and the target context
+    config.eval.passkey_trials = 50  # per length
+    config.eval.passkey_depths = 10
+    config.eval.passkey_new_tokens = 10
+    config.eval.passkey_batch = 10
+
+    config.mesh = ConfigDict({"data": 1, "fsdp": -1, "tensor": 1})
+
+    # The small model that is trained from nothing when `model.path` is empty.
+    config.pretrain = ConfigDict()
+    config.pretrain.tokenizer = "bytes"
+    config.pretrain.hidden_size = 128
+    config.pretrain.intermediate_size = 352
+    config.pretrain.num_layers = 4
+    config.pretrain.num_heads = 4
+    config.pretrain.num_kv_heads = 4
+    config.pretrain.steps = 0
+    config.pretrain.learning_rate = 3e-3
+    config.pretrain.warmup_steps = 50
+    config.pretrain.weight_decay = 0.1
+    config.pretrain.clip_norm = 1.0
+    config.pretrain.global_batch = 32
+    config.pretrain.checkpoint_every = 200
+    return config

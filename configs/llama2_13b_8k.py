@@ -1,0 +1,12 @@
+"""python -m experiments.extend --config=configs/llama2_13b_8k.py --config.data.path=/path/to/tfds_data
+
+LLaMA2-13B from 4k to 8k with the paper's recipe, which is that of the 7B.
+"""
+
+from configs import llama2_8k
+
+
+def get_config():
+    config = llama2_8k.get_config()
+    config.model.path = "meta-llama/Llama-2-13b-hf"
+    return config

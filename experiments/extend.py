@@ -1,0 +1,457 @@
+"""Extends a RoPE language model's context, measures what that did, and exports the result.
+
+python -m experiments.extend                                   # a small model, from nothing, in minutes
+python -m experiments.extend --config=configs/llama2_8k.py --config.data.path=/path/to/tfds_data
+python -m experiments.extend --config=configs/local.py --config.model.path=MODEL --config.data.path=TEXTS
+
+The procedure: load (or pre-train) a model, solve for the scale vectors, measure each, fine-tune each, measure
+again, export. Interrupted anywhere, the same command goes on from the last finished stage or checkpoint.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import shlex
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+# On a shared CPU the libraries below greet on standard error; a user's first screen should be ours.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+
+import flax.linen as nn
+import jax
+import numpy as np
+from absl import app, flags, logging
+from jax.sharding import Mesh
+from ml_collections import ConfigDict, config_flags
+
+from experiments import settings, workdir
+from experiments.progress import bar, say, training_bar
+from rope_jax.data.corpus import open_corpus
+from rope_jax.data.pipeline import token_documents, training_batches
+from rope_jax.data.tokenizer import Tokenizer, load_tokenizer
+from rope_jax.errors import InputError
+from rope_jax.evaluation.suite import EvaluationTexts, SuiteConfig, check_suite, make_evaluate
+from rope_jax.interop.hub import resolve_model
+from rope_jax.interop.huggingface import check_model, read_model, write_model
+from rope_jax.model.config import LlamaConfig
+from rope_jax.model.llama import abstract_params, init_params
+from rope_jax.report.files import read_json, write_json
+from rope_jax.report.metrics import MetricsWriter, read_metrics
+from rope_jax.report.page import write_page
+from rope_jax.rope.embedding import ScaleVector, identity
+from rope_jax.rope.methods import Extension, solve_method
+from rope_jax.training.loop import NonFiniteLoss, TrainConfig, train
+from rope_jax.training.sharding import check_batch, make_mesh, param_shardings
+
+TINY = Path(__file__).resolve().parents[1] / "configs" / "tiny.py"
+
+config_flags.DEFINE_config_file("config", str(TINY), "The run: a file of configs/.", lock_config=True)
+flags.DEFINE_string("workdir", "", "Folder of the run; default runs/<name of the config file>.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A run after every check that needs no long computation.
+
+    Attributes:
+        config: the config's fields.
+        folder: where everything is written.
+        source: folder of the model to extend; to be pre-trained if it does not exist yet.
+        source_dtype: dtype of that model's weights, and of the export.
+        model: its shape, and how this run computes it.
+        extension: what is extended, and how disturbance is measured.
+        methods: methods to compare; the first is exported.
+        tokenizer: the model's.
+        splits: split name to documents.
+        pretraining: the run that makes the model to extend; None if that is given.
+        tuning: the fine-tuning run.
+        suite: what is measured.
+        mesh: devices.
+    """
+
+    config: ConfigDict
+    folder: Path
+    source: Path
+    source_dtype: str
+    model: LlamaConfig
+    extension: Extension
+    methods: tuple[str, ...]
+    tokenizer: Tokenizer
+    splits: dict
+    pretraining: TrainConfig | None
+    tuning: TrainConfig
+    suite: SuiteConfig
+    mesh: Mesh
+
+
+def main(argv: list[str]) -> None:
+    if argv[1:]:
+        raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+    logging.set_verbosity(logging.WARNING)
+    config = flags.FLAGS.config
+    name = Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
+    folder = Path(flags.FLAGS.workdir or Path("runs") / name).resolve()
+    try:
+        extend(config, folder, name)
+    except (InputError, NonFiniteLoss) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print(f"\nstopped; the same command goes on from what {folder} holds", file=sys.stderr)
+        sys.exit(130)
+
+
+def extend(config: ConfigDict, folder: Path, name: str) -> dict:
+    """The whole procedure.
+
+    Args:
+        config: the run's config.
+        folder: where everything is written.
+        name: of the run, for its page.
+
+    Returns:
+        What `results.json` holds.
+
+    Raises:
+        InputError: naming the field or file that cannot be used, before any long computation.
+        NonFiniteLoss: naming the step.
+    """
+    run = prepare(config, folder)
+    say(
+        f"{name}: {run.extension.original:,} to {run.extension.target:,} tokens by {', '.join(run.methods)}; "
+        f"everything goes to {folder}"
+    )
+    if run.pretraining and not run.source.exists():
+        pretrain(run)
+
+    solved = solve(run)
+    measured = evaluate_and_tune(run, solved)
+    results = collect(run, name, measured)
+    write_json(folder / "results.json", results)
+    curves = {method: read_metrics(folder / "methods" / method / "metrics.jsonl") for method in run.methods}
+    write_page(folder, results, curves)
+    say(f"page     {folder / 'report.md'}\nexport   {folder / 'export'}\nnumbers  {folder / 'results.json'}")
+    return results
+
+
+def prepare(config: ConfigDict, folder: Path) -> Run:
+    """Checks everything that can be checked before the first long computation.
+
+    Args:
+        config: the run's config.
+        folder: where everything is written.
+
+    Returns:
+        The run.
+
+    Raises:
+        InputError: naming the field or file, and the fix.
+    """
+    if config.model.path:
+        source = resolve_model(config.model.path)
+        found = check_model(source)
+        tokenizer = load_tokenizer(config.data.tokenizer or source)
+        model, own, dtype = settings.computed(config, found.config), found.rope, found.config.param_dtype
+        if tokenizer.vocab_size > model.vocab_size:
+            raise InputError(
+                f"config.data.tokenizer has {tokenizer.vocab_size} ids and the model in config.model.path only "
+                f"{model.vocab_size}: use the tokenizer that the model was trained with"
+            )
+    else:
+        source = folder / "model"
+        tokenizer = load_tokenizer(config.pretrain.tokenizer)
+        model = settings.pretrained_model(config, tokenizer)
+        own, dtype = identity(model.head_dim), "float32"
+    extension = settings.extension(config, model, own)
+    tuning = settings.fine_tuning(config, extension.target)
+
+    mesh = make_mesh(**config.mesh)
+    param_shardings(model, mesh)
+    check_batch(mesh, tuning.global_batch // tuning.accumulation, "config.train.global_batch / accumulation")
+    check_batch(mesh, config.eval.batch, "config.eval.batch")
+    check_batch(mesh, config.eval.passkey_batch, "config.eval.passkey_batch")
+    pretraining = None
+    if not config.model.path:
+        pretraining = settings.pretraining(config)
+        check_batch(mesh, pretraining.global_batch, "config.pretrain.global_batch")
+
+    e = config.eval
+    suite = SuiteConfig(
+        original=extension.original,
+        target=extension.target,
+        stride=e.stride,
+        batch=e.batch,
+        loss_chunk=config.train.loss_chunk,
+        passkey_lengths=tuple(e.passkey_lengths) or (extension.original, extension.target),
+        passkey_trials=e.passkey_trials,
+        passkey_depths=e.passkey_depths,
+        passkey_new_tokens=e.passkey_new_tokens,
+        passkey_batch=e.passkey_batch,
+        seed=config.seed,
+    )
+    check_suite(suite, tokenizer)
+
+    workdir.claim(folder, config)
+    methods = settings.methods(config)
+    workdir.check_disk(folder, workdir.needed_bytes(folder, parameters(model), methods, tuning.keep))
+    if config.data.name != "python_stdlib" and not config.data.path:
+        raise InputError("config.data.path is empty: name the folder of texts to fine-tune and measure on")
+    splits = open_corpus(config.data.name, config.data.path, folder / "data")
+    splits["train"], splits[e.split]
+    return Run(
+        config,
+        folder,
+        source,
+        dtype,
+        model,
+        extension,
+        methods,
+        tokenizer,
+        splits,
+        pretraining,
+        tuning,
+        suite,
+        mesh,
+    )
+
+
+def pretrain(run: Run) -> None:
+    """Trains a small model from nothing and leaves it as a Hugging Face folder, like any other model to extend."""
+    shardings = param_shardings(run.model, run.mesh)
+
+    def fresh():
+        initial = jax.jit(lambda key: nn.unbox(init_params(run.model, key)), out_shardings=shardings)
+        return initial(jax.random.key(run.config.seed))
+
+    say(f"pre-training a model of {parameters(run.model):,} parameters at {run.extension.original} tokens")
+    rope = identity(run.model.head_dim)
+    params = fit(run, rope, run.pretraining, fresh, run.folder / "pretrain", "pre-training")
+    write_model(
+        run.source,
+        dataclasses.replace(run.model, context=run.extension.original),
+        params,
+        rope,
+        context=run.extension.original,
+        provenance={"trained_by": "rope-jax", "steps": run.pretraining.optimizer.steps},
+        save_tokenizer=run.tokenizer.save,
+        dtype="float32",
+    )
+
+
+def solve(run: Run) -> dict[str, ScaleVector]:
+    """Finds every method's scale vector and writes it down with its disturbance."""
+    vectors = {}
+    say("disturbance x 1000, and interpolated dimensions")
+    for method in run.methods:
+        path = run.folder / "methods" / method / "scale.json"
+        solution = solve_method(method, run.extension)
+        record = {
+            "factors": np.asarray(solution.scale.factors, float).tolist(),
+            "attention_factor": float(solution.scale.attention_factor),
+            "disturbance": np.asarray(solution.disturbance, float).tolist(),
+            "disturbance_e3": 1e3 * float(np.mean(solution.disturbance)),
+            "interpolated_dimensions": solution.interpolated_dimensions,
+        }
+        if solution.selection is not None:
+            low, high = solution.selection.threshold_low, solution.selection.threshold_high
+            record["thresholds"] = [float(low), float(high)]
+            record["margin"] = np.asarray(solution.selection.margin, float).tolist()
+        write_json(path, record)
+        vectors[method] = solution.scale
+        say(f"  {method:<16} {record['disturbance_e3']:8.2f} {record['interpolated_dimensions']:6d}")
+    return vectors
+
+
+def evaluate_and_tune(run: Run, vectors: dict[str, ScaleVector]) -> dict[str, dict]:
+    """Measures each method as it is, fine-tunes it, measures again, and exports the first.
+
+    Args:
+        run: the run.
+        vectors: method to scale vector.
+
+    Returns:
+        Method to its records `scale`, `before` and `after`.
+    """
+    shardings = param_shardings(run.model, run.mesh)
+    folders = {method: run.folder / "methods" / method for method in run.methods}
+
+    def done(method, stage):
+        return (folders[method] / f"{stage}.json").exists()
+
+    def base():
+        return read_model(run.source, shardings, run.model.param_dtype).params
+
+    evaluate = make_evaluate(run.model, run.suite, run.tokenizer, evaluation_texts(run), run.mesh, bar)
+
+    say("measuring the model as it is, under each scale vector")
+    waiting = [method for method in run.methods if not done(method, "before")]
+    params = base() if waiting else None
+    for method in waiting:
+        measure(run, method, "before", evaluate, params, vectors[method])
+    del params
+
+    say(f"fine-tuning at {run.extension.target:,} tokens")
+    for method in run.methods:
+        exported = method != run.methods[0] or (run.folder / "export").exists()
+        if done(method, "after") and exported:
+            continue
+        tuned = fit(run, vectors[method], run.tuning, base, folders[method], method)
+        if not done(method, "after"):
+            measure(run, method, "after", evaluate, tuned, vectors[method])
+        if not exported:
+            export(run, tuned, vectors[method])
+    return {
+        method: {name: read_json(folder / f"{name}.json") for name in ("scale", "before", "after")}
+        for method, folder in folders.items()
+    }
+
+
+def fit(run: Run, rope: ScaleVector, training: TrainConfig, initial: Callable, folder: Path, what: str) -> dict:
+    """Trains with a progress bar and metrics on disk; goes on from the newest checkpoint in the folder.
+
+    Args:
+        run: the run.
+        rope: scale vector to train under.
+        training: length, batch and optimizer.
+        initial: gives the parameters to start from.
+        folder: for checkpoints and metrics.
+        what: a description for the bar.
+
+    Returns:
+        The trained parameters.
+    """
+    batches = training_batches(
+        run.splits["train"],
+        run.tokenizer,
+        training.global_batch // jax.process_count(),
+        training.length,
+        run.config.seed,
+        jax.process_index(),
+        jax.process_count(),
+    )
+    steps, tokens = training.optimizer.steps, training.global_batch * training.length
+
+    @contextlib.contextmanager
+    def report(start):
+        with MetricsWriter(folder, start) as metrics, training_bar(what, steps, start, tokens) as show:
+            last = time.monotonic()
+
+            def on_step(step, values):
+                nonlocal last
+                now = time.monotonic()
+                metrics.write(step, {**values, "seconds": now - last})
+                last = now
+                show(step, values)
+
+            yield on_step
+
+    return train(run.model, rope, training, run.mesh, initial, batches, folder / "checkpoints", report)
+
+
+def evaluation_texts(run: Run) -> EvaluationTexts:
+    """Tokenises the evaluation split, up to the configured numbers of tokens."""
+    e = run.config.eval
+    source = run.splits[e.split]
+    most = max(e.max_tokens, e.position_tokens)
+    documents = [ids for _, ids in token_documents(source, run.tokenizer, most)]
+    sliding = first_tokens(documents, e.max_tokens)
+    return EvaluationTexts(
+        sliding=sliding,
+        sliding_bytes=[len(run.tokenizer.decode(ids).encode()) for ids in sliding],
+        position=first_tokens(documents, e.position_tokens),
+    )
+
+
+def first_tokens(documents: list[np.ndarray], budget: int) -> list[np.ndarray]:
+    """The first documents, the last one cut, up to a number of tokens in all."""
+    kept = []
+    for ids in documents:
+        if budget <= 0:
+            break
+        kept.append(ids[:budget])
+        budget -= len(kept[-1])
+    return kept
+
+
+def measure(run: Run, method: str, stage: str, evaluate: Callable, params: dict, rope: ScaleVector) -> None:
+    """Measures one method, writes it down and says it."""
+    started = time.monotonic()
+    record = evaluate(params, rope)
+    record["seconds"] = time.monotonic() - started
+    write_json(run.folder / "methods" / method / f"{stage}.json", record)
+    windows = ", ".join(
+        f"perplexity {result['perplexity']:.3f} at {window}" for window, result in record["perplexity"].items()
+    )
+    say(f"  {method:<16} {stage:<7} {windows}")
+
+
+def export(run: Run, params: dict, rope: ScaleVector) -> None:
+    """Writes the fine-tuned model of the first method in Hugging Face format."""
+    write_model(
+        run.folder / "export",
+        run.model,
+        params,
+        rope,
+        context=run.extension.target,
+        provenance={
+            "method": run.methods[0],
+            "original_context": run.extension.original,
+            "extended_context": run.extension.target,
+            "fine_tuning_steps": run.tuning.optimizer.steps,
+            "fine_tuning_data": run.config.data.name,
+        },
+        source=run.source,
+        dtype=run.source_dtype,
+    )
+
+
+def collect(run: Run, name: str, methods: dict[str, dict]) -> dict:
+    """Everything that was measured, with what is needed to repeat it."""
+    seconds = {}
+    pretraining = read_metrics(run.folder / "pretrain" / "metrics.jsonl")
+    if pretraining:
+        seconds["pre-training"] = sum(row["seconds"] for row in pretraining)
+    for method, record in methods.items():
+        rows = read_metrics(run.folder / "methods" / method / "metrics.jsonl")
+        seconds[f"fine-tuning {method}"] = sum(row["seconds"] for row in rows)
+        seconds[f"evaluating {method}"] = record["before"]["seconds"] + record["after"]["seconds"]
+    data = run.config.data
+    return {
+        "name": name,
+        "command": "python -m experiments.extend" + "".join(f" {shlex.quote(arg)}" for arg in sys.argv[1:]),
+        "context": {"original": run.extension.original, "target": run.extension.target},
+        "extension": {"intervals": run.extension.intervals, "n_hat": run.extension.n_hat},
+        "model": {
+            "parameters": parameters(run.model),
+            "description": f"{run.model.num_layers} layers, width {run.model.hidden_size}",
+            "head_dim": run.model.head_dim,
+            "source": run.config.model.path or "pre-trained in this run",
+        },
+        "data": {"description": data.name + (f", {data.path}" if data.path else ""), "split": run.config.eval.split},
+        "train": {
+            "steps": run.tuning.optimizer.steps,
+            "tokens_per_step": run.tuning.global_batch * run.tuning.length,
+        },
+        "eval": {"stride": run.suite.stride},
+        "methods": methods,
+        "export": {"method": run.methods[0], "folder": "export"},
+        "versions": workdir.versions(),
+        "seconds": seconds,
+        "config": json.loads(run.config.to_json()),
+    }
+
+
+def parameters(model: LlamaConfig) -> int:
+    """Number of parameters of a model."""
+    return sum(leaf.size for leaf in jax.tree.leaves(abstract_params(model)))
+
+
+if __name__ == "__main__":
+    app.run(main)

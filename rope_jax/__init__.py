@@ -1,0 +1,1 @@
+"""Context-window extension of RoPE language models from a distributional perspective, in JAX."""

@@ -1,0 +1,72 @@
+"""What the rest of the code knows of a tokenizer, and which one a path means."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from rope_jax.data.byte_tokenizer import ByteTokenizer
+from rope_jax.data.huggingface_tokenizer import HuggingFaceTokenizer
+from rope_jax.data.sentencepiece_tokenizer import SentencePieceTokenizer
+from rope_jax.errors import InputError
+
+
+class Tokenizer(Protocol):
+    """Text to token ids and back.
+
+    Text is data: a document that spells out `</s>` is encoded as these characters, never as a special token.
+
+    Attributes:
+        vocab_size: number of ids, special ones included; every id is below it.
+        bos_id: id that begins a document, or None.
+        eos_id: id that ends a document, or None.
+    """
+
+    vocab_size: int
+    bos_id: int | None
+    eos_id: int | None
+
+    def encode(self, text: str) -> np.ndarray:
+        """Encodes text without special tokens, as int32 `[tokens]`."""
+
+    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+        """Decodes ids, special tokens left out; invalid UTF-8 becomes U+FFFD."""
+
+    def save(self, folder: str | Path) -> None:
+        """Writes into `folder` the files from which transformers' `AutoTokenizer` loads this tokenizer."""
+
+
+def load_tokenizer(path: str | Path) -> Tokenizer:
+    """Loads the tokenizer that a path means.
+
+    Args:
+        path: `bytes` for the byte tokenizer; a sentencepiece model (`*.model`) or a folder whose only tokenizer
+            file is `tokenizer.model`; or a Hugging Face folder. Never a name on a hub.
+
+    Returns:
+        The tokenizer.
+
+    Raises:
+        InputError: if there is no tokenizer at `path`, or it cannot be loaded without running foreign code.
+    """
+    if str(path) == "bytes":
+        return ByteTokenizer()
+    path = Path(path)
+    if path.is_file() and path.suffix == ".model":
+        return SentencePieceTokenizer.load(path)
+    if not path.is_dir():
+        raise InputError(
+            f"config.data.tokenizer: {path} is neither 'bytes', nor a folder, nor a sentencepiece .model file; "
+            "a hub's tokenizer must be downloaded first (`hf download NAME --include 'token*' --local-dir FOLDER`)"
+        )
+    if any((path / name).exists() for name in ("tokenizer.json", "tokenizer_config.json")):
+        return HuggingFaceTokenizer.load(path)
+    if (path / "tokenizer.model").exists():
+        return SentencePieceTokenizer.load(path / "tokenizer.model")
+    raise InputError(
+        f"config.data.tokenizer: {path} has no tokenizer.json, tokenizer_config.json or tokenizer.model; "
+        "name the folder that has one of them, or 'bytes'"
+    )

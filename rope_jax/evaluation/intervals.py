@@ -1,0 +1,69 @@
+"""Confidence intervals: Wilson's for shares of successes, the bootstrap for everything else."""
+
+from __future__ import annotations
+
+from statistics import NormalDist
+
+import numpy as np
+
+
+def wilson(successes: int, trials: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Wilson's score interval of a binomial share (JASA 22, 1927), without continuity correction.
+
+    Args:
+        successes: 0 .. trials.
+        trials: number of independent trials; none says nothing, which is the interval (0, 1).
+        confidence: coverage, between 0 and 1.
+
+    Returns:
+        Lower and upper end, within [0, 1]; of positive width also at 0 % and 100 %.
+    """
+    if trials == 0:
+        return 0.0, 1.0
+    z = NormalDist().inv_cdf((1 + confidence) / 2)
+    share = successes / trials
+    centre = (share + z**2 / (2 * trials)) / (1 + z**2 / trials)
+    half = z / (1 + z**2 / trials) * (share * (1 - share) / trials + z**2 / (4 * trials**2)) ** 0.5
+    # At the ends the formula is exact only up to rounding.
+    low = 0.0 if successes == 0 else centre - half
+    high = 1.0 if successes == trials else centre + half
+    return float(low), float(high)
+
+
+def bootstrap_ratios(numerators, denominators, resamples: int = 1000, seed: int = 0) -> np.ndarray:
+    """Resamples of `sum(numerators) / sum(denominators)`, units drawn with replacement.
+
+    Args:
+        numerators: float `[N, ...]`, one row per unit, for instance the summed NLL of a document.
+        denominators: float, same shape, for instance its number of tokens.
+        resamples: R.
+        seed: of the draws.
+
+    Returns:
+        float64 `[R, ...]`.
+    """
+    numerators = np.asarray(numerators, np.float64)
+    denominators = np.asarray(denominators, np.float64)
+    units = len(numerators)
+    rng = np.random.default_rng(seed)
+    ratios = []
+    for _ in range(resamples):
+        # One resample at a time: R x N draws would be large for many windows.
+        counts = np.bincount(rng.integers(0, units, units), minlength=units)
+        ratios.append(np.tensordot(counts, numerators, 1) / np.tensordot(counts, denominators, 1))
+    return np.stack(ratios)
+
+
+def percentile_interval(resampled: np.ndarray, confidence: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
+    """The bootstrap's percentile interval.
+
+    Args:
+        resampled: float `[R, ...]`.
+        confidence: coverage, between 0 and 1.
+
+    Returns:
+        Lower and upper ends, `[...]` each.
+    """
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(resampled, [tail, 1 - tail], axis=0)
+    return low, high

@@ -1,0 +1,80 @@
+"""A model by folder or by its name on the Hugging Face Hub."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from huggingface_hub import constants, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+from rope_jax.errors import InputError
+
+# What text and its chat template are made from; an export carries these on.
+TOKENIZER_FILES = (
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "vocab.json",
+)
+
+# Nothing that runs: no .py, no pickle.
+DOWNLOADED = (
+    "config.json",
+    "generation_config.json",
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "model-*.safetensors",
+    *TOKENIZER_FILES,
+)
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+
+
+def resolve_model(path: str | Path, revision: str | None = None) -> Path:
+    """The folder of a model: a local one, or a snapshot of a repository on the Hub.
+
+    Args:
+        path: folder, or Hub id such as `"meta-llama/Llama-2-7b-hf"`. A folder of that name wins.
+        revision: branch, tag or commit of a Hub repository; the default branch if None.
+
+    Returns:
+        Folder with `config.json`, weights and tokenizer files.
+
+    Raises:
+        InputError: naming `config.model.path` and the fix, if there is neither.
+    """
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.exists():
+        raise InputError(f"config.model.path is {path}: that is a file; give the folder that holds config.json")
+    if isinstance(path, Path) or not _HUB_ID.fullmatch(path):
+        raise InputError(
+            f"config.model.path is {path}: there is no such folder; give a folder or a Hugging Face model name"
+        )
+    try:
+        return Path(snapshot_download(path, revision=revision, allow_patterns=list(DOWNLOADED)))
+    except LocalEntryNotFoundError:
+        state = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "the Hub cannot be reached"
+        raise InputError(
+            f"config.model.path is {path}: there is no such folder, the local Hugging Face cache does not "
+            "hold it, "
+            f"and {state}; give a folder, or connect and run again"
+        ) from None
+    except (HfHubHTTPError, HFValidationError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(
+            f"config.model.path is {path}: there is no such folder, and the Hugging Face Hub does not give "
+            "it out "
+            f"({reason}); check the name, and for a gated model accept its terms and run `hf auth login`"
+        ) from None
+    except OSError as error:
+        raise InputError(
+            f"config.model.path is {path}: downloading it failed ({error}); give a folder, or run again"
+        ) from None

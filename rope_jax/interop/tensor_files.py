@@ -1,0 +1,291 @@
+"""Safetensors files, checked before they are read and read without a copy; written one tensor at a time.
+
+The format is eight bytes of header length, a JSON header and the tensors' bytes
+(https://github.com/huggingface/safetensors#format). It is read and written here because the library's NumPy
+interface has no bfloat16 and takes a whole shard in memory.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+
+from rope_jax.errors import InputError
+from rope_jax.interop.hf_config import read_json
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+
+# Safetensors' names of the dtypes that weights may have here.
+DTYPES = {
+    "F32": np.dtype(np.float32),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "F16": np.dtype(np.float16),
+}
+DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+# The limit that the reference implementation sets.
+MAX_HEADER_BYTES = 100_000_000
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredTensor:
+    """Where a tensor lies; nothing of it is read until `view`.
+
+    Attributes:
+        name: tensor name.
+        file: the file that holds it.
+        dtype: safetensors' name of its dtype, such as `"BF16"`.
+        shape: its shape.
+        offset: position of its first byte in the file.
+        bytes: its length.
+    """
+
+    name: str
+    file: Path
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+    bytes: int
+
+    def view(self) -> np.ndarray:
+        """The tensor, mapped from the file and not yet in memory; its dtype must be in `DTYPES`."""
+        raw = np.memmap(self.file, np.uint8, "r", self.offset, (self.bytes,))
+        # A plain array: np.memmap's own machinery is slow on many small slices.
+        return np.ndarray(self.shape, DTYPES[self.dtype], buffer=raw)
+
+
+@dataclasses.dataclass(frozen=True)
+class NewTensor:
+    """A tensor about to be written: its name, dtype and shape."""
+
+    name: str
+    dtype: np.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def bytes(self) -> int:
+        """Its length in the file."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+def find_tensors(folder: Path) -> dict[str, StoredTensor]:
+    """Reads the headers of a model folder's safetensors files, and no tensor.
+
+    Args:
+        folder: holds `model.safetensors`, or `model.safetensors.index.json` and the files it names.
+
+    Returns:
+        Tensor name -> where it lies.
+
+    Raises:
+        InputError: naming the file and the fix, if weights are absent, in pickle format, truncated or
+            corrupt, or if index and files disagree.
+    """
+    single, index = folder / SINGLE, folder / INDEX
+    if single.exists() and index.exists():
+        raise InputError(f"{folder} holds both {SINGLE} and {INDEX}: remove the one that is out of date")
+    if single.exists():
+        return {tensor.name: tensor for tensor in read_header(single)}
+    if index.exists():
+        return _find_sharded(folder, index)
+    if any(folder.glob("pytorch_model*.bin")) or any(folder.glob("*.pth")):
+        raise InputError(
+            f"{folder} holds its weights as a pickle (.bin or .pth), which can run code and is never loaded "
+            "here:"
+            " convert it with `safetensors`, for example transformers' save_pretrained"
+        )
+    raise InputError(f"{folder} holds no weights: it needs {SINGLE}, or {INDEX} and the files it names")
+
+
+def read_header(file: Path) -> list[StoredTensor]:
+    """Reads and checks the header of one safetensors file.
+
+    Args:
+        file: safetensors file; may be a symbolic link, as in the Hugging Face cache.
+
+    Returns:
+        Its tensors, in the order of their bytes.
+
+    Raises:
+        InputError: naming the file, what is wrong and the fix.
+    """
+    if not file.is_file():
+        raise InputError(f"{file} is missing: download the model again, every file of it")
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        prefix = stream.read(8)
+        if prefix == b"version ":
+            raise InputError(f"{file} is a Git LFS pointer and not the weights: run `git lfs pull`")
+        length = int.from_bytes(prefix, "little")
+        if len(prefix) < 8 or length > size - 8:
+            raise InputError(f"{file} is truncated or no safetensors file ({size} bytes): download it again")
+        if length > MAX_HEADER_BYTES:
+            raise _corrupt(file, f"its header claims {length} bytes")
+        text = stream.read(length)
+    try:
+        header = json.loads(text.decode("utf-8"), object_pairs_hook=lambda pairs: _unique(file, pairs))
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError):
+        raise _corrupt(file, "its header is not JSON") from None
+    if not isinstance(header, dict):
+        raise _corrupt(file, "its header is not an object")
+
+    tensors = [_header_entry(file, name, entry, 8 + length) for name, entry in header.items() if name != "__metadata__"]
+    tensors.sort(key=lambda tensor: (tensor.offset, tensor.bytes))
+    end = 8 + length
+    for tensor in tensors:
+        if tensor.offset != end:
+            raise _corrupt(file, f"tensor {tensor.name} starts at byte {tensor.offset} instead of {end}")
+        end += tensor.bytes
+    if size < end:
+        raise InputError(f"{file} is truncated: it has {size} of {end} bytes; download it again")
+    if size > end:
+        raise _corrupt(file, f"it has {size} bytes where its header describes {end}")
+    return tensors
+
+
+def write_tensors(file: Path, tensors: list[NewTensor], values: Iterable[np.ndarray]) -> None:
+    """Writes one safetensors file, holding one tensor at a time in memory.
+
+    Args:
+        file: file to create.
+        tensors: what it will hold, in order.
+        values: the tensors, in the same order.
+
+    Raises:
+        OSError: if the file cannot be written.
+    """
+    header, end = {"__metadata__": {"format": "pt"}}, 0
+    for tensor in tensors:
+        header[tensor.name] = {
+            "dtype": DTYPE_NAMES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [end, end + tensor.bytes],
+        }
+        end += tensor.bytes
+    text = json.dumps(header, separators=(",", ":")).encode("utf-8")
+    text += b" " * (-len(text) % 8)
+    with file.open("wb") as stream:
+        stream.write(len(text).to_bytes(8, "little"))
+        stream.write(text)
+        for tensor, value in zip(tensors, values):
+            if value.shape != tensor.shape or value.dtype != tensor.dtype:
+                raise AssertionError(f"{tensor.name}: {value.dtype}{value.shape} where {tensor} was announced")
+            stream.write(memoryview(np.ascontiguousarray(value).reshape(-1).view(np.uint8)))
+
+
+def plan_shards(tensors: Iterable[NewTensor], max_bytes: int) -> list[list[NewTensor]]:
+    """Cuts a list of tensors into files of a bounded size.
+
+    Args:
+        tensors: in file order.
+        max_bytes: tensor bytes per file; a larger tensor has a file to itself.
+
+    Returns:
+        Tensors of each file, at least one file.
+    """
+    shards: list[list[NewTensor]] = [[]]
+    size = 0
+    for tensor in tensors:
+        if shards[-1] and size + tensor.bytes > max_bytes:
+            shards.append([])
+            size = 0
+        shards[-1].append(tensor)
+        size += tensor.bytes
+    return shards
+
+
+def write_sharded(folder: Path, shards: list[list[NewTensor]], values: Iterator[np.ndarray]) -> None:
+    """Writes a model's tensors as `model.safetensors`, or as numbered files and an index.
+
+    Args:
+        folder: existing folder.
+        shards: from `plan_shards`.
+        values: all tensors, in the order of the shards.
+
+    Raises:
+        OSError: if a file cannot be written.
+    """
+    if len(shards) == 1:
+        write_tensors(folder / SINGLE, shards[0], values)
+        return
+    places = {}
+    for number, tensors in enumerate(shards, 1):
+        name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        write_tensors(folder / name, tensors, (next(values) for _ in tensors))
+        places |= {tensor.name: name for tensor in tensors}
+    total = sum(tensor.bytes for tensors in shards for tensor in tensors)
+    index = {"metadata": {"total_size": total}, "weight_map": places}
+    (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def _find_sharded(folder, index):
+    places = read_json(index).get("weight_map")
+    if not isinstance(places, dict) or not places:
+        raise InputError(f"{index} has no weight_map: download it again")
+    for name, file in places.items():
+        if not isinstance(file, str) or not _is_plain_name(file) or not file.endswith(".safetensors"):
+            raise InputError(
+                f"{index}: tensor {name} is said to lie in {file!r}: only .safetensors files of the folder "
+                "itself"
+                " are read; get the model from a source that you trust"
+            )
+    found: dict[str, StoredTensor] = {}
+    for file in sorted(set(places.values())):
+        for tensor in read_header(folder / file):
+            if tensor.name in found:
+                raise InputError(
+                    f"{folder}: tensor {tensor.name} is in both {found[tensor.name].file.name} and {file}: "
+                    "download the model again"
+                )
+            found[tensor.name] = tensor
+    for name, file in places.items():
+        if name not in found or found[name].file.name != file:
+            raise InputError(f"{folder / file} lacks tensor {name}, which {INDEX} puts there: download both again")
+    for name, tensor in found.items():
+        if name not in places:
+            raise InputError(f"{tensor.file} holds tensor {name}, which {INDEX} does not list: download both again")
+    return found
+
+
+def _is_plain_name(file):
+    # Windows separators and drives too: a folder may be read on one system and made on another.
+    return not any(character in file for character in "/\\:\0") and file not in ("", ".", "..")
+
+
+def _corrupt(file, why):
+    return InputError(f"{file} is corrupt: {why}; download it again")
+
+
+def _unique(file, pairs):
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise InputError(f"{file} holds tensor {twice} twice: download or export it again")
+    return value
+
+
+def _header_entry(file, name, entry, start):
+    def natural(values, count=None):
+        return (
+            isinstance(values, list)
+            and all(type(value) is int and value >= 0 for value in values)
+            and (count is None or len(values) == count)
+        )
+
+    known = isinstance(entry, dict) and isinstance(entry.get("dtype"), str)
+    if not known or not natural(entry.get("shape")) or not natural(entry.get("data_offsets"), 2):
+        raise _corrupt(file, f"the header entry of tensor {name} is malformed")
+    begin, end = entry["data_offsets"]
+    dtype, shape = entry["dtype"], tuple(entry["shape"])
+    # Buffers of other dtypes may lie in the file, as long as no weight is one; their length is not checked.
+    if begin > end or (dtype in DTYPES and end - begin != math.prod(shape) * DTYPES[dtype].itemsize):
+        raise _corrupt(file, f"tensor {name} of {dtype} {list(shape)} is said to take {end - begin} bytes")
+    return StoredTensor(name, file, dtype, shape, start + begin, end - begin)

@@ -1,0 +1,138 @@
+"""One table between Hugging Face's tensors and our parameters: names, shapes and axes, both ways."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+
+import numpy as np
+
+from rope_jax.model.config import LlamaConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Weight:
+    """One parameter, and the tensor (or one tensor per layer) that stores it.
+
+    Attributes:
+        name: Hugging Face's tensor name; `{}` stands for the layer of a stacked parameter.
+        path: keys into the parameter tree.
+        stored: axes of the tensor; a group of several is flattened into one dimension, first name slowest.
+        kept: the same axes in the parameter's order, the leading `layers` of a stacked one left out.
+    """
+
+    name: str
+    path: tuple[str, ...]
+    stored: tuple[tuple[str, ...], ...]
+    kept: tuple[str, ...]
+
+    @property
+    def stacked(self) -> bool:
+        """Whether the parameter stacks one tensor per layer on its leading axis."""
+        return "{}" in self.name
+
+    def names(self, config: LlamaConfig) -> list[str]:
+        """Tensor names, in layer order."""
+        return [self.name.format(i) for i in range(config.num_layers)] if self.stacked else [self.name]
+
+    def stored_shape(self, config: LlamaConfig) -> tuple[int, ...]:
+        """Shape of each tensor."""
+        sizes = axis_sizes(config)
+        return tuple(math.prod(sizes[axis] for axis in group) for group in self.stored)
+
+    def kept_shape(self, config: LlamaConfig) -> tuple[int, ...]:
+        """Shape of the parameter, `layers` included."""
+        sizes = axis_sizes(config)
+        leading = (config.num_layers,) if self.stacked else ()
+        return leading + tuple(sizes[axis] for axis in self.kept)
+
+    def to_kept(self, tensor: np.ndarray, config: LlamaConfig) -> np.ndarray:
+        """A stored tensor as (one layer of) the parameter; a view."""
+        sizes, axes = axis_sizes(config), self._flat()
+        return tensor.reshape([sizes[axis] for axis in axes]).transpose([axes.index(a) for a in self.kept])
+
+    def to_stored(self, parameter: np.ndarray, config: LlamaConfig) -> np.ndarray:
+        """The inverse of `to_kept`; a copy where the order of axes asks for one."""
+        order = [self.kept.index(axis) for axis in self._flat()]
+        return np.ascontiguousarray(parameter.transpose(order)).reshape(self.stored_shape(config))
+
+    def _flat(self) -> list[str]:
+        return [axis for group in self.stored for axis in group]
+
+
+def _linear(module, path, outputs, inputs):
+    # torch.nn.Linear stores [out, in]; our kernels are [in, out].
+    name = f"model.layers.{{}}.{module}.weight"
+    return Weight(name, ("layers", *path, "kernel"), (outputs, inputs), inputs + outputs)
+
+
+def _layer_norm(module, ours):
+    return Weight(f"model.layers.{{}}.{module}.weight", ("layers", ours, "weight"), (("embed",),), ("embed",))
+
+
+EMBEDDING = Weight("model.embed_tokens.weight", ("embedding",), (("vocab",), ("embed",)), ("vocab", "embed"))
+HEAD = Weight("lm_head.weight", ("head",), (("vocab",), ("embed",)), ("embed", "vocab"))
+QUERY = _linear("self_attn.q_proj", ("attention", "q"), ("heads", "head_dim"), ("embed",))
+KEY = _linear("self_attn.k_proj", ("attention", "k"), ("kv_heads", "head_dim"), ("embed",))
+
+LLAMA = (
+    EMBEDDING,
+    _layer_norm("input_layernorm", "attention_norm"),
+    QUERY,
+    KEY,
+    _linear("self_attn.v_proj", ("attention", "v"), ("kv_heads", "head_dim"), ("embed",)),
+    _linear("self_attn.o_proj", ("attention", "o"), ("embed",), ("heads", "head_dim")),
+    _layer_norm("post_attention_layernorm", "feed_forward_norm"),
+    _linear("mlp.gate_proj", ("feed_forward", "gate"), ("mlp",), ("embed",)),
+    _linear("mlp.up_proj", ("feed_forward", "up"), ("mlp",), ("embed",)),
+    _linear("mlp.down_proj", ("feed_forward", "down"), ("embed",), ("mlp",)),
+    Weight("model.norm.weight", ("norm", "weight"), (("embed",),), ("embed",)),
+    HEAD,
+)
+
+# Old checkpoints store the rotary frequencies; they follow from the config.
+_FREQUENCY_BUFFER = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
+
+
+def axis_sizes(config: LlamaConfig) -> dict[str, int]:
+    """Sizes of the axes that the table names.
+
+    Args:
+        config: model shape.
+
+    Returns:
+        Axis name -> size.
+    """
+    return {
+        "vocab": config.vocab_size,
+        "embed": config.hidden_size,
+        "heads": config.num_heads,
+        "kv_heads": config.num_kv_heads,
+        "head_dim": config.head_dim,
+        "mlp": config.intermediate_size,
+    }
+
+
+def table(config: LlamaConfig) -> tuple[Weight, ...]:
+    """The rows of a model of this config: a tied one has no head.
+
+    Args:
+        config: model shape.
+
+    Returns:
+        Rows in file order.
+    """
+    return tuple(weight for weight in LLAMA if weight is not HEAD or not config.tie_embeddings)
+
+
+def is_frequency_buffer(name: str) -> bool:
+    """Whether a tensor holds the rotary frequencies, which are read from the config instead.
+
+    Args:
+        name: tensor name.
+
+    Returns:
+        True for the buffers of old checkpoints.
+    """
+    return _FREQUENCY_BUFFER.fullmatch(name) is not None

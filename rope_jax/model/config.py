@@ -1,0 +1,66 @@
+"""The shape of a LLaMA and how it is computed, as one frozen dataclass."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from rope_jax.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class LlamaConfig:
+    """A decoder of the LLaMA family (arXiv 2302.13971; grouped-query attention from 2305.13245).
+
+    Attributes:
+        vocab_size: V.
+        hidden_size: E.
+        intermediate_size: F, width of the SwiGLU.
+        num_layers: number of blocks.
+        num_heads: H query heads.
+        num_kv_heads: K key and value heads; divides H.
+        head_dim: D, even; H * D need not equal E.
+        rms_norm_eps: epsilon inside the root of RMSNorm.
+        rope_base: base of the rotary frequencies.
+        tie_embeddings: whether the head is the embedding transposed.
+        context: tokens that the model was pre-trained on (`max_position_embeddings`).
+        initializer_range: standard deviation of freshly initialised weights.
+        dtype: computation dtype of matmuls; norms, rotary phases, softmax and loss are always float32.
+        param_dtype: dtype the weights are kept in.
+        remat: recompute each block in the backward pass instead of keeping its activations.
+        scan_unroll: blocks per iteration of the scan over layers. 1 compiles fastest; `num_layers` unrolls
+            fully, which runs about a tenth faster on CPU.
+        attention_chunk: queries handled at a time by `causal_attention`; bounds its memory.
+    """
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    rms_norm_eps: float = 1e-5
+    rope_base: float = 10000.0
+    tie_embeddings: bool = False
+    context: int = 4096
+    initializer_range: float = 0.02
+    dtype: str = "float32"
+    param_dtype: str = "float32"
+    remat: bool = False
+    scan_unroll: int = 1
+    attention_chunk: int = 128
+
+    def __post_init__(self):
+        for field in ("vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads", "context"):
+            if getattr(self, field) < 1:
+                raise InputError(f"model.{field} is {getattr(self, field)}: it must be at least 1")
+        if self.num_kv_heads < 1 or self.num_heads % self.num_kv_heads:
+            raise InputError(
+                f"model.num_heads is {self.num_heads} and model.num_kv_heads {self.num_kv_heads}: "
+                "the first must be a multiple of the second"
+            )
+        if self.head_dim < 2 or self.head_dim % 2:
+            raise InputError(f"model.head_dim is {self.head_dim}: rotary embedding turns pairs, so it must be even")
+        for field in ("dtype", "param_dtype"):
+            if getattr(self, field) not in ("float32", "bfloat16", "float16"):
+                raise InputError(f"model.{field} is {getattr(self, field)!r}: use 'float32', 'bfloat16' or 'float16'")

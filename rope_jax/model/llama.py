@@ -1,0 +1,233 @@
+"""LLaMA in Flax Linen. Every parameter carries its logical axes where it is declared."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from rope_jax.model.attention import cached_attention, causal_attention
+from rope_jax.model.config import LlamaConfig
+from rope_jax.rope.embedding import ScaleVector, frequencies, phases, rotate
+
+
+class RMSNorm(nn.Module):
+    """Root mean square normalisation (arXiv 1910.07467), statistics in float32."""
+
+    config: LlamaConfig
+
+    @nn.compact
+    def __call__(self, x):
+        ones = nn.with_logical_partitioning(nn.initializers.ones, ("norm",))
+        weight = self.param("weight", ones, (x.shape[-1],), self.config.param_dtype)
+        y = x.astype(jnp.float32)
+        y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.config.rms_norm_eps)
+        # Rounded before the weight, as the reference implementation does: it matters in bfloat16.
+        return y.astype(x.dtype) * weight.astype(x.dtype)
+
+
+class Projection(nn.Module):
+    """A linear map without bias over the trailing axes of its input, kernel named by logical axes."""
+
+    config: LlamaConfig
+    shape: tuple[int, ...]
+    axes: tuple[str, ...]
+    contract: int = 1
+
+    @nn.compact
+    def __call__(self, x):
+        init = nn.with_logical_partitioning(nn.initializers.normal(self.config.initializer_range), self.axes)
+        kernel = self.param("kernel", init, self.shape, self.config.param_dtype)
+        last = tuple(range(x.ndim - self.contract, x.ndim))
+        return jnp.tensordot(x, kernel.astype(x.dtype), axes=(last, tuple(range(self.contract))))
+
+
+class Attention(nn.Module):
+    """Grouped-query self-attention with rotary positions."""
+
+    config: LlamaConfig
+
+    @nn.compact
+    def __call__(self, x, angles, attention_factor, positions, segment_ids, cache):
+        c = self.config
+        q = Projection(c, (c.hidden_size, c.num_heads, c.head_dim), ("embed", "heads", "head_dim"), name="q")(x)
+        k = Projection(c, (c.hidden_size, c.num_kv_heads, c.head_dim), ("embed", "kv_heads", "head_dim"), name="k")(x)
+        v = Projection(c, (c.hidden_size, c.num_kv_heads, c.head_dim), ("embed", "kv_heads", "head_dim"), name="v")(x)
+        q = rotate(q, angles, attention_factor)
+        k = rotate(k, angles, attention_factor)
+        if cache is None:
+            out = causal_attention(q, k, v, segment_ids, c.attention_chunk)
+        else:
+            rows = jnp.arange(x.shape[0])[:, None]
+            k = cache[0].at[rows, positions].set(k.astype(cache[0].dtype))
+            v = cache[1].at[rows, positions].set(v.astype(cache[1].dtype))
+            out = cached_attention(q, k, v, positions)
+        out = Projection(
+            c, (c.num_heads, c.head_dim, c.hidden_size), ("heads", "head_dim", "embed"), contract=2, name="o"
+        )(out)
+        return out, (k, v)
+
+
+class FeedForward(nn.Module):
+    """SwiGLU (arXiv 2002.05202)."""
+
+    config: LlamaConfig
+
+    @nn.compact
+    def __call__(self, x):
+        c = self.config
+        gate = Projection(c, (c.hidden_size, c.intermediate_size), ("embed", "mlp"), name="gate")(x)
+        up = Projection(c, (c.hidden_size, c.intermediate_size), ("embed", "mlp"), name="up")(x)
+        return Projection(c, (c.intermediate_size, c.hidden_size), ("mlp", "embed"), name="down")(nn.silu(gate) * up)
+
+
+class Block(nn.Module):
+    """One pre-norm decoder block; the body of the scan over layers."""
+
+    config: LlamaConfig
+    keep_keys: bool = False
+
+    @nn.compact
+    def __call__(self, x, factors, cache, attention_factor, positions, segment_ids):
+        c = self.config
+        # Phases are formed inside the block: D/2 sines per token are little beside 12 E^2 products, and
+        # one code path serves a vector for the model and a vector per layer.
+        angles = phases(positions, frequencies(c.rope_base, c.head_dim), factors)
+        attended, keys = Attention(c, name="attention")(
+            RMSNorm(c, name="attention_norm")(x), angles, attention_factor, positions, segment_ids, cache
+        )
+        x = x + attended
+        x = x + FeedForward(c, name="feed_forward")(RMSNorm(c, name="feed_forward_norm")(x))
+        return x, keys if self.keep_keys else None
+
+
+class Llama(nn.Module):
+    """The decoder: `model.apply({"params": params}, tokens, rope, positions, segment_ids)` gives logits.
+
+    `rope` is a `ScaleVector`, an argument like the tokens: the same compiled function serves every scale
+    vector of one shape, and gradients flow into it.
+    """
+
+    config: LlamaConfig
+
+    @nn.compact
+    def __call__(
+        self,
+        tokens,
+        rope: ScaleVector,
+        positions=None,
+        segment_ids=None,
+        *,
+        cache=None,
+        keep_keys: bool = False,
+        project: bool = True,
+    ):
+        """Next-token logits, or the states they are projected from.
+
+        Args:
+            tokens: int `[B, T]`.
+            rope: scale vector, factors `[D/2]` or `[layers, D/2]`.
+            positions: int `[B, T]`; default 0 .. T-1.
+            segment_ids: int `[B, T]` documents of a packed row, which never attend to one another; default
+                one document.
+            cache: optional pair of `[layers, B, S, K, D]` keys and values, slot j for position j. The new
+                tokens are written at `positions` and attend to everything before them.
+            keep_keys: return this call's keys and values even without a cache, to start one from.
+            project: False returns the final normalised states instead of logits, for callers that project to
+                the vocabulary a chunk at a time (see `head_kernel`).
+
+        Returns:
+            float32 logits `[B, T, V]`, or states `[B, T, E]` in the computation dtype if not `project`; with
+            `cache` or `keep_keys` a pair of that and the (updated) keys and values.
+        """
+        c = self.config
+        if positions is None:
+            positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+        if segment_ids is None:
+            segment_ids = jnp.ones_like(tokens)
+        init = nn.initializers.normal(c.initializer_range)
+        embedding = self.param(
+            "embedding",
+            nn.with_logical_partitioning(init, ("vocab", "embed")),
+            (c.vocab_size, c.hidden_size),
+            c.param_dtype,
+        )
+        x = jnp.take(embedding, tokens, axis=0).astype(c.dtype)
+
+        block = nn.remat(Block, prevent_cse=False) if c.remat else Block
+        layers = nn.scan(
+            block,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=(0, nn.broadcast if cache is None else 0, nn.broadcast, nn.broadcast, nn.broadcast),
+            length=c.num_layers,
+            unroll=min(c.scan_unroll, c.num_layers),
+            metadata_params={nn.PARTITION_NAME: "layers"},
+        )(c, keep_keys=keep_keys or cache is not None, name="layers")
+        factors = jnp.broadcast_to(rope.factors, (c.num_layers, c.head_dim // 2))
+        x, keys = layers(x, factors, cache, rope.attention_factor, positions, segment_ids)
+        x = RMSNorm(c, name="norm")(x)
+
+        if project:
+            if c.tie_embeddings:
+                head = embedding.T
+            else:
+                axes = nn.with_logical_partitioning(init, ("embed", "vocab"))
+                head = self.param("head", axes, (c.hidden_size, c.vocab_size), c.param_dtype)
+            x = jnp.dot(x, head.astype(x.dtype), preferred_element_type=jnp.float32)
+        return (x, keys) if keys is not None else x
+
+
+def head_kernel(params, config: LlamaConfig):
+    """The kernel that projects states to the vocabulary.
+
+    Args:
+        params: parameters of `Llama`.
+        config: its config.
+
+    Returns:
+        `[E, V]`, the embedding transposed if it is tied.
+    """
+    return params["embedding"].T if config.tie_embeddings else params["head"]
+
+
+def init_params(config: LlamaConfig, key):
+    """Fresh parameters, boxed with their logical axes (`nn.unbox` gives plain arrays).
+
+    Args:
+        config: model shape.
+        key: PRNG key.
+
+    Returns:
+        Parameter pytree of `flax.linen.LogicallyPartitioned`, layers stacked on the leading axis.
+    """
+    rope = ScaleVector.create(jnp.ones(config.head_dim // 2))
+    return Llama(config).init(key, jnp.zeros((1, 2), jnp.int32), rope)["params"]
+
+
+def abstract_params(config: LlamaConfig):
+    """Shapes and dtypes of the parameters, without any memory.
+
+    Args:
+        config: model shape.
+
+    Returns:
+        Pytree of `jax.ShapeDtypeStruct`, shaped like the plain (unboxed) parameters.
+    """
+    return nn.unbox(_abstract_boxed(config))
+
+
+def logical_axes(config: LlamaConfig):
+    """Logical axis names of the parameters, as declared beside them.
+
+    Args:
+        config: model shape.
+
+    Returns:
+        Pytree of `PartitionSpec` of names, shaped like the parameters.
+    """
+    return nn.get_partition_spec(_abstract_boxed(config))
+
+
+def _abstract_boxed(config: LlamaConfig):
+    return jax.eval_shape(lambda: init_params(config, jax.random.key(0)))

@@ -1,0 +1,115 @@
+"""Rotary position embedding as pure functions of an explicit scale vector (theta_i / f_i)."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rope_jax.errors import InputError
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class ScaleVector:
+    """What context extension changes: pair `i` rotates at `theta_i / factors[i]`.
+
+    A pytree of arrays, passed *into* the model, so that swapping it recompiles nothing and
+    `jax.grad` and `jax.vmap` over it work.
+
+    Attributes:
+        factors: float32 `[D/2]`, or `[layers, D/2]` for a vector per layer; 1 extrapolates, `s` interpolates.
+        attention_factor: float32 scalar that multiplies cos and sin; attention logits scale by its square.
+    """
+
+    factors: jax.Array
+    attention_factor: jax.Array
+
+    @classmethod
+    def create(cls, factors, attention_factor=1.0) -> ScaleVector:
+        """Builds a scale vector from anything array-like, as float32.
+
+        Args:
+            factors: `[D/2]` or `[layers, D/2]`, positive.
+            attention_factor: scalar, positive.
+
+        Returns:
+            The scale vector.
+        """
+        return cls(jnp.asarray(factors, jnp.float32), jnp.asarray(attention_factor, jnp.float32))
+
+
+def identity(head_dim: int) -> ScaleVector:
+    """The scale vector that changes nothing.
+
+    Args:
+        head_dim: head dimension D, even.
+
+    Returns:
+        Factors of one, `[D/2]`, attention factor one.
+    """
+    return ScaleVector.create(np.ones(head_dim // 2, np.float32))
+
+
+def frequencies(base: float, head_dim: int) -> np.ndarray:
+    """Rotary frequencies `theta_i = base^(-2i/d)` (RoFormer, arXiv 2104.09864, section 3.2.2).
+
+    The float32 roundings follow Hugging Face's `1 / base ** (arange(0, d, 2) / d)`, because the model that is
+    extended was trained with, and will be served with, those. They are taken on the host, so that every
+    backend gets the same numbers.
+
+    Args:
+        base: rotary base, greater than 1.
+        head_dim: head dimension d, even.
+
+    Returns:
+        float32 `[d/2]`, radians per position, decreasing from 1.
+
+    Raises:
+        InputError: if `head_dim` is not a positive even number or `base` is not above 1.
+    """
+    if head_dim < 2 or head_dim % 2:
+        raise InputError(
+            f"rope.head_dim is {head_dim}: rotary embedding turns pairs, so it must be a positive even number"
+        )
+    if not base > 1:
+        raise InputError(f"rope.base is {base}: it must be above 1 (LLaMA2 uses 10000)")
+    exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
+    return np.float32(1) / (float(base) ** exponents.astype(np.float64)).astype(np.float32)
+
+
+def phases(positions: jax.Array, theta: jax.Array, factors: jax.Array) -> jax.Array:
+    """Rotary angles `m * theta_i / f_i`, not reduced modulo 2 pi.
+
+    A broadcast multiply in float32: a matmul would run in bfloat16 on TPU, and a bfloat16 frequency is off by
+    whole turns at 16k.
+
+    Args:
+        positions: integer `[...]` token positions m.
+        theta: float32 `[D/2]` frequencies, radians per position.
+        factors: float32 `[D/2]` scale factors.
+
+    Returns:
+        float32 `[..., D/2]`, radians.
+    """
+    return positions.astype(jnp.float32)[..., None] * (theta / factors).astype(jnp.float32)
+
+
+def rotate(x: jax.Array, angles: jax.Array, attention_factor: jax.Array) -> jax.Array:
+    """Turns each half-split pair `(x[i], x[i + D/2])` by its angle.
+
+    Args:
+        x: `[B, T, H, D]` queries or keys, any float dtype; half-split (Hugging Face) layout.
+        angles: float32 `[B, T, D/2]`, radians.
+        attention_factor: float32 scalar on cos and sin (YaRN, arXiv 2309.00071, section 3.4).
+
+    Returns:
+        `[B, T, H, D]` in the dtype of `x`; computed in float32.
+    """
+    cos = (jnp.cos(angles) * attention_factor)[:, :, None, :]
+    sin = (jnp.sin(angles) * attention_factor)[:, :, None, :]
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return turned.astype(x.dtype)

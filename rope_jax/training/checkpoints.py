@@ -1,0 +1,90 @@
+"""Checkpoints of training: Orbax on disk, a `TrainState` and a data iterator's state outside."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jax
+import orbax.checkpoint as ocp
+
+from rope_jax.errors import InputError
+from rope_jax.training.state import TrainState
+
+
+class Checkpoints:
+    """Numbered checkpoints in a folder. A checkpoint appears complete or not at all.
+
+    Use as a context manager: leaving it waits for the write in progress.
+    """
+
+    def __init__(self, folder: Path, keep: int = 1):
+        """Opens or creates the folder.
+
+        Args:
+            folder: where checkpoints live.
+            keep: how many of the newest are kept.
+        """
+        self.folder = Path(folder).resolve()
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
+        self._manager = ocp.CheckpointManager(self.folder, options=options, item_names=("state", "data"))
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, *_):
+        self._manager.close()
+
+    def latest(self) -> int | None:
+        """Step of the newest complete checkpoint, None if there is none."""
+        return self._manager.latest_step()
+
+    def save(self, state: TrainState, data_state: dict) -> None:
+        """Writes a checkpoint in the background; the state is copied first and may be donated after.
+
+        Args:
+            state: training state; its step names the checkpoint.
+            data_state: JSON-able state of the data iterator after the state's last batch.
+        """
+        items = {"state": ocp.args.StandardSave(state), "data": ocp.args.JsonSave(data_state)}
+        self._manager.save(int(state.step), args=ocp.args.Composite(**items))
+
+    def restore(self, abstract: TrainState) -> tuple[TrainState, dict]:
+        """Reads the newest checkpoint straight into the target shardings.
+
+        Args:
+            abstract: `jax.ShapeDtypeStruct` leaves that carry the shardings wanted.
+
+        Returns:
+            The state, and the data iterator's state.
+
+        Raises:
+            InputError: if the checkpoint is damaged or of another model; the message names the folder.
+        """
+        step = self.latest()
+        items = {"state": ocp.args.StandardRestore(abstract), "data": ocp.args.JsonRestore()}
+        try:
+            restored = self._manager.restore(step, args=ocp.args.Composite(**items))
+        except Exception as error:  # Orbax raises many types for what is one thing to the user.
+            reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+            raise InputError(
+                f"checkpoint {self.folder / str(step)} cannot be read ({reason}): delete that folder to go "
+                "on from the one before it"
+            ) from error
+        return restored["state"], restored["data"]
+
+
+def abstract_state(state_shape, shardings) -> TrainState:
+    """Shapes and dtypes of a state with the shardings to restore it to.
+
+    Args:
+        state_shape: `TrainState` of arrays or `jax.ShapeDtypeStruct`.
+        shardings: `TrainState` of shardings.
+
+    Returns:
+        `TrainState` of `jax.ShapeDtypeStruct` with shardings.
+    """
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        state_shape,
+        shardings,
+    )

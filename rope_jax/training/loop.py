@@ -1,0 +1,144 @@
+"""The training loop: steps, checkpoints, and a stop when the loss is no longer finite."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from functools import partial
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from rope_jax.model.config import LlamaConfig
+from rope_jax.model.llama import abstract_params
+from rope_jax.rope.embedding import ScaleVector
+from rope_jax.training.checkpoints import Checkpoints, abstract_state
+from rope_jax.training.sharding import batch_sharding, param_shardings
+from rope_jax.training.state import OptimizerConfig, create_state, make_optimizer, state_shardings
+from rope_jax.training.step import train_step
+
+
+class NonFiniteLoss(ArithmeticError):
+    """The loss became NaN or infinite; the message names the step."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """One run of training.
+
+    Attributes:
+        optimizer: see `OptimizerConfig`; its `steps` is the length of the run.
+        length: tokens per sequence, T.
+        global_batch: sequences per update over all devices and accumulation steps.
+        accumulation: microbatches per update, A.
+        loss_chunk: tokens of a row projected to the vocabulary at a time.
+        checkpoint_every: updates between checkpoints.
+        keep: checkpoints kept.
+    """
+
+    optimizer: OptimizerConfig
+    length: int
+    global_batch: int = 64
+    accumulation: int = 1
+    loss_chunk: int = 512
+    checkpoint_every: int = 100
+    keep: int = 1
+
+
+def train(
+    config: LlamaConfig,
+    rope: ScaleVector,
+    run: TrainConfig,
+    mesh: Mesh,
+    initial_params: Callable[[], dict],
+    batches,
+    folder: Path,
+    report: Callable[[int], AbstractContextManager[Callable[[int, dict], None]]],
+) -> dict:
+    """Trains to `run.optimizer.steps`, going on from the newest checkpoint in `folder` if there is one.
+
+    Resuming is bitwise the same as not having stopped: the data iterator's state is part of the checkpoint.
+
+    Args:
+        config: model config.
+        rope: scale vector to train under.
+        run: see `TrainConfig`.
+        mesh: from `make_mesh`.
+        initial_params: called only if there is no checkpoint; gives sharded parameters, which are consumed.
+        batches: iterator of int32 `[B, T]` dicts for this process, with `get_state` and `set_state`.
+        folder: checkpoints go here; the last step is always saved.
+        report: entered with the step training starts from; gives the function that is called with each step and
+            its metrics (floats) once they are known.
+
+    Returns:
+        The trained, sharded parameters.
+
+    Raises:
+        NonFiniteLoss: naming the step; checkpoints before it stay.
+        InputError: if the newest checkpoint cannot be read.
+    """
+    optimizer = make_optimizer(run.optimizer)
+    shardings = param_shardings(config, mesh)
+    with Checkpoints(folder, run.keep) as checkpoints, jax.set_mesh(mesh):
+        state, start = _initial_state(config, optimizer, shardings, mesh, checkpoints, initial_params, batches)
+        with report(start) as on_step:
+            pending = None
+            for step in range(start + 1, run.optimizer.steps + 1):
+                rows = _place(next(batches), run.accumulation, mesh)
+                state, metrics = _update(state, rows, rope, config, run, mesh)
+                # A step's metrics are read once the next step is under way, so that devices never wait for us.
+                _settle(pending, on_step)
+                pending = (step, metrics)
+                if step % run.checkpoint_every == 0 or step == run.optimizer.steps:
+                    _settle(pending, on_step)
+                    pending = None
+                    checkpoints.save(state, batches.get_state())
+        return state.params
+
+
+@partial(jax.jit, static_argnames=("config", "run", "mesh"), donate_argnums=0)
+def _update(state, rows, rope, config, run, mesh):
+    """`train_step`, keeping the state's layout. Compiled once for all runs that differ in `rope` alone."""
+    optimizer = make_optimizer(run.optimizer)
+    layout = state_shardings(state.params, param_shardings(config, mesh), optimizer, mesh)
+    state, metrics = train_step(state, rows, rope, config=config, optimizer=optimizer, loss_chunk=run.loss_chunk)
+    return jax.lax.with_sharding_constraint(state, layout), metrics
+
+
+def _initial_state(config, optimizer, shardings, mesh, checkpoints, initial_params, batches):
+    step = checkpoints.latest()
+    if step is None:
+        params = initial_params()
+        layout = state_shardings(params, shardings, optimizer, mesh)
+        return jax.jit(partial(create_state, optimizer=optimizer), out_shardings=layout, donate_argnums=0)(params), 0
+    params = abstract_params(config)
+    shape = jax.eval_shape(partial(create_state, optimizer=optimizer), params)
+    layout = state_shardings(params, shardings, optimizer, mesh)
+    state, data_state = checkpoints.restore(abstract_state(shape, layout))
+    batches.set_state(data_state)
+    return state, step
+
+
+def _place(rows: dict, accumulation: int, mesh: Mesh) -> dict:
+    sharding = batch_sharding(mesh, leading=1)
+    return {
+        name: jax.make_array_from_process_local_data(sharding, np.reshape(value, (accumulation, -1, value.shape[-1])))
+        for name, value in rows.items()
+    }
+
+
+def _settle(pending, on_step) -> None:
+    if pending is None:
+        return
+    step, metrics = pending
+    metrics = {name: float(value) for name, value in metrics.items()}
+    if not math.isfinite(metrics["loss"]):
+        raise NonFiniteLoss(
+            f"the loss is {metrics['loss']} at step {step}; checkpoints before it are kept. Lower "
+            "train.learning_rate or set train.clip_norm, then run the same command again"
+        )
+    on_step(step, metrics)

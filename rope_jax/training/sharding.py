@@ -1,0 +1,125 @@
+"""Where every array lives: one table maps logical axes to the axes of the device mesh."""
+
+from __future__ import annotations
+
+import math
+
+import flax.linen as nn
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from rope_jax.errors import InputError
+from rope_jax.model.config import LlamaConfig
+from rope_jax.model.llama import abstract_params, logical_axes
+
+AXES = ("data", "fsdp", "tensor")
+
+# Parameters are cut over `fsdp` along the hidden size and over `tensor` along heads, feed-forward width and
+# vocabulary (Megatron-LM, arXiv 1909.08053); rows of a batch are spread over `data` and `fsdp`.
+RULES = (
+    ("batch", ("data", "fsdp")),
+    ("vocab", "tensor"),
+    ("embed", "fsdp"),
+    ("heads", "tensor"),
+    ("kv_heads", "tensor"),
+    ("mlp", "tensor"),
+    ("head_dim", None),
+    ("norm", None),
+    ("layers", None),
+)
+
+
+def make_mesh(data: int, fsdp: int, tensor: int, devices=None) -> Mesh:
+    """The device mesh `(data, fsdp, tensor)`.
+
+    Args:
+        data: replicas; at most one of the three sizes may be -1, which takes the devices that are left.
+        fsdp: shards of parameters and optimizer state.
+        tensor: shards of heads and feed-forward width.
+        devices: devices to use; default all.
+
+    Returns:
+        The mesh.
+
+    Raises:
+        InputError: if the sizes do not multiply to the number of devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    sizes = dict(zip(AXES, (data, fsdp, tensor)))
+    free = [axis for axis, size in sizes.items() if size == -1]
+    fixed = math.prod(size for size in sizes.values() if size != -1)
+    if len(free) > 1 or any(size < 1 and size != -1 for size in sizes.values()):
+        raise InputError(f"config.mesh is {sizes}: sizes are positive, and at most one may be -1")
+    if free and len(devices) % fixed == 0:
+        sizes[free[0]] = len(devices) // fixed
+    if math.prod(sizes.values()) != len(devices):
+        raise InputError(
+            f"config.mesh is {sizes}, for {math.prod(sizes.values())} devices, but there are {len(devices)}: "
+            "set one of config.mesh.data, .fsdp, .tensor to -1 to take what is left"
+        )
+    return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+
+
+def param_shardings(config: LlamaConfig, mesh: Mesh):
+    """Shardings of the model's parameters.
+
+    Args:
+        config: model shape.
+        mesh: from `make_mesh`.
+
+    Returns:
+        Pytree of `NamedSharding`, shaped like the parameters.
+
+    Raises:
+        InputError: if a dimension does not divide over its mesh axis.
+    """
+    specs = logical_axes(config)
+    shardings = nn.logical_to_mesh_sharding(specs, mesh, RULES)
+
+    def check(path, leaf, logical, sharding):
+        for size, name, axis in zip(leaf.shape, logical, sharding.spec):
+            if axis is not None and size % mesh.shape[axis]:
+                raise InputError(
+                    f"config.mesh.{axis} is {mesh.shape[axis]}, which does not divide the {size} of axis "
+                    f"'{name}' in {jax.tree_util.keystr(path)}: choose a divisor of {size}"
+                )
+
+    jax.tree_util.tree_map_with_path(check, abstract_params(config), specs, shardings)
+    return shardings
+
+
+def batch_sharding(mesh: Mesh, leading: int = 0) -> NamedSharding:
+    """Sharding of a batch of rows.
+
+    Args:
+        mesh: from `make_mesh`.
+        leading: unsharded axes in front of the rows, such as that of accumulation steps.
+
+    Returns:
+        Sharding that spreads rows over `data` and `fsdp`.
+    """
+    return NamedSharding(mesh, PartitionSpec(*(None,) * leading, dict(RULES)["batch"]))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Sharding of an array that every device holds whole."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def check_batch(mesh: Mesh, rows: int, field: str) -> None:
+    """Checks that rows divide over the mesh.
+
+    Args:
+        mesh: from `make_mesh`.
+        rows: rows of one (micro)batch over all processes.
+        field: config field to name.
+
+    Raises:
+        InputError: if they do not.
+    """
+    shards = math.prod(mesh.shape[axis] for axis in dict(RULES)["batch"])
+    if rows < 1 or rows % shards:
+        raise InputError(
+            f"{field} is {rows}, but config.mesh spreads rows over data x fsdp = {shards} devices: "
+            f"make it a multiple of {shards}"
+        )

@@ -1,0 +1,59 @@
+"""The training step."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from rope_jax.model.config import LlamaConfig
+from rope_jax.model.llama import Llama, head_kernel
+from rope_jax.rope.embedding import ScaleVector
+from rope_jax.training.loss import cross_entropy, next_token_targets
+from rope_jax.training.state import TrainState
+
+
+def train_step(
+    state: TrainState,
+    batch: dict,
+    rope: ScaleVector,
+    *,
+    config: LlamaConfig,
+    optimizer: optax.GradientTransformation,
+    loss_chunk: int,
+):
+    """One update from `A` accumulated microbatches.
+
+    The loss is the mean over all predicted tokens of all microbatches: gradients of *sums* are accumulated in
+    float32 and divided once, so that accumulation changes memory and not the result.
+
+    Args:
+        state: current state.
+        batch: `tokens`, `segment_ids` and `positions`, each int32 `[A, B, T]`.
+        rope: scale vector; not trained here.
+        config: model config (static).
+        optimizer: from `make_optimizer` (static).
+        loss_chunk: tokens of a row that are projected to the vocabulary at a time (static).
+
+    Returns:
+        The next state, and metrics: `loss` in nats per token, `tokens` predicted, `grad_norm`; float32.
+    """
+
+    def summed_loss(params, rows):
+        hidden = Llama(config).apply(
+            {"params": params}, rows["tokens"], rope, rows["positions"], rows["segment_ids"], project=False
+        )
+        targets, weights = next_token_targets(rows["tokens"], rows["segment_ids"])
+        return cross_entropy(hidden, head_kernel(params, config), targets, weights, loss_chunk)
+
+    def accumulate(total, rows):
+        (nll, count), grads = jax.value_and_grad(summed_loss, has_aux=True)(state.params, rows)
+        return jax.tree.map(lambda a, b: a + b.astype(jnp.float32), total, (grads, nll, count)), None
+
+    zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), state.params)
+    (grads, nll, count), _ = jax.lax.scan(accumulate, (zeros, jnp.float32(0), jnp.float32(0)), batch)
+    grads = jax.tree.map(lambda g: g / count, grads)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    metrics = {"loss": nll / count, "tokens": count, "grad_norm": optax.tree.norm(grads)}
+    return TrainState(state.step + 1, params, opt_state), metrics

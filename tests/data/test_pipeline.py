@@ -1,0 +1,285 @@
+"""Packing against a plain recomputation, exact resumption, sharding, and the limits of arguments."""
+
+import itertools
+import json
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rope_jax.data import pipeline
+from rope_jax.data.pipeline import token_documents, training_batches
+from rope_jax.data.tokenizer import load_tokenizer
+from rope_jax.errors import InputError
+
+BYTES = load_tokenizer("bytes")
+
+
+class WithoutSpecials:
+    """Bytes without BOS and EOS."""
+
+    vocab_size, bos_id, eos_id = 256, None, None
+    encode = staticmethod(BYTES.encode)
+
+
+def documents(texts):
+    return [{"id": str(i), "text": text} for i, text in enumerate(texts)]
+
+
+def numbered(count, seed=0, most=60):
+    """Documents that name themselves: 'doc 3: xxxx…'."""
+    lengths = np.random.default_rng(seed).integers(0, most, count)
+    return documents(f"doc {i}: " + "x" * length for i, length in enumerate(lengths))
+
+
+def take(batches, count):
+    return list(itertools.islice(batches, count))
+
+
+def assert_equal(actual, expected):
+    assert len(actual) == len(expected)
+    for a, e in zip(actual, expected):
+        assert a.keys() == e.keys()
+        for key in a:
+            np.testing.assert_array_equal(a[key], e[key])
+
+
+def pack(stream, length):
+    """Rows of a concatenation of documents, recomputed token by token."""
+    tokens, owners = [], []
+    for number, document in enumerate(stream):
+        tokens += list(document)
+        owners += [number] * len(document)
+    rows = []
+    for start in range(0, len(tokens) - length + 1, length):
+        row = {"tokens": tokens[start : start + length], "segment_ids": [], "positions": []}
+        for i in range(start, start + length):
+            new = i == start or owners[i] != owners[i - 1]
+            row["segment_ids"].append(1 if i == start else row["segment_ids"][-1] + new)
+            row["positions"].append(0 if new else row["positions"][-1] + 1)
+        rows.append(row)
+    return rows
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    # Told apart by their first character, so that the drawn order can be read off the stream.
+    texts=st.lists(
+        st.text(alphabet="abcdefgh", min_size=1, max_size=30),
+        min_size=1,
+        max_size=6,
+        unique_by=lambda text: text[0],
+    ),
+    length=st.integers(1, 20),
+    seed=st.integers(0, 2**32 - 1),
+    specials=st.booleans(),
+)
+def test_packing_conserves_the_token_stream(texts, length, seed, specials):
+    tokenizer = BYTES if specials else WithoutSpecials
+    # A window of one row, so that rows come in the order of the stream.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline, "_WINDOW_ROWS", 1)
+        batches = training_batches(documents(texts), tokenizer, 1, length, seed)
+        total = sum(len(text) + 2 * specials for text in texts)
+        rows = [{key: value[0].tolist() for key, value in b.items()} for b in take(batches, 2 * total // length)]
+    tokens = [token for row in rows for token in row["tokens"]]
+    stream, begin = [], 0
+    for _ in range(2):
+        left = [[256, *text.encode(), 257] if specials else list(text.encode()) for text in texts]
+        # A lone BOS at the end of the stream tells of no document.
+        while left and begin + specials < len(tokens):
+            (document,) = [d for d in left if d[specials] == tokens[begin + specials]]
+            left.remove(document)
+            stream.append(document)
+            begin += len(document)
+    stream += left  # The document that the lone BOS begins, whichever it is, begins with BOS.
+    assert rows == pack(stream, length)[: len(rows)]
+
+
+def test_shapes_dtypes_and_segments():
+    batches = training_batches(numbered(20), BYTES, 3, 32, seed=5)
+    for batch in take(batches, 40):
+        assert set(batch) == {"tokens", "segment_ids", "positions"}
+        for array in batch.values():
+            assert array.shape == (3, 32) and array.dtype == np.int32
+        tokens, segments, positions = batch["tokens"], batch["segment_ids"], batch["positions"]
+        assert (segments[:, 0] == 1).all() and (positions[:, 0] == 0).all()
+        assert (segments >= 1).all(), "a packed row has no padding"
+        begins = np.diff(segments, axis=1) == 1
+        np.testing.assert_array_equal(tokens[:, 1:] == BYTES.bos_id, begins)
+        np.testing.assert_array_equal(positions[:, 1:], np.where(begins, 0, positions[:, :-1] + 1))
+
+
+def epochs(batches, count, epochs):
+    """Ids of documents in the order in which they are read, by epoch."""
+    text = ""
+    found = []
+    while len(found) < count * epochs + 1:
+        text += BYTES.decode(next(batches)["tokens"].ravel())
+        found = re.findall(r"doc (\d+):", text)
+    return [found[i * count : (i + 1) * count] for i in range(epochs)]
+
+
+def test_every_epoch_has_every_document_in_another_order(monkeypatch):
+    monkeypatch.setattr(pipeline, "_WINDOW_ROWS", 1)
+    first, second = epochs(training_batches(numbered(30), BYTES, 1, 50, seed=3), 30, 2)
+    assert sorted(first) == sorted(second) == sorted(map(str, range(30)))
+    assert first != second
+    assert epochs(training_batches(numbered(30), BYTES, 1, 50, seed=3), 30, 1) == [first]
+    assert epochs(training_batches(numbered(30), BYTES, 1, 50, seed=4), 30, 1) != [first]
+
+
+def test_processes_read_disjoint_documents(monkeypatch):
+    monkeypatch.setattr(pipeline, "_WINDOW_ROWS", 1)
+    counts = (10, 10, 9)
+    read = []
+    for index, count in enumerate(counts):
+        both = epochs(training_batches(numbered(29), BYTES, 1, 40, 7, index, 3), count, 2)
+        assert sorted(both[0]) == sorted(both[1])
+        read += both[0]
+    assert sorted(read) == sorted(map(str, range(29)))
+
+
+def test_rows_of_a_long_document_are_spread_over_batches():
+    """Rows are shuffled after packing: neighbours in a document are rarely neighbours in a batch."""
+    source = documents(chr(97 + i) * 4000 for i in range(20))
+    batch = next(training_batches(source, BYTES, 16, 100, seed=0))
+    kinds = {chr(row[50]) for row in batch["tokens"]}
+    assert len(kinds) >= 8
+    in_order = {chr(row[50]) for row in list(itertools.islice(_unshuffled(source), 16))}
+    assert len(in_order) == 1
+
+
+def _unshuffled(source):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline, "_WINDOW_ROWS", 1)
+        batches = training_batches(source, BYTES, 1, 100, seed=0)
+    return (batch["tokens"][0] for batch in batches)
+
+
+# Documents whose length is a multiple of the row's leave no remainder, a case of its own in Grain's state.
+EXACT = documents("y" * length for length in (30, 62, 94, 30, 30))
+
+
+@pytest.mark.parametrize("source", [numbered(25), EXACT, documents(["z" * 1000]), numbered(3)])
+@pytest.mark.parametrize("window", [1, 7, 8192])
+def test_resume_is_exact(source, window, monkeypatch):
+    monkeypatch.setattr(pipeline, "_WINDOW_ROWS", window)
+    reference = take(training_batches(source, BYTES, 2, 32, seed=1), 24)
+    batches = training_batches(source, BYTES, 2, 32, seed=1)
+    states = []
+    for batch in reference[:20]:
+        states.append(json.dumps(batches.get_state()))
+        assert_equal([next(batches)], [batch])
+    for k in range(0, 20, 3):
+        resumed = training_batches(source, BYTES, 2, 32, seed=1)
+        resumed.set_state(json.loads(states[k]))
+        assert_equal(take(resumed, 4), reference[k : k + 4])
+    # An iterator that was already used goes back as well, and what it then saves is as good.
+    batches.set_state(json.loads(states[11]))
+    assert_equal(take(batches, 5), reference[11:16])
+    resumed.set_state(json.loads(json.dumps(batches.get_state())))
+    assert_equal(take(resumed, 5), reference[16:21])
+
+
+RESUME = """
+import json, sys
+from rope_jax.data.pipeline import training_batches
+from rope_jax.data.tokenizer import load_tokenizer
+given = json.load(sys.stdin)
+batches = training_batches(given["source"], load_tokenizer("bytes"), 2, 24, seed=9)
+if given["state"]:
+    batches.set_state(given["state"])
+tokens = [next(batches)["tokens"].tolist() for _ in range(4)]
+print(json.dumps([tokens, batches.get_state()]))
+"""
+
+
+def test_resume_in_another_process():
+    def run(state):
+        result = subprocess.run(
+            [sys.executable, "-c", RESUME],
+            input=json.dumps({"source": numbered(12), "state": state}),
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert result.stderr == "", "the threads end with the process, silently"
+        return json.loads(result.stdout)
+
+    first, state = run(None)
+    second, _ = run(state)
+    reference = take(training_batches(numbered(12), BYTES, 2, 24, seed=9), 8)
+    assert first + second == [batch["tokens"].tolist() for batch in reference]
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"length": 16}, "length 24, and this run has 16"),
+        ({"batch_size": 4}, "batch_size 2, and this run has 4"),
+        ({"seed": 2}, "seed 1"),
+        ({"process_index": 0, "process_count": 2}, "process_count 1, and this run has 2"),
+        ({"source": numbered(13)}, "number of documents 12, and this run has 13"),
+        ({"tokenizer": WithoutSpecials}, "vocabulary 258"),
+    ],
+)
+def test_state_of_another_run_is_refused(change, field):
+    arguments = {"source": numbered(12), "tokenizer": BYTES, "batch_size": 2, "length": 24, "seed": 1}
+    state = training_batches(**arguments).get_state()
+    with pytest.raises(InputError, match=field):
+        training_batches(**arguments | change).set_state(state)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"process_count": 4}, r"config\.data\.path: 3 documents cannot be shared out to 4 processes"),
+        ({"process_index": 1}, "process_index is 1"),
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"length": 0}, "length is 0"),
+        ({"seed": -1}, "seed is -1"),
+        ({"seed": 2**32}, "seed is 4294967296"),
+    ],
+)
+def test_arguments_out_of_range(change, message):
+    arguments = {"source": numbered(3), "tokenizer": BYTES, "batch_size": 2, "length": 24, "seed": 1}
+    with pytest.raises(InputError, match=message):
+        training_batches(**arguments | change)
+
+
+def test_token_documents_cut_at_the_budget():
+    source = documents(["abc", "", "défg", "never read"])
+
+    class Guarded(list):
+        def __getitem__(self, index):
+            assert index < 3, "documents behind the budget are not read"
+            return super().__getitem__(index)
+
+    result = token_documents(Guarded(source), BYTES, 6)
+    assert [(id, tokens.tolist()) for id, tokens in result] == [
+        ("0", list(b"abc")),
+        ("2", list("défg".encode())[:3]),
+    ]
+    assert all(tokens.dtype == np.int32 for _, tokens in result)
+    everything = token_documents(source, BYTES, 10**9)
+    assert [BYTES.decode(tokens) for _, tokens in everything] == ["abc", "défg", "never read"]
+    with pytest.raises(InputError, match="max_tokens is 0"):
+        token_documents(source, BYTES, 0)
+
+
+def test_real_books_with_llama2(shared, tmp_path):
+    from rope_jax.data.corpus import open_corpus
+
+    source = open_corpus("text_folder", shared / "data" / "books", tmp_path)["validation"]
+    tokenizer = load_tokenizer(shared / "data" / "llama2_tokenizer")
+    few = [{"id": "long", "text": source[0]["text"][:100_000]}, {"id": "short", "text": "A short document."}]
+    batch = next(training_batches(few, tokenizer, 4, 1024, seed=0))
+    book = " ".join(map(str, [1, *tokenizer.encode(few[0]["text"]), 2]))
+    for tokens, segments in zip(batch["tokens"], batch["segment_ids"]):
+        longest = tokens[segments == np.bincount(segments).argmax()]
+        assert " ".join(map(str, longest)) in book

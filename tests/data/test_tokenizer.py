@@ -1,0 +1,260 @@
+"""Tokenizers against transformers and sentencepiece, and the folders that `save` writes."""
+
+import json
+import logging
+
+import numpy as np
+import pytest
+import sentencepiece
+import tokenizers
+import transformers
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import decoders, models, pre_tokenizers, processors, trainers
+from transformers import AutoTokenizer, ByT5Tokenizer
+
+from rope_jax.data.tokenizer import load_tokenizer
+from rope_jax.errors import InputError
+
+# What JSON and UTF-8 can carry: all of Unicode but lone surrogates.
+TEXT = st.text(st.characters(exclude_categories=["Cs"]))
+SAMPLES = [
+    "",
+    " ",
+    "The pass key is 51427. Remember it. 51427 is the pass key.",
+    "  two spaces,\ttab\r\nnew\n\nlines  ",
+    "naïve café, 日本語, Ελληνικά, עברית, 👩\u200d🚀😀",
+    "null \x00 and \x7f, \ufeff, \ufffd, \U0010ffff",
+    "<s> </s> <unk> <0x0A> [INST]",
+]
+
+
+def plain_ids(tokenizer, text):
+    """What transformers says, special tokens neither added nor recognised."""
+    return tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
+
+
+@pytest.fixture(scope="module")
+def saved_bytes(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bytes")
+    load_tokenizer("bytes").save(folder)
+    return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+
+
+@given(TEXT)
+def test_bytes_round_trip(text):
+    tokenizer = load_tokenizer("bytes")
+    ids = tokenizer.encode(text)
+    assert ids.dtype == np.int32
+    assert ids.tolist() == list(text.encode())
+    assert tokenizer.decode(ids) == text
+    assert tokenizer.decode([256, *ids, 257]) == text
+
+
+@given(text=TEXT)
+def test_saved_bytes_give_identical_ids(saved_bytes, text):
+    ids = load_tokenizer("bytes").encode(text).tolist()
+    assert saved_bytes(text, add_special_tokens=False).input_ids == ids
+    assert saved_bytes(text).input_ids == [256, *ids]
+    assert saved_bytes.decode([256, *ids, 257], skip_special_tokens=True) == text
+
+
+@pytest.mark.parametrize("text", SAMPLES)
+def test_saved_bytes_on_samples(saved_bytes, text):
+    assert saved_bytes(text, add_special_tokens=False).input_ids == list(text.encode())
+
+
+def test_saved_bytes_beside_a_llama_config(tmp_path):
+    load_tokenizer("bytes").save(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", "architectures": ["LlamaForCausalLM"]}))
+    loaded = AutoTokenizer.from_pretrained(tmp_path)
+    assert (len(loaded), loaded.bos_token_id, loaded.eos_token_id) == (258, 256, 257)
+    for text in SAMPLES:
+        assert loaded(text, add_special_tokens=False).input_ids == list(text.encode())
+        assert load_tokenizer(tmp_path).encode(text).tolist() == list(text.encode())
+
+
+def test_bytes_decode_what_is_no_utf8():
+    tokenizer = load_tokenizer("bytes")
+    assert tokenizer.decode([0xE2, 0x82, 97]) == "\ufffda"
+    assert tokenizer.decode(np.array([104, 105, 257, 300, -1], np.int32)) == "hi"
+
+
+@pytest.fixture(scope="module")
+def bpe_folder(tmp_path_factory):
+    """A byte-level BPE in the style of LLaMA3, whose tokenizer.json also asks to cut and to pad."""
+    tokenizer = tokenizers.Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=["<|begin|>", "<|end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(SAMPLES * 3, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(single="<|begin|> $A", special_tokens=[("<|begin|>", 0)])
+    tokenizer.enable_truncation(8)
+    tokenizer.enable_padding(length=4, pad_id=1, pad_token="<|end|>")
+    folder = tmp_path_factory.mktemp("bpe")
+    tokenizer.save(str(folder / "tokenizer.json"))
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": "<|begin|>",
+        "eos_token": "<|end|>",
+        "model_max_length": 16,
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return folder
+
+
+def test_huggingface_folder(bpe_folder):
+    tokenizer = load_tokenizer(bpe_folder)
+    # The reference has neither limits nor special tokens.
+    reference = tokenizers.Tokenizer.from_file(str(bpe_folder / "tokenizer.json"))
+    reference.no_truncation()
+    reference.no_padding()
+    assert tokenizer.vocab_size == reference.get_vocab_size()
+    assert (tokenizer.bos_id, tokenizer.eos_id) == (0, 1)
+    for text in SAMPLES:
+        ids = tokenizer.encode(text)
+        assert ids.dtype == np.int32
+        assert ids.tolist() == reference.encode(text, add_special_tokens=False).ids
+        assert tokenizer.decode(np.append(ids, 1)) == text
+    assert 1 not in tokenizer.encode("a <|end|> b"), "text must not become a special token"
+    assert tokenizer.decode(tokenizer.encode("a <|end|> b")) == "a <|end|> b"
+    assert tokenizer.decode(tokenizer.encode("é")[:1]).endswith("\ufffd") or len(tokenizer.encode("é")) == 1
+
+
+def test_long_documents_raise_no_warning(bpe_folder, caplog, recwarn, capfd):
+    transformers.logging.enable_propagation()
+    try:
+        with caplog.at_level(logging.WARNING):
+            ids = load_tokenizer(bpe_folder).encode("The pass key is 51427. \n" * 20_000)
+    finally:
+        transformers.logging.disable_propagation()
+    assert len(ids) > 100_000
+    assert not caplog.records and not recwarn.list
+    assert capfd.readouterr() == ("", "")
+
+
+def test_huggingface_save_copies_data_only(bpe_folder, tmp_path):
+    source = tmp_path / "source"
+    load_tokenizer(bpe_folder).save(source)
+    (source / "tokenization_evil.py").write_text("raise SystemExit")
+    (source / "chat_template.jinja").write_text("{{ messages }}")
+    (source / "model.safetensors").write_bytes(b"weights")
+    tokenizer = load_tokenizer(source)
+    tokenizer.save(tmp_path / "target")
+    tokenizer.save(source)  # Onto itself: nothing to do.
+    names = {path.name for path in (tmp_path / "target").iterdir()}
+    assert names == {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}
+    assert (tmp_path / "target" / "tokenizer.json").read_bytes() == (bpe_folder / "tokenizer.json").read_bytes()
+
+
+def test_huggingface_folder_without_tokenizer_json(tmp_path):
+    ByT5Tokenizer().save_pretrained(tmp_path)
+    assert not (tmp_path / "tokenizer.json").exists()
+    tokenizer, reference = load_tokenizer(tmp_path), ByT5Tokenizer()
+    for text in ["naïve café", "a </s> b"]:
+        assert tokenizer.encode(text).tolist() == plain_ids(reference, text)
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+    assert (tokenizer.bos_id, tokenizer.eos_id) == (None, reference.eos_token_id)
+
+
+def train_sentencepiece(folder, **options):
+    text = folder / "text.txt"
+    text.write_text("\n".join(sample for sample in SAMPLES * 20 if "\x00" not in sample))
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(text),
+        model_prefix=str(folder / "tokenizer"),
+        vocab_size=320,
+        byte_fallback=True,
+        minloglevel=2,
+        **options,
+    )
+    text.unlink()
+    (folder / "tokenizer.vocab").unlink()
+    return folder / "tokenizer.model"
+
+
+PLAIN = {"model_type": "bpe", "normalization_rule_name": "identity", "remove_extra_whitespaces": False}
+
+
+@pytest.mark.parametrize("add_dummy_prefix", [True, False])
+def test_sentencepiece_and_its_saved_folder(tmp_path, add_dummy_prefix):
+    model = train_sentencepiece(tmp_path, add_dummy_prefix=add_dummy_prefix, **PLAIN)
+    reference = sentencepiece.SentencePieceProcessor(model_file=str(model))
+    tokenizer = load_tokenizer(tmp_path)  # A folder that holds only the model.
+    assert (tokenizer.vocab_size, tokenizer.bos_id, tokenizer.eos_id) == (320, 1, 2)
+    tokenizer.save(tmp_path / "saved")
+    saved = AutoTokenizer.from_pretrained(tmp_path / "saved", local_files_only=True)
+    for text in SAMPLES:
+        ids = tokenizer.encode(text)
+        assert ids.dtype == np.int32
+        assert ids.tolist() == reference.encode(text) == plain_ids(saved, text)
+        assert tokenizer.decode([1, *ids, 2, 5000]) == text
+        assert saved.decode(ids) == text
+        assert load_tokenizer(tmp_path / "saved").encode(text).tolist() == ids.tolist()
+    assert saved("pass key").input_ids == [1, *tokenizer.encode("pass key")]
+
+
+@pytest.mark.parametrize("options", [{**PLAIN, "model_type": "unigram"}, {**PLAIN, "user_defined_symbols": ["<x>"]}])
+def test_sentencepiece_without_equivalent_is_not_saved(tmp_path, options):
+    tokenizer = load_tokenizer(train_sentencepiece(tmp_path, **options))
+    with pytest.raises(InputError, match=r"without an exact tokenizer\.json.*Hugging Face folder"):
+        tokenizer.save(tmp_path / "saved")
+    assert not (tmp_path / "saved").exists()
+
+
+def test_llama2(shared, tmp_path):
+    model = shared / "data" / "llama2_tokenizer" / "tokenizer.model"
+    tokenizer = load_tokenizer(model)
+    assert load_tokenizer(model.parent).path == model
+    assert (tokenizer.vocab_size, tokenizer.bos_id, tokenizer.eos_id) == (32000, 1, 2)
+    ids = tokenizer.encode("I believe the meaning of life is")
+    assert ids.tolist() == [306, 4658, 278, 6593, 310, 2834, 338]
+
+    tokenizer.save(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    saved = AutoTokenizer.from_pretrained(tmp_path, local_files_only=True)
+    # transformers 5 differs from sentencepiece on leading spaces and on runs of spaces, and only there.
+    reference = transformers.LlamaTokenizer.from_pretrained(model.parent, local_files_only=True)
+    books = shared / "data" / "books" / "test"
+    texts = [path.read_text()[:100_000].strip() for path in sorted(books.iterdir())[:2]]
+    for text in [*texts, *(sample.strip() for sample in SAMPLES)]:
+        ids = tokenizer.encode(text).tolist()
+        assert plain_ids(saved, text) == ids
+        assert tokenizer.decode(ids) == text
+        assert saved.decode(ids) == text
+        single_spaced = " ".join(text.split())
+        assert plain_ids(reference, single_spaced) == tokenizer.encode(single_spaced).tolist()
+
+
+def test_what_is_no_tokenizer_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"config\.data\.tokenizer.*neither 'bytes', nor a folder.*hf download"):
+        load_tokenizer("meta-llama/Llama-2-7b-hf")
+    with pytest.raises(InputError, match=r"config\.data\.tokenizer.*has no tokenizer\.json"):
+        load_tokenizer(tmp_path)
+    (tmp_path / "tokenizer.model").write_text("IQ== 0\nIg== 1\n")  # The format of LLaMA3's.
+    with pytest.raises(InputError, match=r"config\.data\.tokenizer.*not a sentencepiece model.*tokenizer\.json"):
+        load_tokenizer(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(InputError, match=r"config\.data\.tokenizer: transformers cannot load") as error:
+        load_tokenizer(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_code_in_the_folder_is_not_run(tmp_path, monkeypatch):
+    marker = tmp_path / "was-run"
+    folder = tmp_path / "evil"
+    folder.mkdir()
+    (folder / "tokenization_evil.py").write_text(f"open({str(marker)!r}, 'w')\nclass EvilTokenizer: ...\n")
+    auto_map = {"AutoTokenizer": ["tokenization_evil.EvilTokenizer", None]}
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "EvilTokenizer", "auto_map": auto_map})
+    )
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked whether to run code"))
+    with pytest.raises(InputError, match="code in the folder is never run"):
+        load_tokenizer(folder)
+    assert not marker.exists()

@@ -1,0 +1,172 @@
+"""Our logits against transformers', for models in and for exports out."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+import torch
+
+from rope_jax.interop.huggingface import check_model, read_model, write_model
+from rope_jax.model.llama import Llama
+from rope_jax.rope.embedding import ScaleVector
+from rope_jax.rope.scaling import yarn
+from tests.interop.references import reference_logits, write_random_llama
+
+# Two float32 implementations that sum in different orders; logits are of order 1 to 10.
+TOLERANCE = {"rtol": 1e-4, "atol": 1e-4}
+
+
+def our_logits(config, params, rope, tokens):
+    # One large chunk compiles fastest; chunking itself is tested with the model.
+    config = dataclasses.replace(config, attention_chunk=1024)
+    return np.asarray(jax.jit(Llama(config).apply)({"params": params}, tokens, rope), np.float32)
+
+
+def random_tokens(length, vocabulary=96, seed=0):
+    return np.random.default_rng(seed).integers(0, vocabulary, (1, length), np.int32)
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+@pytest.mark.parametrize("kv_heads", [4, 2, 1], ids=["mha", "gqa", "mqa"])
+def test_logits_equal_transformers_plain_and_extended(tmp_path, kv_heads, tied):
+    folder = write_random_llama(tmp_path / "in", num_key_value_heads=kv_heads, tie_word_embeddings=tied)
+    model = read_model(folder)
+    factors = np.random.default_rng(1).uniform(1, 4, model.config.head_dim // 2)
+    extended = ScaleVector.create(factors)
+    write_model(tmp_path / "out", model.config, model.params, extended, context=512, provenance={"method": "random"})
+    # 600 is beyond both the original context of 128 and the 512 that the export claims, where transformers
+    # switches to the long list: the two lists must agree.
+    for length in (32, 600):
+        tokens = random_tokens(length)
+        for place, rope in ((folder, model.rope), (tmp_path / "out", extended)):
+            ours = our_logits(model.config, model.params, rope, tokens)
+            np.testing.assert_allclose(ours, reference_logits(place, tokens), **TOLERANCE)
+    # The scale vector is not without effect, or the test would prove nothing.
+    assert np.abs(ours - our_logits(model.config, model.params, model.rope, tokens)).max() > 0.1
+
+    again = read_model(tmp_path / "out")
+    np.testing.assert_array_equal(again.rope.factors, extended.factors)
+    assert again.config == dataclasses.replace(model.config, context=512)
+    assert again.provenance == {"method": "random"}
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {"head_dim": 16},
+        {"head_dim": 6, "num_key_value_heads": 1},
+        {"rms_norm_eps": 0.03},
+        {"rope_parameters": {"rope_type": "default", "rope_theta": 500000.0}},
+        {"rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0}},
+        {
+            "max_position_embeddings": 512,
+            "rope_parameters": {
+                "rope_type": "llama3",
+                "rope_theta": 500.0,
+                "factor": 8.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 64,
+            },
+        },
+        {
+            "max_position_embeddings": 512,
+            "rope_parameters": {
+                "rope_type": "yarn",
+                "rope_theta": 10000.0,
+                "factor": 4.0,
+                "original_max_position_embeddings": 128,
+            },
+        },
+        {
+            "max_position_embeddings": 512,
+            "rope_parameters": {
+                "rope_type": "yarn",
+                "rope_theta": 10000.0,
+                "factor": 4.0,
+                "original_max_position_embeddings": 128,
+                "beta_fast": 16.0,
+                "beta_slow": 2.0,
+                "attention_factor": 1.3,
+                "truncate": False,
+            },
+        },
+        {
+            "max_position_embeddings": 512,
+            "rope_parameters": {
+                "rope_type": "longrope",
+                "rope_theta": 10000.0,
+                "factor": 4.0,
+                "original_max_position_embeddings": 128,
+                "short_factor": [1.0, 1.5, 2.0, 2.5, 3.0, 4.0],
+                "long_factor": [1.0, 1.5, 2.0, 2.5, 3.0, 4.0],
+            },
+        },
+    ],
+    ids=[
+        "wide-heads",
+        "narrow-heads",
+        "eps",
+        "base",
+        "linear",
+        "llama3",
+        "yarn",
+        "yarn-every-key",
+        "longrope-equal-lists",
+    ],
+)
+def test_config_variants_equal_transformers(tmp_path, overrides):
+    folder = write_random_llama(tmp_path / "in", **overrides)
+    model = read_model(folder)
+    tokens = random_tokens(150)
+    expected = reference_logits(folder, tokens)
+    np.testing.assert_allclose(our_logits(model.config, model.params, model.rope, tokens), expected, **TOLERANCE)
+
+    # The same file as transformers 4 wrote it: `rope_theta` on top, `rope_scaling` with the rest.
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    scaling = config.pop("rope_parameters")
+    config["rope_theta"] = scaling.pop("rope_theta")
+    config["torch_dtype"] = config.pop("dtype")
+    if scaling["rope_type"] == "linear":  # and before 4.43
+        scaling["type"] = scaling.pop("rope_type")
+    config["rope_scaling"] = None if scaling.get("rope_type") == "default" else scaling
+    path.write_text(json.dumps(config))
+    old = check_model(folder)
+    assert old.config == model.config
+    np.testing.assert_array_equal(old.rope.factors, model.rope.factors)
+    np.testing.assert_array_equal(old.rope.attention_factor, model.rope.attention_factor)
+    np.testing.assert_array_equal(reference_logits(folder, tokens), expected)
+
+
+def test_yarn_export_folds_the_attention_factor(tmp_path):
+    model = read_model(write_random_llama(tmp_path / "in"))
+    rope = yarn(model.config.rope_base, model.config.head_dim, 4.0, 128)
+    assert float(rope.attention_factor) > 1.13  # 0.1 ln 4 + 1
+    write_model(tmp_path / "out", model.config, model.params, rope, context=512, provenance={"method": "yarn"})
+
+    described = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert described["rope_parameters"]["attention_factor"] == 1.0
+    assert described["rope_jax"]["folded_attention_factor"] == float(rope.attention_factor)
+    tokens = random_tokens(300)
+    expected = reference_logits(tmp_path / "out", tokens)
+    np.testing.assert_allclose(our_logits(model.config, model.params, rope, tokens), expected, **TOLERANCE)
+    # What was folded into the weights is not applied a second time when the export is read.
+    again = read_model(tmp_path / "out")
+    assert float(again.rope.attention_factor) == 1
+    np.testing.assert_allclose(our_logits(again.config, again.params, again.rope, tokens), expected, **TOLERANCE)
+
+
+def test_bfloat16_is_as_close_to_float32_as_transformers_is(tmp_path):
+    folder = write_random_llama(tmp_path / "in", dtype=torch.bfloat16)
+    model = read_model(folder)
+    tokens = random_tokens(200)
+    exact = reference_logits(folder, tokens)  # the same bfloat16 weights, computed in float32
+    config = dataclasses.replace(model.config, dtype="bfloat16")
+    ours = our_logits(config, model.params, model.rope, tokens)
+    # Two bfloat16 implementations round at different places, so the yardstick is the error that the reference
+    # makes itself. (It rounds cos, sin and the attention weights too, so ours is usually the smaller one.)
+    theirs = np.sqrt(np.mean((reference_logits(folder, tokens, torch.bfloat16) - exact) ** 2))
+    assert np.sqrt(np.mean((ours - exact) ** 2)) <= 1.25 * theirs
