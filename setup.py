@@ -38,7 +38,7 @@ setup(
         # The Open LLM tasks run through lm_eval, which needs no torch for its task and scoring code.
         "eval": ["lm_eval>=0.4.13"],
         # Preparing PG19 (not reading a prepared copy) needs TensorFlow.
-        "pg19": ["tensorflow>=2.18"],
+        "pg19": ["tensorflow>=2.18", "importlib_resources>=6"],
         "gguf": ["gguf>=0.17"],
     },
 )

@@ -58,10 +58,10 @@ def get_config() -> ConfigDict:
     config.eval.stride = 256
     config.eval.batch = 8
     config.eval.passkey_lengths = ()  # empty: the original and the target context
-    config.eval.passkey_trials = 50  # per length
+    config.eval.passkey_trials = 50  # per length; 0 leaves passkey out
     config.eval.passkey_depths = 10
     config.eval.passkey_new_tokens = 10
-    config.eval.passkey_batch = 10
+    config.eval.passkey_batch = 8
 
     config.mesh = ConfigDict({"data": 1, "fsdp": -1, "tensor": 1})
 

@@ -183,13 +183,14 @@ def prepare(config: ConfigDict, folder: Path) -> Run:
         check_batch(mesh, pretraining.global_batch, "config.pretrain.global_batch")
 
     e = config.eval
+    lengths = tuple(e.passkey_lengths) or (extension.original, extension.target)
     suite = SuiteConfig(
         original=extension.original,
         target=extension.target,
         stride=e.stride,
         batch=e.batch,
         loss_chunk=config.train.loss_chunk,
-        passkey_lengths=tuple(e.passkey_lengths) or (extension.original, extension.target),
+        passkey_lengths=lengths if e.passkey_trials else (),
         passkey_trials=e.passkey_trials,
         passkey_depths=e.passkey_depths,
         passkey_new_tokens=e.passkey_new_tokens,

@@ -53,6 +53,9 @@ def open_corpus(name: str, path: str | Path, cache_dir: str | Path) -> Mapping[s
         InputError: if the folder, a file in it or the prepared copy is unusable, or if a split that does not
             exist is looked up in what is returned.
     """
+    if name in ("text_folder", "pg19") and not str(path):
+        # An empty path would mean the working directory.
+        raise InputError(f"config.data.path is empty: name the folder of the {name} corpus")
     if name == "pg19":
         return pg19.open_pg19(path)
     if name == "text_folder":

@@ -49,7 +49,9 @@ def open_pg19(path: str | Path) -> Splits:
 
 
 def _how_to_prepare(root: Path) -> str:
+    # TFDS 4.9.10 imports importlib_resources when it prepares a data set, and does not require it.
     return (
-        "prepare it, on a machine with network, with `pip install -e '.[pg19]' && "
-        f"tfds build pg19 --data_dir={root} --file_format=array_record`"
+        "prepare it, on a machine with network, with `pip install -e '.[pg19]' importlib_resources && "
+        'python -c "import tensorflow_datasets as tfds; '
+        f"tfds.builder('pg19', data_dir='{root}', file_format='array_record').download_and_prepare()\"`"
     )

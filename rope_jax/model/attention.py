@@ -14,7 +14,8 @@ import jax.numpy as jnp
 MASKED = -0.7 * float(jnp.finfo(jnp.float32).max)
 
 # Query chunks are put into at most this many groups; a group reads keys up to its own last query only, so the
-# work wasted above the diagonal is at most 1 / GROUPS of the whole.
+# work wasted above the diagonal is at most 1 / GROUPS of the whole. Groups are independent, and a compiler may keep
+# the scores of all of them at once; chunks within a group are taken one after the other.
 GROUPS = 16
 
 
@@ -63,7 +64,7 @@ def causal_attention(query, key, value, segment_ids, chunk):
     query = jnp.pad(query, ((0, 0), (0, padding), (0, 0), (0, 0)))
     query_segments = jnp.pad(segment_ids, ((0, 0), (0, padding)), constant_values=-1)
     chunks = (t + padding) // chunk
-    per_group = -(-chunks // GROUPS)
+    per_group = max(2, -(-chunks // GROUPS))
 
     outputs = []
     for first in range(0, chunks, per_group):

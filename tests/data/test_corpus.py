@@ -334,6 +334,9 @@ def test_bad_input_is_named_before_anything_is_written(make, tmp_path, monkeypat
 def test_missing_folder_file_and_unknown_name(tmp_path):
     with pytest.raises(InputError, match=r"config\.data\.path.*absent does not exist"):
         open_corpus("text_folder", tmp_path / "absent", tmp_path / "cache")
+    for name in ("text_folder", "pg19"):
+        with pytest.raises(InputError, match=r"config\.data\.path is empty"):
+            open_corpus(name, "", tmp_path / "cache")
     path = write(tmp_path / "x.txt", "text")
     with pytest.raises(InputError, match=r"x\.txt is not a folder"):
         open_corpus("text_folder", path, tmp_path / "cache")
@@ -402,7 +405,7 @@ def test_pg19_reads_a_prepared_copy(tmp_path, monkeypatch):
     info.write_text(info.read_text().replace("array_record", "tfrecord"))
     for path in builder.data_path.glob("*.array_record*"):
         path.rename(path.with_name(path.name.replace("array_record", "tfrecord")))
-    with pytest.raises(InputError, match=r"config\.data\.path.*tfrecord.*tfds build pg19 --data_dir=") as error:
+    with pytest.raises(InputError, match=r"config\.data\.path.*tfrecord.*data_dir='\S+-array-record'") as error:
         open_corpus("pg19", tmp_path, tmp_path / "cache")
     assert "\n" not in str(error.value)
 
@@ -410,7 +413,7 @@ def test_pg19_reads_a_prepared_copy(tmp_path, monkeypatch):
 def test_pg19_names_the_command_that_prepares_it(tmp_path):
     with pytest.raises(
         InputError,
-        match=r"config\.data\.path.*'\.\[pg19\]' && tfds build pg19 --data_dir=\S+ --file_format=array_record",
+        match=r"config\.data\.path.*'\.\[pg19\]'.*tfds\.builder\('pg19', data_dir='\S+', file_format='array_record'\)",
     ):
         open_corpus("pg19", tmp_path, tmp_path / "cache")
     assert not list(tmp_path.iterdir())

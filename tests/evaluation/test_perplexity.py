@@ -306,7 +306,7 @@ def test_scoring_forms_no_array_of_all_logits(tmp_path):
     t = 512
     # Attention's own chunks are kept small: it is the logits that are looked for.
     compiled = (
-        make_token_nll(dataclasses.replace(ours.config, attention_chunk=16), chunk=64)
+        make_token_nll(dataclasses.replace(ours.config, attention_chunk=16), chunk=32)
         .lower(
             ours.params,
             ours.rope,

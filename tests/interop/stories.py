@@ -170,9 +170,9 @@ def sentencepiece_like(pieces: list[tuple[str, float]]) -> Tokenizer:
         if piece[:cut] in scores and piece[cut:] in scores
     ]
     vocabulary = {piece: i for i, (piece, _) in enumerate(pieces)}
-    tokenizer = Tokenizer(models.BPE(vocabulary, merges, unk_token="<unk>", fuse_unk=True,
-    byte_fallback=True)) tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend(SPACE),
-    normalizers.Replace(" ", SPACE)]) tokenizer.decoder = decoders.Sequence(
+    tokenizer = Tokenizer(models.BPE(vocabulary, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend(SPACE), normalizers.Replace(" ", SPACE)])
+    tokenizer.decoder = decoders.Sequence(
         [
             decoders.Replace(SPACE, " "),
             decoders.ByteFallback(),

@@ -1,0 +1,53 @@
+"""A run that takes seconds: a few kilobytes of text, a model of a few thousand parameters."""
+
+import random
+
+from configs import defaults
+
+
+def write_texts(folder):
+    """A train and a validation split of made-up sentences."""
+    words = ("the", "model", "turns", "every", "pair", "by", "an", "angle", "that", "grows", "with", "its", "token")
+    generator = random.Random(0)
+    for split, count in (("train", 6), ("validation", 3)):
+        (folder / split).mkdir(parents=True)
+        for i in range(count):
+            text = " ".join(generator.choice(words) for _ in range(800))
+            (folder / split / f"{i}.txt").write_text(text)
+    return folder
+
+
+def small_config(texts):
+    """`configs/tiny.py` in miniature, on one of the test session's eight virtual devices."""
+    config = defaults.get_config()
+    config.model.dtype = "float32"
+    config.model.remat = False
+    config.model.attention_chunk = 64
+    config.rope.base = 10000.0
+    config.rope.head_dim = 16
+    config.compare = ("yarn",)
+    config.context.original = 64
+    config.context.target = 128
+    config.angles.intervals = 16
+    config.solve.n_hat = 8
+    config.data.path = str(texts)
+    config.pretrain.hidden_size = 32
+    config.pretrain.intermediate_size = 48
+    config.pretrain.num_layers = 2
+    config.pretrain.num_heads = 2
+    config.pretrain.num_kv_heads = 1
+    config.pretrain.steps = 4
+    config.pretrain.warmup_steps = 1
+    config.pretrain.checkpoint_every = 2
+    config.pretrain.global_batch = 8
+    config.train.steps = 4
+    config.train.learning_rate = 1e-3
+    config.train.global_batch = 8
+    config.train.accumulation = 1
+    config.train.checkpoint_every = 2
+    config.eval.max_tokens = 2_000
+    config.eval.position_tokens = 2_000
+    config.eval.stride = 32
+    config.eval.passkey_trials = 0
+    config.lock()
+    return config

@@ -1,0 +1,251 @@
+"""The main job: end to end, resumed, exported into transformers, and refused with a clear message."""
+
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from experiments.extend import extend, prepare
+from rope_jax.errors import InputError
+from rope_jax.interop.huggingface import read_model
+from rope_jax.model.llama import Llama
+from rope_jax.training.checkpoints import Checkpoints
+from tests.experiments.helpers import small_config, write_texts
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory):
+    return write_texts(tmp_path_factory.mktemp("texts"))
+
+
+@pytest.fixture(scope="module")
+def finished(texts, tmp_path_factory):
+    """A whole run on the session's eight virtual devices: its folder and results."""
+    folder = tmp_path_factory.mktemp("run") / "small"
+    return folder, extend(small_config(texts), folder, "small")
+
+
+def test_results_hold_every_method_before_and_after(finished):
+    folder, results = finished
+    assert json.loads((folder / "results.json").read_text()) == results
+    assert list(results["methods"]) == ["dprope", "yarn"]
+    for method in results["methods"].values():
+        for stage in ("before", "after"):
+            for window in ("64", "128"):
+                measured = method[stage]["perplexity"][window]
+                assert math.isfinite(measured["perplexity"])
+                # 2000 tokens; BOS in front of each document makes its first token scorable.
+                assert measured["tokens"] == 2000
+            buckets = method[stage]["by_position"]["buckets"]
+            assert buckets[0]["start"] == 1
+            assert buckets[-1]["end"] == 128
+    assert results["methods"]["dprope"]["scale"]["interpolated_dimensions"] == 8
+    lines = [json.loads(line) for line in (folder / "methods/dprope/metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4]
+
+
+def test_page_shows_every_method_and_its_pictures_exist(finished):
+    folder, _ = finished
+    page = (folder / "report.md").read_text()
+    for name in ("DPRoPE", "YaRN", "before", "after"):
+        assert name in page
+    pictures = [line.split("(")[1].rstrip(")") for line in page.splitlines() if line.startswith("![")]
+    assert len(pictures) == 4
+    for picture in pictures:
+        assert (folder / picture).read_bytes().startswith(b"\x89PNG")
+
+
+def test_trained_export_gives_the_same_logits_in_transformers(finished):
+    folder, results = finished
+    model = read_model(folder / "export")
+    np.testing.assert_array_equal(model.rope.factors, np.float32(results["methods"]["dprope"]["scale"]["factors"]))
+    reference = transformers.LlamaForCausalLM.from_pretrained(folder / "export", dtype=torch.float32)
+    assert reference.config.max_position_embeddings == 128
+    tokens = np.random.default_rng(0).integers(0, 258, (2, 128))
+    for length in (48, 128):  # within the original context, and the whole extended one
+        ours = Llama(model.config).apply({"params": model.params}, jnp.asarray(tokens[:, :length]), model.rope)
+        with torch.no_grad():
+            theirs = reference(torch.tensor(tokens[:, :length])).logits.numpy()
+        # float32 sums in another order.
+        np.testing.assert_allclose(ours, theirs, atol=1e-4)
+
+
+def test_export_is_what_was_trained(finished):
+    """The exported tensors are the last checkpoint's parameters, bit for bit."""
+    folder, _ = finished
+    exported = read_model(folder / "export").params
+    with Checkpoints(folder / "methods/dprope/checkpoints") as checkpoints:
+        assert checkpoints.latest() == 4
+    restored = _restored_params(folder / "methods/dprope/checkpoints/4/state")
+    for ours, theirs in zip(jax.tree.leaves(exported), jax.tree.leaves(restored), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def _restored_params(folder):
+    import orbax.checkpoint as ocp
+
+    return ocp.StandardCheckpointer().restore(folder)["params"]
+
+
+def test_export_has_a_tokenizer_that_transformers_loads(finished):
+    folder, _ = finished
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder / "export")
+    assert tokenizer("twice\n").input_ids[-6:] == list(b"twice\n")
+
+
+def test_second_command_computes_nothing_again(finished, texts, monkeypatch):
+    folder, results = finished
+    for name in ("fit", "pretrain", "measure", "export"):
+        monkeypatch.setattr(f"experiments.extend.{name}", lambda *a, name=name, **k: pytest.fail(f"{name} ran again"))
+    again = extend(small_config(texts), folder, "small")
+    assert again["methods"] == results["methods"]
+
+
+def test_a_method_can_be_added_to_a_finished_run(finished, texts, tmp_path):
+    folder, results = finished
+    shutil.copytree(folder, tmp_path / "small")
+    config = small_config(texts)
+    with config.unlocked():
+        config.compare = ("yarn", "pi")
+    more = extend(config, tmp_path / "small", "small")
+    assert list(more["methods"]) == ["dprope", "yarn", "pi"]
+    assert more["methods"]["dprope"] == results["methods"]["dprope"]
+
+
+def test_another_config_is_not_mixed_in(finished, texts):
+    folder, _ = finished
+    config = small_config(texts)
+    config.train.steps = 5
+    with pytest.raises(InputError, match=r"config\.train\.steps is 5, but the run in .* has 4.*another --workdir"):
+        extend(config, folder, "small")
+
+
+# Bad input: field, value, and what the message must say.
+BAD = [
+    ("context.target", 32, r"context\.target is 32, not longer than context\.original \(64\)"),
+    ("context.target", 64, r"context\.target is 64"),
+    ("rope.head_dim", 15, r"head_dim is 15.*even"),
+    ("solve.n_hat", 7, r"solve\.n_hat is 7.*use 6 or 8"),
+    ("solve.n_hat", 18, r"solve\.n_hat is 18.*from 0 to the head dimension, 16"),
+    ("solve.threshold", -1.0, r"solve\.threshold is -1"),
+    ("rope.method", "alibi", r"rope\.method is 'alibi': use one of"),
+    ("rope.factors", "/nowhere.json", r"rope\.factors: /nowhere\.json cannot be read"),
+    ("angles.intervals", 1, r"angles\.intervals is 1"),
+    ("data.path", "", r"data\.path is empty"),
+    ("data.path", "/nowhere", r"data\.path: /nowhere does not exist"),
+    ("data.name", "webtext", r"data\.name is 'webtext'"),
+    ("eval.split", "dev", r"no split 'dev'"),
+    ("model.path", "/nowhere", r"model\.path is /nowhere: there is no such folder"),
+    ("model.dtype", "int8", r"model\.dtype is 'int8'"),
+    ("train.global_batch", 6, r"config\.train\.global_batch.* is 6.*multiple of 8"),
+    ("train.accumulation", 3, r"config\.train\.accumulation = 3 does not divide"),
+    ("train.learning_rate", 0.0, r"config\.train\.learning_rate is 0"),
+    ("pretrain.warmup_steps", 9, r"config\.pretrain\.warmup_steps is 9"),
+    ("pretrain.steps", 0, r"config\.pretrain\.steps is 0 and config\.model\.path is empty"),
+    ("eval.passkey_trials", 5, r"eval\.passkey_lengths"),
+    ("mesh.tensor", 3, r"config\.mesh is .*there are 8"),
+]
+
+
+@pytest.mark.parametrize(("field", "value", "message"), BAD, ids=[f"{field}={value}" for field, value, _ in BAD])
+def test_bad_input_is_refused_before_anything_runs(texts, tmp_path, field, value, message):
+    config = small_config(texts)
+    section, name = field.split(".")
+    config[section][name] = value
+    with pytest.raises(InputError, match=message):
+        prepare(config, tmp_path / "run")
+    assert not (tmp_path / "run" / "methods").exists()
+
+
+def test_empty_text_folder(tmp_path):
+    (tmp_path / "texts").mkdir()
+    with pytest.raises(InputError, match=r"data\.path: .* holds no file ending in \.txt"):
+        prepare(small_config(tmp_path / "texts"), tmp_path / "run")
+
+
+def test_invalid_utf8_names_the_file_and_place(texts, tmp_path):
+    shutil.copytree(texts, tmp_path / "texts")
+    (tmp_path / "texts/train/bad.txt").write_bytes(b"abc\xff")
+    with pytest.raises(InputError, match=r"bad\.txt.*3"):
+        prepare(small_config(tmp_path / "texts"), tmp_path / "run")
+
+
+def test_full_disk_is_said_before_anything_runs(texts, tmp_path, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: shutil._ntuple_diskusage(1, 1, 0))
+    with pytest.raises(InputError, match=r"--workdir=.* has 0\.0 GB free.*need"):
+        prepare(small_config(texts), tmp_path / "run")
+
+
+def test_model_that_disagrees_with_the_config(finished, texts, tmp_path):
+    config = small_config(texts)
+    config.model.path = str(finished[0] / "model")
+    config.rope.base = 500000.0
+    with pytest.raises(InputError, match=r"rope\.base is 500000, but the model's is 10000: set it to 0"):
+        prepare(config, tmp_path / "run")
+
+
+def command(folder, texts):
+    code = (
+        "import sys, jax; jax.config.update('jax_num_cpu_devices', 8)\n"
+        "from pathlib import Path\n"
+        "from experiments.extend import extend\n"
+        "from tests.experiments.helpers import small_config\n"
+        "extend(small_config(sys.argv[2]), Path(sys.argv[1]), 'small')\n"
+    )
+    return subprocess.Popen(
+        [sys.executable, "-c", code, str(folder), str(texts)],
+        cwd=REPOSITORY,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+
+
+@pytest.mark.slow
+def test_killed_anywhere_the_same_command_goes_on(finished, texts, tmp_path):
+    """kill -9 as soon as each stage's first file appears; the end is bit for bit the undisturbed run's."""
+    folder = tmp_path / "small"
+    for sign in ("pretrain/checkpoints/2", "model", "methods/yarn/before.json", "methods/dprope/checkpoints/2"):
+        child = command(folder, texts)
+        while child.poll() is None and not (folder / sign).exists():
+            time.sleep(0.01)
+        os.kill(child.pid, signal.SIGKILL)
+        child.wait()
+    assert command(folder, texts).wait() == 0
+    whole, killed = (read_model(path / "export").params for path in (finished[0], folder))
+    for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(killed), strict=True):
+        np.testing.assert_array_equal(a, b)
+    metrics = (folder / "methods/dprope/metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in metrics] == [1, 2, 3, 4]
+
+
+@pytest.mark.slow
+def test_command_line(texts, tmp_path):
+    """What a user types: one message and a status for a wrong field, and for an unknown one."""
+    for flag, said in (
+        ("--config.solve.n_hat=7", "error: solve.n_hat is 7"),
+        ("--config.solve.nhat=8", "nhat"),
+    ):
+        done = subprocess.run(
+            [sys.executable, "-m", "experiments.extend", f"--workdir={tmp_path}/run", flag],
+            cwd=REPOSITORY,
+            capture_output=True,
+            text=True,
+            env={**os.environ, "JAX_PLATFORMS": "cpu"},
+        )
+        assert done.returncode != 0
+        assert said in done.stderr
+        assert "Traceback" not in done.stderr or "nhat" in flag

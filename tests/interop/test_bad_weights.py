@@ -1,0 +1,310 @@
+"""Weights that are incomplete, corrupt, of another model or dangerous are refused before a tensor is read."""
+
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file, save_file
+
+from rope_jax.errors import InputError
+from rope_jax.interop import tensor_files
+from rope_jax.interop.huggingface import check_model, read_model
+from tests.interop.references import write_random_llama
+
+
+@pytest.fixture(scope="module")
+def originals(tmp_path_factory):
+    place = tmp_path_factory.mktemp("originals")
+    write_random_llama(place / "single")
+    write_random_llama(place / "tied", tie_word_embeddings=True)
+    write_random_llama(place / "sharded", shard="20KB")
+    return place
+
+
+@pytest.fixture
+def model(originals, tmp_path, monkeypatch):
+    """Copies of the originals, in which reading a tensor fails the test."""
+
+    def view(tensor):
+        raise AssertionError(f"{tensor.name} was read before all checks were done")
+
+    monkeypatch.setattr(tensor_files.StoredTensor, "view", view)
+    shutil.copytree(originals, tmp_path / "models")
+    return tmp_path / "models"
+
+
+def refuse(folder, *messages):
+    with pytest.raises(InputError) as error:
+        read_model(folder)
+    assert str(folder) in str(error.value)
+    for message in messages:
+        assert re.search(message, str(error.value)), error.value
+
+
+def change_tensors(folder, change):
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors")
+
+
+def change_header(file, change):
+    data = file.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header = change(data[8 : 8 + length].decode())
+    if not isinstance(header, bytes):
+        header = header.encode()
+    file.write_bytes(len(header).to_bytes(8, "little") + header + data[8 + length :])
+
+
+def change_entry(file, name, **fields):
+    def change(text):
+        header = json.loads(text)
+        header[name] |= fields
+        return json.dumps(header)
+
+    change_header(file, change)
+
+
+def change_index(folder, change):
+    path = folder / "model.safetensors.index.json"
+    index = json.loads(path.read_text())
+    change(index["weight_map"])
+    path.write_text(json.dumps(index))
+
+
+def shards(folder):
+    return sorted(folder.glob("model-*.safetensors"))
+
+
+def test_headers_suffice_for_a_check(model):
+    for folder in model.iterdir():
+        assert check_model(folder).config.num_layers == 2
+
+
+def test_no_folder_or_config(model, tmp_path):
+    refuse(tmp_path / "nowhere", "is not a folder")
+    (model / "single" / "config.json").unlink()
+    refuse(model / "single", "holds no config.json")
+
+
+def test_missing_tensors(model):
+    def drop(tensors):
+        del tensors["model.layers.1.mlp.up_proj.weight"], tensors["model.norm.weight"]
+
+    change_tensors(model / "single", drop)
+    refuse(model / "single", r"lacks model.layers.1.mlp.up_proj.weight, model.norm.weight")
+
+
+def test_missing_head(model):
+    change_tensors(model / "single", lambda tensors: tensors.pop("lm_head.weight"))
+    refuse(model / "single", r"lacks lm_head.weight", r"tie_word_embeddings")
+
+
+def test_unexpected_tensors(model):
+    change_tensors(
+        model / "single",
+        lambda tensors: tensors.update({"model.layers.0.self_attn.q_proj.bias": np.zeros(48, np.float32)}),
+    )
+    refuse(model / "single", r"holds model.layers.0.self_attn.q_proj.bias")
+
+
+def test_more_layers_than_the_config_says(model):
+    config = json.loads((model / "single" / "config.json").read_text())
+    (model / "single" / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 1}))
+    refuse(model / "single", r"holds model.layers.1.\S+, model.layers.1.\S+, .* and 5 more")
+
+
+def test_wrong_shape(model):
+    change_tensors(
+        model / "single",
+        lambda tensors: tensors.update({"model.layers.0.mlp.up_proj.weight": np.zeros((48, 80), np.float32)}),
+    )
+    refuse(model / "single", r"model.layers.0.mlp.up_proj.weight has shape \[48, 80\] where .* \[80, 48\]")
+
+
+@pytest.mark.parametrize(("dtype", "name"), [(np.float64, "F64"), (np.int8, "I8")])
+def test_wrong_dtype(model, dtype, name):
+    change_tensors(
+        model / "single",
+        lambda tensors: tensors.update({"model.norm.weight": np.ones(48, dtype)}),
+    )
+    refuse(model / "single", rf"model.norm.weight is {name} where one of F32, BF16, F16")
+
+
+def test_mixed_dtypes_need_a_decision(originals, tmp_path):
+    folder = tmp_path / "mixed"
+    shutil.copytree(originals / "single", folder)
+    change_tensors(
+        folder,
+        lambda tensors: tensors.update({"model.norm.weight": tensors["model.norm.weight"].astype(np.float16)}),
+    )
+    refuse(folder, r"mixes dtypes", r"model.norm.weight is float16", r"give param_dtype, such as 'float32'")
+    assert read_model(folder, param_dtype="float32").source_dtype == "float32"
+    with pytest.raises(InputError, match="param_dtype is 'int8': use one of float32, bfloat16, float16"):
+        read_model(folder, param_dtype="int8")
+
+
+def test_values_beyond_a_narrower_dtype(originals, tmp_path):
+    folder = tmp_path / "large"
+    shutil.copytree(originals / "single", folder)
+    change_tensors(folder, lambda tensors: tensors["model.norm.weight"].__setitem__(3, 1e5))
+    with pytest.raises(InputError, match=r"model.norm.weight has values beyond the range of float16"):
+        read_model(folder, param_dtype="float16")
+    assert read_model(folder, param_dtype="bfloat16").params["norm"]["weight"][3] > 9e4
+
+
+def test_tied_head_that_differs(originals, tmp_path):
+    folder = tmp_path / "tied"
+    shutil.copytree(originals / "tied", folder)
+    embedding = load_file(folder / "model.safetensors")["model.embed_tokens.weight"]
+    for head, message in (
+        (embedding + 1, "lm_head.weight differs from model.embed_tokens.weight"),
+        (embedding.astype(np.float16), "lm_head.weight differs"),
+        (embedding[:-1], r"lm_head.weight has shape \[95, 48\]"),
+    ):
+        change_tensors(folder, lambda tensors, head=head: tensors.update({"lm_head.weight": head}))
+        refuse(folder, message)
+
+
+@pytest.mark.parametrize("kind", ["single", "sharded"])
+@pytest.mark.parametrize("size", [0, 5, 100, -1])
+def test_truncated_file(model, kind, size):
+    file = sorted((model / kind).glob("*.safetensors"))[-1]
+    data = file.read_bytes()
+    file.write_bytes(data[:size])
+    refuse(model / kind, re.escape(str(file)), "is truncated", "download it again")
+
+
+def test_trailing_bytes(model):
+    with (model / "single" / "model.safetensors").open("ab") as stream:
+        stream.write(b"x")
+    refuse(model / "single", r"model.safetensors is corrupt: it has \d+ bytes where its header describes \d+")
+
+
+def test_git_lfs_pointer(model):
+    text = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
+    (model / "single" / "model.safetensors").write_text(text)
+    refuse(model / "single", r"is a Git LFS pointer", r"git lfs pull")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda text: "{" + text[2:], "header is not JSON"),
+        (lambda text: b"\xff" + text.encode()[1:], "header is not JSON"),
+        (lambda text: "[]", "header is not an object"),
+        (lambda text: '{"model.norm.weight": 3}', "entry of tensor model.norm.weight is malformed"),
+        (
+            lambda text: text.replace(
+                '{"', '{"model.norm.weight":{"dtype":"F32","shape":[0],"data_offsets":[0,0]},"', 1
+            ),
+            "holds tensor model.norm.weight twice",
+        ),
+    ],
+)
+def test_corrupt_header(model, change, message):
+    file = model / "single" / "model.safetensors"
+    change_header(file, change)
+    refuse(model / "single", re.escape(str(file)), message)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"shape": [-48]}, "malformed"),
+        ({"shape": [48.0]}, "malformed"),
+        ({"shape": [True]}, "malformed"),
+        ({"dtype": 32}, "malformed"),
+        ({"data_offsets": [0]}, "malformed"),
+        ({"data_offsets": [192, 0]}, "is said to take -192 bytes"),
+        ({"shape": [49]}, r"of F32 \[49\] is said to take 192 bytes"),
+        # Overlapping another tensor, or reaching out of the file.
+        ({"data_offsets": [0, 192]}, r"starts at byte \d+ instead of \d+"),
+        ({"data_offsets": [10**12, 10**12 + 192]}, r"starts at byte \d+ instead of \d+"),
+    ],
+)
+def test_corrupt_entry(model, fields, message):
+    file = model / "single" / "model.safetensors"
+    change_entry(file, "model.norm.weight", **fields)
+    refuse(model / "single", re.escape(str(file)), "model.norm.weight|starts at", message)
+
+
+def test_header_longer_than_the_format_allows(model, monkeypatch):
+    monkeypatch.setattr(tensor_files, "MAX_HEADER_BYTES", 64)
+    refuse(model / "single", r"is corrupt: its header claims \d+ bytes")
+
+
+def test_missing_shard(model):
+    file = shards(model / "sharded")[1]
+    file.unlink()
+    refuse(model / "sharded", re.escape(str(file)), "is missing")
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "../single/model.safetensors",
+        "/etc/passwd",
+        "sub/model.safetensors",
+        "..\\model.safetensors",
+        "C:model.safetensors",
+        "..",
+        "",
+        "model.bin",
+        7,
+    ],
+)
+def test_index_that_leaves_the_folder(model, place):
+    change_index(model / "sharded", lambda places: places.update({"model.norm.weight": place}))
+    refuse(model / "sharded", "tensor model.norm.weight is said to lie in", "only .safetensors files of the folder")
+
+
+def test_index_and_shards_disagree(model):
+    folder = model / "sharded"
+    names = json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"]
+    other = next(file for file in names.values() if file != names["model.norm.weight"])
+    change_index(folder, lambda places: places.update({"model.norm.weight": other}))
+    refuse(folder, f"{other} lacks tensor model.norm.weight")
+    change_index(folder, lambda places: places.pop("model.norm.weight"))
+    refuse(folder, "holds tensor model.norm.weight, which .* does not list")
+
+
+def test_tensor_in_two_shards(model):
+    folder = model / "sharded"
+    first, last = shards(folder)[0], shards(folder)[-1]
+    tensors = load_file(last)
+    name, tensor = next(iter(load_file(first).items()))
+    save_file(tensors | {name: tensor}, last)
+    refuse(folder, f"tensor {name} is in both {first.name} and {last.name}")
+
+
+@pytest.mark.parametrize("text", ["{}", '{"weight_map": []}', '{"weight_map": {}}'])
+def test_index_without_a_map(model, text):
+    (model / "sharded" / "model.safetensors.index.json").write_text(text)
+    refuse(model / "sharded", "has no weight_map")
+
+
+def test_index_and_single_file(model):
+    shutil.copy(model / "single" / "model.safetensors", model / "sharded")
+    refuse(model / "sharded", "holds both model.safetensors and model.safetensors.index.json")
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "pytorch_model-00001-of-00002.bin", "consolidated.00.pth"])
+def test_pickles_are_never_executed(model, name, tmp_path):
+    class Bomb:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "exploded"), "w"))
+
+    folder = model / "single"
+    (folder / "model.safetensors").unlink()
+    torch.save({"model.norm.weight": Bomb()}, folder / name)
+    refuse(folder, "as a pickle", "convert it with `safetensors`")
+    assert not (tmp_path / "exploded").exists()
+
+
+def test_no_weights(model):
+    (model / "single" / "model.safetensors").unlink()
+    refuse(model / "single", "holds no weights: it needs model.safetensors, or model.safetensors.index.json")

@@ -1,0 +1,100 @@
+"""Chunked causal attention against dense attention in float64 NumPy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rope_jax.model.attention import cached_attention, causal_attention
+
+
+def dense(query, key, value, allowed):
+    """Softmax attention by definition, float64: `[B, T, H, D]` from a mask `[B, T, S]`."""
+    query, key, value = (np.asarray(x, np.float64) for x in (query, key, value))
+    group = query.shape[2] // key.shape[2]
+    key, value = np.repeat(key, group, axis=2), np.repeat(value, group, axis=2)
+    scores = np.einsum("bthd,bshd->bhts", query, key) / np.sqrt(query.shape[-1])
+    scores = np.where(allowed[:, None], scores, -np.inf)
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    return np.einsum("bhts,bshd->bthd", weights / weights.sum(-1, keepdims=True), value)
+
+
+def random_inputs(rows, length, heads, kv_heads, head_dim=8, seed=0):
+    rng = np.random.default_rng(seed)
+    shapes = [(rows, length, n, head_dim) for n in (heads, kv_heads, kv_heads)]
+    return [2 * rng.normal(size=shape).astype(np.float32) for shape in shapes]
+
+
+def random_segments(rows, length, seed=0):
+    # Ids are not in order, so that equality is what counts; a zero among them is a document like any other.
+    rng = np.random.default_rng(seed)
+    cuts = rng.random((rows, length)) < 0.1
+    return np.take(np.array([3, 0, 7, 1, 5] * 40), np.cumsum(cuts, axis=1)).astype(np.int32)
+
+
+@pytest.mark.parametrize("kv_heads", [4, 2, 1])
+@pytest.mark.parametrize(
+    ("length", "chunk"),
+    # One chunk; no divisor; one query over; one query at a time; more chunks than groups, in uneven groups.
+    [(37, 64), (37, 8), (33, 32), (5, 1), (83, 4)],
+)
+def test_equals_dense_attention(length, chunk, kv_heads):
+    query, key, value = random_inputs(2, length, 4, kv_heads)
+    segments = random_segments(2, length)
+    causal = np.tril(np.ones((length, length), bool))
+    allowed = causal[None] & (segments[:, :, None] == segments[:, None, :])
+    # float32 sums over at most 83 terms of order 1 to 10.
+    np.testing.assert_allclose(
+        jax.jit(causal_attention, static_argnums=4)(query, key, value, segments, chunk),
+        dense(query, key, value, allowed),
+        atol=2e-6,
+        rtol=2e-5,
+    )
+
+
+def test_gradients_do_not_depend_on_the_chunk():
+    inputs = random_inputs(1, 19, 2, 1)
+    segments = random_segments(1, 19)
+    weights = np.random.default_rng(1).normal(size=inputs[0].shape).astype(np.float32)
+
+    def gradients(chunk):
+        return jax.jit(
+            jax.grad(
+                lambda query, key, value: (causal_attention(query, key, value, segments, chunk) * weights).sum(),
+                argnums=(0, 1, 2),
+            )
+        )(*inputs)
+
+    for chunked, whole in zip(gradients(4), gradients(32)):
+        np.testing.assert_allclose(chunked, whole, atol=2e-5, rtol=2e-4)
+
+
+def test_masked_keys_do_not_leak_through_large_values():
+    query, key, value = random_inputs(1, 12, 1, 1)
+    segments = np.repeat([[1, 2]], 6, axis=1)
+    value = value.copy()
+    before = causal_attention(query, key, value, segments, 5)
+    value[:, :6] = 1e30
+    key = key.copy()
+    key[:, :6] = 1e4
+    np.testing.assert_array_equal(causal_attention(query, key, value, segments, 5)[:, 6:], before[:, 6:])
+
+
+def test_cached_attention_reads_up_to_each_position():
+    query, key, value = random_inputs(2, 16, 4, 2)
+    positions = np.array([[3, 4, 5], [9, 10, 11]], np.int32)
+    allowed = np.arange(16)[None, None, :] <= positions[:, :, None]
+    key[:, 12:], value[:, 12:] = 1e9, 1e30  # slots nobody has written
+    expected = dense(query[:, :3], key, value, allowed)
+    np.testing.assert_allclose(cached_attention(query[:, :3], key, value, positions), expected, atol=2e-6, rtol=2e-5)
+
+
+def test_bfloat16_keeps_scores_in_float32():
+    query, key, value = (jnp.asarray(x, jnp.bfloat16) for x in random_inputs(1, 40, 2, 2))
+    ones = np.ones((1, 40), np.int32)
+    out = causal_attention(query, key, value, ones, 16)
+    assert out.dtype == jnp.bfloat16
+    causal = np.tril(np.ones((1, 40, 40), bool))
+    # Weights and outputs round to 8 bits, so 2^-8 of values of order 5; scores of order 30 in bfloat16 would be
+    # off by 0.1, and the result by as much.
+    np.testing.assert_allclose(np.asarray(out, np.float64), dense(query, key, value, causal), atol=0.04)
