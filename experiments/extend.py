@@ -170,6 +170,12 @@ def prepare(config: ConfigDict, folder: Path) -> Run:
         model = settings.pretrained_model(config, tokenizer)
         own, dtype = identity(model.head_dim), "float32"
     extension = settings.extension(config, model, own)
+    methods = settings.methods(config)
+    if methods[0] == "explicit" and np.ndim(extension.factors) == 2:
+        raise InputError(
+            "config.rope.factors holds a vector per layer, which no stock config.json can say, so that it cannot be "
+            "exported: give one vector, or name the method in config.compare and export another"
+        )
     tuning = settings.fine_tuning(config, extension.target)
 
     mesh = make_mesh(**config.mesh)
@@ -200,7 +206,6 @@ def prepare(config: ConfigDict, folder: Path) -> Run:
     check_suite(suite, tokenizer)
 
     workdir.claim(folder, config)
-    methods = settings.methods(config)
     workdir.check_disk(folder, workdir.needed_bytes(folder, parameters(model), methods, tuning.keep))
     if config.data.name != "python_stdlib" and not config.data.path:
         raise InputError("config.data.path is empty: name the folder of texts to fine-tune and measure on")

@@ -53,19 +53,19 @@ def identity(head_dim: int) -> ScaleVector:
     return ScaleVector.create(np.ones(head_dim // 2, np.float32))
 
 
-def frequencies(base: float, head_dim: int) -> np.ndarray:
-    """Rotary frequencies `theta_i = base^(-2i/d)` (RoFormer, arXiv 2104.09864, section 3.2.2).
+def periods(base: float, head_dim: int) -> np.ndarray:
+    """Positions per radian of each pair: `base^(2i/d)`, the inverse of `frequencies`.
 
-    The float32 roundings follow Hugging Face's `1 / base ** (arange(0, d, 2) / d)`, because the model that is
-    extended was trained with, and will be served with, those. They are taken on the host, so that every
-    backend gets the same numbers.
+    The float32 roundings are those of Hugging Face's `base ** (arange(0, d, 2) / d)`, because the model that is
+    extended was trained with, and will be served with, those. They are taken on the host, so that every backend
+    gets the same numbers.
 
     Args:
         base: rotary base, greater than 1.
         head_dim: head dimension d, even.
 
     Returns:
-        float32 `[d/2]`, radians per position, decreasing from 1.
+        float32 `[d/2]`, increasing from 1.
 
     Raises:
         InputError: if `head_dim` is not a positive even number or `base` is not above 1.
@@ -77,24 +77,41 @@ def frequencies(base: float, head_dim: int) -> np.ndarray:
     if not base > 1:
         raise InputError(f"rope.base is {base}: it must be above 1 (LLaMA2 uses 10000)")
     exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
-    return np.float32(1) / (float(base) ** exponents.astype(np.float64)).astype(np.float32)
+    return (float(base) ** exponents.astype(np.float64)).astype(np.float32)
 
 
-def phases(positions: jax.Array, theta: jax.Array, factors: jax.Array) -> jax.Array:
+def frequencies(base: float, head_dim: int) -> np.ndarray:
+    """Rotary frequencies `theta_i = base^(-2i/d)` (RoFormer, arXiv 2104.09864, section 3.2.2).
+
+    Args:
+        base: rotary base, greater than 1.
+        head_dim: head dimension d, even.
+
+    Returns:
+        float32 `[d/2]`, radians per position, decreasing from 1; see `periods` for their rounding.
+
+    Raises:
+        InputError: as `periods`.
+    """
+    return np.float32(1) / periods(base, head_dim)
+
+
+def phases(positions: jax.Array, period: jax.Array, factors: jax.Array) -> jax.Array:
     """Rotary angles `m * theta_i / f_i`, not reduced modulo 2 pi.
 
     A broadcast multiply in float32: a matmul would run in bfloat16 on TPU, and a bfloat16 frequency is off by
-    whole turns at 16k.
+    whole turns at 16k. The order of operations, `m * (1 / (f * period))`, is that of Hugging Face's `longrope`, so
+    that an exported vector turns to the same bits there.
 
     Args:
         positions: integer `[...]` token positions m.
-        theta: float32 `[D/2]` frequencies, radians per position.
+        period: float32 `[D/2]` from `periods`, positions per radian.
         factors: float32 `[D/2]` scale factors.
 
     Returns:
         float32 `[..., D/2]`, radians.
     """
-    return positions.astype(jnp.float32)[..., None] * (theta / factors).astype(jnp.float32)
+    return positions.astype(jnp.float32)[..., None] * (1.0 / (factors * period)).astype(jnp.float32)
 
 
 def rotate(x: jax.Array, angles: jax.Array, attention_factor: jax.Array) -> jax.Array:

@@ -1,0 +1,94 @@
+"""The configs that ship: the paper's recipe, and that each builds what the library takes."""
+
+import importlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import settings
+from rope_jax.errors import InputError
+from rope_jax.model.config import LlamaConfig
+from rope_jax.model.llama import abstract_params
+from rope_jax.rope.embedding import ScaleVector, identity
+from rope_jax.rope.methods import solve_method
+from rope_jax.training.state import create_state, make_optimizer
+from rope_jax.training.step import train_step
+
+LLAMA2_7B = LlamaConfig(32000, 4096, 11008, 32, 32, 32, 128)
+LLAMA2_13B = LlamaConfig(32000, 5120, 13824, 40, 40, 40, 128)
+
+PAPER = [
+    ("llama2_8k", LLAMA2_7B, 8192, 80, 1000),
+    ("llama2_16k", LLAMA2_7B, 16384, 64, 500),
+    ("llama2_13b_8k", LLAMA2_13B, 8192, 80, 1000),
+    ("llama2_13b_16k", LLAMA2_13B, 16384, 64, 500),
+]
+
+
+def load(name):
+    return importlib.import_module(f"configs.{name}").get_config()
+
+
+@pytest.mark.parametrize(("name", "model", "target", "n_hat", "steps"), PAPER)
+def test_paper_recipe(name, model, target, n_hat, steps):
+    """arXiv 2410.01490, section 4.1."""
+    config = load(name)
+    model = settings.computed(config, model)
+    extension = settings.extension(config, model, identity(128))
+    assert (extension.original, extension.target, extension.intervals) == (4096, target, 360)
+    assert solve_method(config.rope.method, extension).interpolated_dimensions == n_hat
+    tuning = settings.fine_tuning(config, extension.target)
+    assert (tuning.optimizer.steps, tuning.global_batch, tuning.length) == (steps, 64, target)
+    o = tuning.optimizer
+    assert (o.learning_rate, o.schedule, o.warmup_steps) == (2e-5, "constant", 0)
+    assert (o.b1, o.b2, o.weight_decay, o.clip_norm) == (0.9, 0.999, 0, 0)
+
+
+@pytest.mark.parametrize(("name", "model"), [(name, model) for name, model, *_ in PAPER[::2]])
+def test_full_size_step_has_consistent_shapes(name, model):
+    """The real train step on abstract arrays: every shape and dtype of LLaMA2, no memory."""
+    config = load(name)
+    model = settings.computed(config, model)
+    tuning = settings.fine_tuning(config, config.context.target)
+    params = abstract_params(model)
+    count = sum(leaf.size for leaf in jax.tree.leaves(params))
+    assert count == {4096: 6_738_415_616, 5120: 13_015_864_320}[model.hidden_size]  # as published
+    optimizer = make_optimizer(tuning.optimizer)
+    state = jax.eval_shape(lambda p: create_state(p, optimizer), params)
+    rows = jax.ShapeDtypeStruct((tuning.accumulation, tuning.global_batch // tuning.accumulation, 8192), jnp.int32)
+    batch = dict.fromkeys(("tokens", "segment_ids", "positions"), rows)
+    after, metrics = jax.eval_shape(
+        lambda s, b: train_step(
+            s, b, ScaleVector.create(np.ones(64)), config=model, optimizer=optimizer, loss_chunk=tuning.loss_chunk
+        ),
+        state,
+        batch,
+    )
+    assert jax.tree.map(lambda a: (a.shape, a.dtype), after) == jax.tree.map(lambda a: (a.shape, a.dtype), state)
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(after.params))
+    assert metrics["loss"].shape == ()
+
+
+def test_local_takes_everything_from_the_model():
+    config = load("local")
+    model = LlamaConfig(1000, 64, 128, 2, 4, 2, 16, rope_base=500000.0, context=2048)
+    extension = settings.extension(config, model, identity(16))
+    assert (extension.base, extension.head_dim, extension.original, extension.target) == (500000.0, 16, 2048, 4096)
+
+
+def test_explicit_factors_come_from_a_file(tmp_path):
+    config = load("local")
+    config.rope.method = "explicit"
+    config.rope.factors = str(tmp_path / "factors.json")
+    model = LlamaConfig(1000, 64, 128, 2, 4, 2, 16)
+    (tmp_path / "factors.json").write_text("[1, 1, 1, 1, 1.5, 2, 2, 2]")
+    extension = settings.extension(config, model, identity(16))
+    np.testing.assert_array_equal(solve_method("explicit", extension).scale.factors, [1, 1, 1, 1, 1.5, 2, 2, 2])
+    (tmp_path / "factors.json").write_text("[1, 1, 1]")
+    with pytest.raises(InputError, match=r"rope\.factors has shape \[3\]"):
+        settings.extension(config, model, identity(16))
+    (tmp_path / "factors.json").write_text('{"factors": []}')
+    with pytest.raises(InputError, match="must hold a list of numbers"):
+        settings.extension(config, model, identity(16))

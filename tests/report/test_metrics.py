@@ -1,0 +1,42 @@
+"""Metrics on disk survive crashes and resumes."""
+
+import json
+
+import pytest
+
+from rope_jax.report.files import read_json, write_json
+from rope_jax.report.metrics import MetricsWriter, read_metrics
+
+
+def steps(folder):
+    return [row["step"] for row in read_metrics(folder / "metrics.jsonl")]
+
+
+def test_resumed_steps_stand_once(tmp_path):
+    with MetricsWriter(tmp_path, 0) as metrics:
+        for step in range(1, 6):
+            metrics.write(step, {"loss": 1.0 / step})
+    with MetricsWriter(tmp_path, 3) as metrics:
+        assert steps(tmp_path) == [1, 2, 3]
+        metrics.write(4, {"loss": 0.5})
+    assert steps(tmp_path) == [1, 2, 3, 4]
+    assert list((tmp_path / "tensorboard").glob("events.*"))
+
+
+def test_line_cut_short_by_a_crash_is_left_out(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(json.dumps({"step": 1, "loss": 2.0}) + '\n{"step": 2, "lo')
+    assert steps(tmp_path) == [1]
+    with MetricsWriter(tmp_path, 1) as metrics:
+        metrics.write(2, {"loss": 1.5})
+    assert steps(tmp_path) == [1, 2]
+
+
+def test_json_is_replaced_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "results.json"
+    write_json(path, {"a": 1})
+    with pytest.raises(TypeError):
+        write_json(path, {"a": object()})
+    assert read_json(path) == {"a": 1}
+    assert [file.name for file in tmp_path.iterdir()] == ["results.json"]
+    assert read_json(tmp_path / "absent.json") is None
