@@ -14,11 +14,11 @@ def get_config() -> ConfigDict:
     config.model = ConfigDict()
     # A Hugging Face folder, or the id of one on the hub. Empty: pre-train a small model first (`pretrain`).
     config.model.path = ""
-    config.model.dtype = "bfloat16"  # of matrix products
+    config.model.dtype = "auto"  # of matrix products: bfloat16, but float32 on a CPU, which emulates bfloat16
     config.model.param_dtype = "float32"  # of the master weights while training
     config.model.remat = True  # recompute blocks in the backward pass
     config.model.scan_unroll = 1  # blocks per iteration of the scan over layers
-    config.model.attention_chunk = 512  # queries at a time
+    config.model.attention_chunk = 0  # queries at a time; 0: 128 on a CPU, whose caches are small, else 512
 
     config.rope = ConfigDict()
     config.rope.method = "dprope"  # trained and exported
@@ -55,6 +55,7 @@ def get_config() -> ConfigDict:
     config.eval.split = "validation"
     config.eval.max_tokens = 1_000_000  # of the split, for perplexity
     config.eval.position_tokens = 1_000_000  # of the split, for perplexity by position
+    config.eval.document_tokens = 0  # of each document at most, so that more documents are covered; 0: all
     config.eval.stride = 256
     config.eval.batch = 8
     config.eval.passkey_lengths = ()  # empty: the original and the target context

@@ -13,7 +13,6 @@ def get_config():
     config.model.dtype = "float32"
     config.model.remat = False
     config.model.scan_unroll = 4
-    config.model.attention_chunk = 128
     config.rope.base = 10000.0
     config.rope.head_dim = 32
     config.compare = ("extrapolation", "pi", "yarn")
@@ -37,6 +36,7 @@ def get_config():
 
     config.eval.max_tokens = 40_000
     config.eval.position_tokens = 100_000
+    config.eval.document_tokens = 2_048
     config.eval.batch = 32
     config.eval.passkey_new_tokens = 8  # bytes; a key has five
     config.eval.passkey_lengths = (512,)  # the prompt itself does not fit into 128 bytes

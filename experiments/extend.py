@@ -366,7 +366,7 @@ def evaluation_texts(run: Run) -> EvaluationTexts:
     e = run.config.eval
     source = run.splits[e.split]
     most = max(e.max_tokens, e.position_tokens)
-    documents = [ids for _, ids in token_documents(source, run.tokenizer, most)]
+    documents = [ids for _, ids in token_documents(source, run.tokenizer, most, e.document_tokens or None)]
     sliding = first_tokens(documents, e.max_tokens)
     return EvaluationTexts(
         sliding=sliding,

@@ -6,6 +6,7 @@ import dataclasses
 import json
 from pathlib import Path
 
+import jax
 from ml_collections import ConfigDict
 
 from rope_jax.data.tokenizer import Tokenizer
@@ -67,13 +68,15 @@ def pretrained_model(config: ConfigDict, tokenizer: Tokenizer) -> LlamaConfig:
 def computed(config: ConfigDict, model: LlamaConfig) -> LlamaConfig:
     """A model's shape with the run's way of computing it."""
     m = config.model
+    cpu = jax.default_backend() == "cpu"
+    dtype = ("float32" if cpu else "bfloat16") if m.dtype == "auto" else m.dtype
     return dataclasses.replace(
         model,
-        dtype=m.dtype,
+        dtype=dtype,
         param_dtype=m.param_dtype,
         remat=m.remat,
         scan_unroll=m.scan_unroll,
-        attention_chunk=m.attention_chunk,
+        attention_chunk=m.attention_chunk or (128 if cpu else 512),
     )
 
 

@@ -147,13 +147,16 @@ def training_batches(
     return TrainingBatches(iter(rows.batch(batch_size, drop_remainder=True)), description)
 
 
-def token_documents(source: Source, tokenizer: Tokenizer, max_tokens: int) -> list[tuple[str, np.ndarray]]:
+def token_documents(
+    source: Source, tokenizer: Tokenizer, max_tokens: int, per_document: int | None = None
+) -> list[tuple[str, np.ndarray]]:
     """Documents for evaluation: the first of a split, up to a number of tokens in all.
 
     Args:
         source: the documents.
         tokenizer: applied without special tokens.
         max_tokens: budget; the document that exceeds it is cut, and no further one is read.
+        per_document: tokens kept of each document at most, so that a budget covers more of them; None keeps all.
 
     Returns:
         Id and int32 `[tokens]` of each document, in the order of `source`.
@@ -167,7 +170,7 @@ def token_documents(source: Source, tokenizer: Tokenizer, max_tokens: int) -> li
     left = max_tokens
     for index in range(len(source)):
         document = source[index]
-        tokens = tokenizer.encode(document["text"])[:left]
+        tokens = tokenizer.encode(document["text"])[:per_document][:left]
         if len(tokens):
             documents.append((document["id"], tokens))
             left -= len(tokens)

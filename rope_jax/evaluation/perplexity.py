@@ -250,7 +250,8 @@ def position_edges(window: int, context: int | None = None) -> tuple[int, ...]:
 
     Args:
         window: tokens of a window.
-        context: tokens the model was pre-trained on; buckets an eighth of it wide run from half to twice it.
+        context: tokens the model was pre-trained on; buckets an eighth of it wide run from half to twice it, and
+            buckets half of it wide beyond.
 
     Returns:
         Ascending, from 1 to `window`.
@@ -258,6 +259,7 @@ def position_edges(window: int, context: int | None = None) -> tuple[int, ...]:
     edges = {2**k for k in range(window.bit_length())}
     if context is not None:
         edges |= {context * eighths // 8 for eighths in range(4, 17)}
+        edges |= set(range(2 * context, window, max(context // 2, 1)))
     return (*sorted(edge for edge in edges if 1 <= edge < window), window)
 
 
