@@ -27,11 +27,10 @@ os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 import flax.linen as nn
 import jax
 import numpy as np
-from absl import app, flags, logging
 from jax.sharding import Mesh
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
-from experiments import settings, workdir
+from experiments import cli, settings, workdir
 from experiments.progress import bar, say, training_bar
 from rope_jax.data.corpus import open_corpus
 from rope_jax.data.pipeline import token_documents, training_batches
@@ -47,13 +46,10 @@ from rope_jax.report.metrics import MetricsWriter, read_metrics
 from rope_jax.report.page import write_page
 from rope_jax.rope.embedding import ScaleVector, identity
 from rope_jax.rope.methods import Extension, solve_method
-from rope_jax.training.loop import NonFiniteLoss, TrainConfig, train
+from rope_jax.training.loop import TrainConfig, train
 from rope_jax.training.sharding import check_batch, make_mesh, param_shardings
 
 TINY = Path(__file__).resolve().parents[1] / "configs" / "tiny.py"
-
-config_flags.DEFINE_config_file("config", str(TINY), "The run: a file of configs/.", lock_config=True)
-flags.DEFINE_string("workdir", "", "Folder of the run; default runs/<name of the config file>.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,23 +85,6 @@ class Run:
     tuning: TrainConfig
     suite: SuiteConfig
     mesh: Mesh
-
-
-def main(argv: list[str]) -> None:
-    if argv[1:]:
-        raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
-    logging.set_verbosity(logging.WARNING)
-    config = flags.FLAGS.config
-    name = Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
-    folder = Path(flags.FLAGS.workdir or Path("runs") / name).resolve()
-    try:
-        extend(config, folder, name)
-    except (InputError, NonFiniteLoss) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print(f"\nstopped; the same command goes on from what {folder} holds", file=sys.stderr)
-        sys.exit(130)
 
 
 def extend(config: ConfigDict, folder: Path, name: str) -> dict:
@@ -460,4 +439,4 @@ def parameters(model: LlamaConfig) -> int:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    cli.run(extend, TINY)
