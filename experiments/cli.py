@@ -33,6 +33,8 @@ def run(experiment: Callable[[ConfigDict, Path, str], object], default_config: P
         logging.set_verbosity(logging.WARNING)
         try:
             config = flags.FLAGS.config
+            # A file that could not be loaded is only reported when a field of the config is used.
+            config.lock()
         except OSError as error:
             _stop(f"--config: {' '.join(str(error).split())}", 2)
         name = Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
