@@ -391,8 +391,7 @@ def _check_allowed(path, raw):
                 key,
                 value,
                 "this key is not understood and might change what the model computes; use a model without "
-                "it, or "
-                "remove it if it is known to change nothing",
+                "it, or remove it if it is known to change nothing",
             )
         allowed = HARMLESS_VALUES[key]
         # A JSON true equals 1 in Python; only a number may stand for a number.
@@ -551,11 +550,9 @@ def _scale_vector(path, key, block, base, head_dim, context, original) -> ScaleV
             short, long = block["short_factor"], block["long_factor"]
             if short != long:
                 raise InputError(
-                    f"{path}: {key}.short_factor and {key}.long_factor differ: such a model switches "
-                    "frequencies "
+                    f"{path}: {key}.short_factor and {key}.long_factor differ: such a model switches frequencies "
                     "at its original length, which one scale vector cannot say and which corrupts a LLaMA's "
-                    "key "
-                    "cache; set both to the list that you want at every length"
+                    "key cache; set both to the list that you want at every length"
                 )
             if "attention_factor" in block:
                 attention_factor = number("attention_factor")

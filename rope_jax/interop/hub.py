@@ -64,15 +64,13 @@ def resolve_model(path: str | Path, revision: str | None = None) -> Path:
         state = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "the Hub cannot be reached"
         raise InputError(
             f"config.model.path is {path}: there is no such folder, the local Hugging Face cache does not "
-            "hold it, "
-            f"and {state}; give a folder, or connect and run again"
+            f"hold it, and {state}; give a folder, or connect and run again"
         ) from None
     except (HfHubHTTPError, HFValidationError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(
             f"config.model.path is {path}: there is no such folder, and the Hugging Face Hub does not give "
-            "it out "
-            f"({reason}); check the name, and for a gated model accept its terms and run `hf auth login`"
+            f"it out ({reason}); check the name, and for a gated model accept its terms and run `hf auth login`"
         ) from None
     except OSError as error:
         raise InputError(

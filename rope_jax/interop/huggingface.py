@@ -62,13 +62,14 @@ def check_model(folder: str | Path) -> SourceConfig:
         folder: model folder (see `resolve_model`).
 
     Returns:
-        What its `config.json` says.
+        What its `config.json` says, `param_dtype` being that of the tensors, the widest if they differ.
 
     Raises:
         InputError: for everything that `read_model` would refuse, apart from values that a narrower
             `param_dtype` cannot hold.
     """
-    return _inspect(Path(folder))[0]
+    source, tensors = _inspect(Path(folder))
+    return dataclasses.replace(source, config=dataclasses.replace(source.config, param_dtype=_widest(tensors)))
 
 
 def read_model(folder: str | Path, shardings=None, param_dtype: str | None = None) -> HuggingFaceModel:
@@ -95,7 +96,7 @@ def read_model(folder: str | Path, shardings=None, param_dtype: str | None = Non
     if param_dtype is not None:
         _check_dtype("param_dtype", param_dtype)
     found = {name: DTYPES[tensor.dtype].name for name, tensor in tensors.items()}
-    source_dtype = next(iter(found.values())) if len(set(found.values())) == 1 else "float32"
+    source_dtype = _widest(tensors)
     if param_dtype is None and len(set(found.values())) > 1:
         examples = ", ".join(
             f"{next(name for name in found if found[name] == dtype)} is {dtype}"
@@ -244,15 +245,13 @@ def _inspect(folder: Path) -> tuple[SourceConfig, dict[str, StoredTensor]]:
     if missing:
         hint = "; set tie_word_embeddings to true if this model has no head" if missing == [HEAD.name] else ""
         raise InputError(
-            f"{folder} lacks {_listed(missing)}: config.json and weights do not belong together, or the "
-            "download"
+            f"{folder} lacks {_listed(missing)}: config.json and weights do not belong together, or the download"
             f" is incomplete{hint}"
         )
     if unexpected:
         raise InputError(
             f"{folder} holds {_listed(unexpected)}, which a LLaMA of its config.json has not: config.json "
-            "and "
-            "weights do not belong together, or the model is of another architecture"
+            "and weights do not belong together, or the model is of another architecture"
         )
     for name, weight in expected.items():
         _check_header(found[name], weight.stored_shape(config))
@@ -262,18 +261,22 @@ def _inspect(folder: Path) -> tuple[SourceConfig, dict[str, StoredTensor]]:
     return source, {name: found[name] for name in expected}
 
 
+def _widest(tensors: dict[str, StoredTensor]) -> str:
+    found = {DTYPES[tensor.dtype].name for tensor in tensors.values()}
+    # Of two half precisions, neither holds the values of the other.
+    return found.pop() if len(found) == 1 else "float32"
+
+
 def _check_header(tensor, shape):
     if tensor.shape != shape:
         raise InputError(
             f"{tensor.file}: {tensor.name} has shape {list(tensor.shape)} where config.json asks for "
-            f"{list(shape)}: "
-            "config.json and weights do not belong together"
+            f"{list(shape)}: config.json and weights do not belong together"
         )
     if tensor.dtype not in DTYPES:
         raise InputError(
             f"{tensor.file}: {tensor.name} is {tensor.dtype} where one of {', '.join(DTYPES)} is expected: "
-            "use the "
-            "unquantised weights"
+            "use the unquantised weights"
         )
 
 
@@ -359,8 +362,7 @@ def _one_vector(rope: ScaleVector, config: LlamaConfig) -> tuple[np.ndarray, flo
     if factors.shape == (config.num_layers, pairs):
         raise InputError(
             "rope.factors differ from layer to layer, which no stock config.json can say: export one vector "
-            "for "
-            "the whole model"
+            "for the whole model"
         )
     if factors.shape != (pairs,):
         raise InputError(f"rope.factors has shape {list(factors.shape)}: this model needs [{pairs}]")
@@ -377,8 +379,7 @@ def _check_context(context, config):
     if config.hidden_size % config.num_heads:
         raise InputError(
             f"model.hidden_size is {config.hidden_size} and model.num_heads {config.num_heads}: transformers "
-            "loads "
-            "only sizes that divide, even where head_dim is given"
+            "loads only sizes that divide, even where head_dim is given"
         )
 
 
@@ -401,8 +402,7 @@ def _check_params(params, config):
         if leaf.shape != shape:
             raise InputError(
                 f"params {'/'.join(path)} has shape {list(leaf.shape)} where config asks for {list(shape)}: "
-                "give "
-                "the parameters of a model of this config"
+                "give the parameters of a model of this config"
             )
         _check_dtype(f"params {'/'.join(path)} dtype", leaf.dtype.name)
 
@@ -421,8 +421,7 @@ def _carried(source: Path, config: LlamaConfig) -> dict:
     if known.config.vocab_size != config.vocab_size:
         raise InputError(
             f"source {source} has vocab_size {known.config.vocab_size} and the model {config.vocab_size}: "
-            "give the "
-            "folder that the model was made from"
+            "give the folder that the model was made from"
         )
     return known.carried
 
@@ -438,8 +437,7 @@ def _check_space(folder: Path, need: int):
     if free < need:
         raise InputError(
             f"{folder} needs {need / 1e9:.3f} GB and {place} has {free / 1e9:.3f} GB free: free some, or "
-            "write "
-            "elsewhere"
+            "write elsewhere"
         )
 
 
@@ -498,6 +496,9 @@ def _write_atomically(folder: Path, write: Callable[[Path], None]):
     place, old = (folder.with_name(f".{folder.name}.{mark}.{end}") for end in ("new", "old"))
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
+        # What a killed export left behind is as large as the model.
+        for unfinished in folder.parent.glob(f".{folder.name}.????????.new"):
+            shutil.rmtree(unfinished, ignore_errors=True)
         place.mkdir()
         write(place)
         if os.path.lexists(folder):

@@ -97,8 +97,7 @@ def find_tensors(folder: Path) -> dict[str, StoredTensor]:
         return _find_sharded(folder, index)
     if any(folder.glob("pytorch_model*.bin")) or any(folder.glob("*.pth")):
         raise InputError(
-            f"{folder} holds its weights as a pickle (.bin or .pth), which can run code and is never loaded "
-            "here:"
+            f"{folder} holds its weights as a pickle (.bin or .pth), which can run code and is never loaded here:"
             " convert it with `safetensors`, for example transformers' save_pretrained"
         )
     raise InputError(f"{folder} holds no weights: it needs {SINGLE}, or {INDEX} and the files it names")
@@ -232,8 +231,7 @@ def _find_sharded(folder, index):
     for name, file in places.items():
         if not isinstance(file, str) or not _is_plain_name(file) or not file.endswith(".safetensors"):
             raise InputError(
-                f"{index}: tensor {name} is said to lie in {file!r}: only .safetensors files of the folder "
-                "itself"
+                f"{index}: tensor {name} is said to lie in {file!r}: only .safetensors files of the folder itself"
                 " are read; get the model from a source that you trust"
             )
     found: dict[str, StoredTensor] = {}
