@@ -1,0 +1,34 @@
+"""`configs/local.py` on a real pre-trained model and real books."""
+
+import importlib
+
+import numpy as np
+import pytest
+
+from experiments.extend import extend
+from rope_jax.interop.huggingface import check_model
+from tests.interop.stories import write_stories260k
+
+
+@pytest.mark.slow
+def test_stories260k_on_books(shared, tmp_path):
+    config = importlib.import_module("configs.local").get_config()
+    config.model.path = str(write_stories260k(shared / "data", tmp_path / "stories"))
+    config.data.path = str(shared / "data/books")
+    config.train.steps = 2
+    config.eval.max_tokens = 4_000
+    config.eval.position_tokens = 9_000
+    config.eval.passkey_trials = 8
+    config.lock()
+    results = extend(config, tmp_path / "run", "local")
+    assert list(results["methods"]) == ["dprope", "extrapolation", "pi", "yarn"]
+    for method in results["methods"].values():
+        buckets = method["after"]["by_position"]["buckets"]
+        assert buckets[-1]["end"] == 1024
+        assert np.all(np.isfinite([bucket["perplexity"] for bucket in buckets]))
+        assert method["after"]["passkey"]["lengths"] == (512, 1024)
+    # The model knows stories and reads novels: within its window it is far better than guessing 512 tokens.
+    assert results["methods"]["extrapolation"]["before"]["perplexity"]["512"]["perplexity"] < 128
+    exported = check_model(tmp_path / "run/export")
+    assert exported.config.context == 1024
+    np.testing.assert_array_equal(exported.rope.factors, np.float32(results["methods"]["dprope"]["scale"]["factors"]))
