@@ -16,4 +16,5 @@ def get_config():
     config.train.checkpoint_every = 50
     config.eval.max_tokens = 100_000
     config.eval.position_tokens = 100_000
+    config.eval.document_tokens = 20_000
     return config
