@@ -34,6 +34,7 @@ from experiments import cli, settings, workdir
 from experiments.progress import bar, say, training_bar
 from rope_jax.data.corpus import open_corpus
 from rope_jax.data.pipeline import token_documents, training_batches
+from rope_jax.data.source import TextSource
 from rope_jax.data.tokenizer import Tokenizer, load_tokenizer
 from rope_jax.errors import InputError
 from rope_jax.evaluation.suite import EvaluationTexts, SuiteConfig, check_suite, make_evaluate
@@ -65,7 +66,8 @@ class Run:
         extension: what is extended, and how disturbance is measured.
         methods: methods to compare; the first is exported.
         tokenizer: the model's.
-        splits: split name to documents.
+        documents: what is trained on.
+        texts: what is measured on.
         pretraining: the run that makes the model to extend; None if that is given.
         tuning: the fine-tuning run.
         suite: what is measured.
@@ -80,7 +82,8 @@ class Run:
     extension: Extension
     methods: tuple[str, ...]
     tokenizer: Tokenizer
-    splits: dict
+    documents: TextSource
+    texts: EvaluationTexts
     pretraining: TrainConfig | None
     tuning: TrainConfig
     suite: SuiteConfig
@@ -182,28 +185,29 @@ def prepare(config: ConfigDict, folder: Path) -> Run:
         passkey_batch=e.passkey_batch,
         seed=config.seed,
     )
-    check_suite(suite, tokenizer)
-
-    workdir.claim(folder, config)
+    workdir.check(folder, config)
     workdir.check_disk(folder, workdir.needed_bytes(folder, parameters(model), methods, tuning.keep))
     if config.data.name != "python_stdlib" and not config.data.path:
         raise InputError("config.data.path is empty: name the folder of texts to fine-tune and measure on")
     splits = open_corpus(config.data.name, config.data.path, folder / "data")
-    splits["train"], splits[e.split]
+    texts = evaluation_texts(e, splits[e.split], tokenizer)
+    check_suite(suite, tokenizer, texts)
+    workdir.claim(folder, config)
     return Run(
-        config,
-        folder,
-        source,
-        dtype,
-        model,
-        extension,
-        methods,
-        tokenizer,
-        splits,
-        pretraining,
-        tuning,
-        suite,
-        mesh,
+        config=config,
+        folder=folder,
+        source=source,
+        source_dtype=dtype,
+        model=model,
+        extension=extension,
+        methods=methods,
+        tokenizer=tokenizer,
+        documents=splits["train"],
+        texts=texts,
+        pretraining=pretraining,
+        tuning=tuning,
+        suite=suite,
+        mesh=mesh,
     )
 
 
@@ -273,7 +277,7 @@ def evaluate_and_tune(run: Run, vectors: dict[str, ScaleVector]) -> dict[str, di
     def base():
         return read_model(run.source, shardings, run.model.param_dtype).params
 
-    evaluate = make_evaluate(run.model, run.suite, run.tokenizer, evaluation_texts(run), run.mesh, bar)
+    evaluate = make_evaluate(run.model, run.suite, run.tokenizer, run.texts, run.mesh, bar)
 
     say("measuring the model as it is, under each scale vector")
     waiting = [method for method in run.methods if not done(method, "before")]
@@ -313,7 +317,7 @@ def fit(run: Run, rope: ScaleVector, training: TrainConfig, initial: Callable, f
         The trained parameters.
     """
     batches = training_batches(
-        run.splits["train"],
+        run.documents,
         run.tokenizer,
         training.global_batch // jax.process_count(),
         training.length,
@@ -340,17 +344,24 @@ def fit(run: Run, rope: ScaleVector, training: TrainConfig, initial: Callable, f
     return train(run.model, rope, training, run.mesh, initial, batches, folder / "checkpoints", report)
 
 
-def evaluation_texts(run: Run) -> EvaluationTexts:
-    """Tokenises the evaluation split, up to the configured numbers of tokens."""
-    e = run.config.eval
-    source = run.splits[e.split]
-    most = max(e.max_tokens, e.position_tokens)
-    documents = [ids for _, ids in token_documents(source, run.tokenizer, most, e.document_tokens or None)]
-    sliding = first_tokens(documents, e.max_tokens)
+def evaluation_texts(fields: ConfigDict, source: TextSource, tokenizer: Tokenizer) -> EvaluationTexts:
+    """Tokenises a split, up to the configured numbers of tokens.
+
+    Args:
+        fields: `config.eval`.
+        source: the split's documents.
+        tokenizer: the model's.
+
+    Returns:
+        The documents for both perplexities.
+    """
+    most = max(fields.max_tokens, fields.position_tokens)
+    documents = [ids for _, ids in token_documents(source, tokenizer, most, fields.document_tokens or None)]
+    sliding = first_tokens(documents, fields.max_tokens)
     return EvaluationTexts(
         sliding=sliding,
-        sliding_bytes=[len(run.tokenizer.decode(ids).encode()) for ids in sliding],
-        position=first_tokens(documents, e.position_tokens),
+        sliding_bytes=[len(tokenizer.decode(ids).encode()) for ids in sliding],
+        position=first_tokens(documents, fields.position_tokens),
     )
 
 

@@ -18,28 +18,26 @@ from rope_jax.report.files import read_json, write_json
 MAY_CHANGE = ("compare", "mesh")
 
 
-def claim(workdir: Path, config: ConfigDict) -> None:
-    """Makes the folder this config's, or checks that it already is.
+def check(folder: Path, config: ConfigDict) -> None:
+    """Checks that a folder can be this config's, without writing to it.
 
     Args:
-        workdir: the run's folder; created.
+        folder: the run's folder.
         config: the run's config.
 
     Raises:
-        InputError: if the folder holds a run of another config; the message names the fields.
+        InputError: if the folder holds a run of another config, naming the fields, or cannot be created.
     """
-    now = json.loads(config.to_json())
     try:
-        before = read_json(workdir / "config.json")
+        before = read_json(folder / "config.json")
+        folder.mkdir(parents=True, exist_ok=True)
     except json.JSONDecodeError as error:
-        raise InputError(f"{workdir / 'config.json'} is damaged ({error}): choose another --workdir") from error
+        raise InputError(f"{folder / 'config.json'} is damaged ({error}): choose another --workdir") from error
+    except OSError as error:
+        raise InputError(f"--workdir={folder} cannot be written to ({error.strerror}): choose another") from error
     if before is None:
-        try:
-            write_json(workdir / "config.json", now)
-        except OSError as error:
-            raise InputError(f"--workdir={workdir} cannot be written to ({error.strerror})") from error
         return
-    old, new = dict(_fields(before)), dict(_fields(now))
+    old, new = dict(_fields(before)), dict(_fields(json.loads(config.to_json())))
     differing = [
         field
         for field in sorted(old.keys() | new.keys())
@@ -49,10 +47,19 @@ def claim(workdir: Path, config: ConfigDict) -> None:
         field = differing[0]
         more = f" (and {', '.join(differing[1:])})" if differing[1:] else ""
         raise InputError(
-            f"config.{field} is {new.get(field)!r}, but the run in {workdir} has {old.get(field)!r}{more}: "
+            f"config.{field} is {new.get(field)!r}, but the run in {folder} has {old.get(field)!r}{more}: "
             "choose another --workdir, or delete that folder to start over"
         )
-    write_json(workdir / "config.json", now)
+
+
+def claim(folder: Path, config: ConfigDict) -> None:
+    """Makes a folder this config's; called once every check has passed, so that a corrected config still fits.
+
+    Args:
+        folder: the run's folder, checked.
+        config: the run's config.
+    """
+    write_json(folder / "config.json", json.loads(config.to_json()))
 
 
 def needed_bytes(folder: Path, parameters: int, methods: tuple[str, ...], keep: int) -> int:
@@ -74,20 +81,20 @@ def needed_bytes(folder: Path, parameters: int, methods: tuple[str, ...], keep: 
     return parameters * (12 * (keep * len(waiting) + bool(waiting)) + 4) if waiting else 0
 
 
-def check_disk(workdir: Path, needed: int) -> None:
+def check_disk(folder: Path, needed: int) -> None:
     """Checks that a run's files will fit.
 
     Args:
-        workdir: the run's folder.
+        folder: the run's folder.
         needed: bytes still to be written.
 
     Raises:
         InputError: if the disk has less.
     """
-    free = shutil.disk_usage(workdir).free
+    free = shutil.disk_usage(folder).free
     if free < needed:
         raise InputError(
-            f"--workdir={workdir} has {free / 1e9:.1f} GB free, and checkpoints and export need {needed / 1e9:.1f} "
+            f"--workdir={folder} has {free / 1e9:.1f} GB free, and checkpoints and export need {needed / 1e9:.1f} "
             "GB: free some, choose another --workdir, or shorten config.compare"
         )
 

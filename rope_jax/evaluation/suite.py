@@ -10,6 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from rope_jax.data.tokenizer import Tokenizer
+from rope_jax.errors import InputError
 from rope_jax.evaluation.nll import make_token_nll
 from rope_jax.evaluation.passkey import make_prompts, passkey
 from rope_jax.evaluation.perplexity import perplexity, perplexity_by_position, position_edges
@@ -64,16 +65,27 @@ class EvaluationTexts:
     position: Sequence[np.ndarray]
 
 
-def check_suite(suite: SuiteConfig, tokenizer: Tokenizer) -> None:
-    """Builds every passkey prompt once, so that a length that is too short is known before anything runs.
+def check_suite(suite: SuiteConfig, tokenizer: Tokenizer, texts: EvaluationTexts) -> None:
+    """Checks, before anything runs, that everything can be measured in the end.
 
     Args:
         suite: what is measured.
         tokenizer: the model's.
+        texts: documents to measure on.
 
     Raises:
-        InputError: naming the config field.
+        InputError: naming the config field and the fix.
     """
+    for field in ("stride", "batch", "passkey_depths", "passkey_new_tokens", "passkey_batch"):
+        if getattr(suite, field) < 1:
+            raise InputError(f"config.eval.{field} is {getattr(suite, field)}: it must be at least 1")
+    longest = max((len(document) for document in texts.position), default=0)
+    if longest + (tokenizer.bos_id is not None) < suite.target:
+        raise InputError(
+            f"config.eval.split has no document that fills a window of context.target = {suite.target} tokens: the "
+            f"longest has {longest}. Name longer texts in config.data.path, or raise config.eval.document_tokens and "
+            "config.eval.position_tokens if they cut them"
+        )
     for length in suite.passkey_lengths:
         make_prompts(
             tokenizer,

@@ -138,7 +138,7 @@ def _settle(pending, on_step) -> None:
     metrics = {name: float(value) for name, value in metrics.items()}
     if not math.isfinite(metrics["loss"]):
         raise NonFiniteLoss(
-            f"the loss is {metrics['loss']} at step {step}; checkpoints before it are kept. Lower "
-            "train.learning_rate or set train.clip_norm, then run the same command again"
+            f"the loss is {metrics['loss']} at step {step}; checkpoints before it are kept. Lower the learning rate or "
+            "clip gradients (learning_rate, clip_norm) and start over in another folder"
         )
     on_step(step, metrics)

@@ -157,6 +157,8 @@ BAD = [
     ("pretrain.warmup_steps", 9, r"config\.pretrain\.warmup_steps is 9"),
     ("pretrain.steps", 0, r"config\.pretrain\.steps is 0 and config\.model\.path is empty"),
     ("eval.passkey_trials", 5, r"eval\.passkey_lengths"),
+    ("eval.stride", 0, r"config\.eval\.stride is 0"),
+    ("eval.document_tokens", 100, r"no document that fills a window of context\.target = 128.*document_tokens"),
     ("mesh.tensor", 3, r"config\.mesh is .*there are 8"),
 ]
 
@@ -169,6 +171,14 @@ def test_bad_input_is_refused_before_anything_runs(texts, tmp_path, field, value
     with pytest.raises(InputError, match=message):
         prepare(config, tmp_path / "run")
     assert not (tmp_path / "run" / "methods").exists()
+
+
+def test_a_corrected_field_fits_the_same_folder(texts, tmp_path):
+    config = small_config("/nowhere")
+    with pytest.raises(InputError, match="does not exist"):
+        prepare(config, tmp_path / "run")
+    config.data.path = str(texts)
+    prepare(config, tmp_path / "run")
 
 
 def test_empty_text_folder(tmp_path):
