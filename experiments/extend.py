@@ -151,7 +151,7 @@ def prepare(config: ConfigDict, folder: Path) -> Run:
         tokenizer = load_tokenizer(config.pretrain.tokenizer)
         model = settings.pretrained_model(config, tokenizer)
         own, dtype = identity(model.head_dim), "float32"
-    extension = settings.extension(config, model, own)
+    extension = settings.model_extension(config, model, own)
     methods = settings.methods(config)
     if methods[0] == "explicit" and np.ndim(extension.factors) == 2:
         raise InputError(

@@ -80,7 +80,7 @@ def computed(config: ConfigDict, model: LlamaConfig) -> LlamaConfig:
     )
 
 
-def extension(config: ConfigDict, model: LlamaConfig, own: ScaleVector) -> Extension:
+def model_extension(config: ConfigDict, model: LlamaConfig, own: ScaleVector) -> Extension:
     """What is extended, from the run's fields and the model's own config.
 
     Args:
@@ -102,19 +102,41 @@ def extension(config: ConfigDict, model: LlamaConfig, own: ScaleVector) -> Exten
             raise InputError(
                 f"config.{field} is {wanted:g}, but the model's is {found:g}: set it to 0 to take the model's"
             )
-    if config.context.original < 0 or config.context.target < 0:
-        raise InputError("config.context.original and .target are token counts: neither may be negative")
     original = config.context.original or model.context
+    return extension(config, model.rope_base, model.head_dim, original, own, model.num_layers)
+
+
+def extension(
+    config: ConfigDict, base: float, head_dim: int, original: int, own: ScaleVector, layers: int | None
+) -> Extension:
+    """What is extended, from the run's fields and a geometry.
+
+    Args:
+        config: the run's config.
+        base: rotary base.
+        head_dim: head dimension D.
+        original: pre-training context, tokens.
+        own: scaling that the model's config already carries.
+        layers: layers of the model; None allows no factors per layer.
+
+    Returns:
+        The extension, checked for every method of the run.
+
+    Raises:
+        InputError: naming the field that is wrong.
+    """
+    if original < 0 or config.context.target < 0:
+        raise InputError("config.context.original and .target are token counts: neither may be negative")
     result = Extension(
-        base=model.rope_base,
-        head_dim=model.head_dim,
+        base=base,
+        head_dim=head_dim,
         own=own,
         original=original,
         target=config.context.target or 2 * original,
         intervals=config.angles.intervals,
         n_hat=config.solve.n_hat,
         threshold=config.solve.threshold,
-        layers=model.num_layers,
+        layers=layers,
         factors=_factors(config.rope.factors),
     )
     result.check(methods(config))

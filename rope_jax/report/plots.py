@@ -23,22 +23,25 @@ NAMES = {
 COLOURS = dict(zip(NAMES, ("#777777", "#E69F00", "#009E73", "#0072B2", "#D55E00", "#CC79A7", "#56B4E9"), strict=True))
 
 
-def disturbance_per_pair(path: Path, disturbance: Mapping[str, Sequence[float]]) -> None:
+def disturbance_per_pair(
+    path: Path, disturbance: Mapping[str, Sequence[float]], title: str = "Disturbance per pair"
+) -> None:
     """Disturbance of each frequency pair (the paper's figures 7 and 8).
 
     Args:
         path: PNG to write.
         disturbance: method to `[D/2]` nats.
+        title: of the picture.
     """
-    figure, axes = _figure(1)
+    figure, axes = new_figure(1)
     for method, values in disturbance.items():
-        axes[0].plot(values, marker=".", **_style(method))
+        axes[0].plot(values, marker=".", **method_style(method))
     # Values span four decades and may be zero.
     axes[0].set_yscale("symlog", linthresh=1e-3)
     axes[0].set_ylim(bottom=0)
-    axes[0].set(xlabel="frequency pair i", ylabel="disturbance D_i (nats)", title="Disturbance per pair")
+    axes[0].set(xlabel="frequency pair i (fast to slow)", ylabel="disturbance D_i (nats)", title=title)
     axes[0].legend()
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def factors_per_pair(path: Path, factors: Mapping[str, Sequence]) -> None:
@@ -48,16 +51,16 @@ def factors_per_pair(path: Path, factors: Mapping[str, Sequence]) -> None:
         path: PNG to write.
         factors: method to `[D/2]`, or `[layers, D/2]` of which the mean is drawn.
     """
-    figure, axes = _figure(1)
+    figure, axes = new_figure(1)
     for method, values in factors.items():
-        axes[0].plot(np.atleast_2d(values).mean(axis=0), marker=".", drawstyle="steps-mid", **_style(method))
+        axes[0].plot(np.atleast_2d(values).mean(axis=0), marker=".", drawstyle="steps-mid", **method_style(method))
     axes[0].set(
         xlabel="frequency pair i (fast to slow)",
         ylabel="factor f_i",
         title="Scale vector: 1 extrapolates, s interpolates",
     )
     axes[0].legend()
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def losses(path: Path, curves: Mapping[str, Sequence[Mapping[str, float]]]) -> None:
@@ -67,12 +70,12 @@ def losses(path: Path, curves: Mapping[str, Sequence[Mapping[str, float]]]) -> N
         path: PNG to write.
         curves: method to rows with `step` and `loss` (nats per token).
     """
-    figure, axes = _figure(1)
+    figure, axes = new_figure(1)
     for method, rows in curves.items():
-        axes[0].plot([row["step"] for row in rows], [row["loss"] for row in rows], **_style(method))
+        axes[0].plot([row["step"] for row in rows], [row["loss"] for row in rows], **method_style(method))
     axes[0].set(xlabel="step", ylabel="loss (nats per token)", title="Fine-tuning at the extended context")
     axes[0].legend()
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def perplexity_by_position(
@@ -86,12 +89,12 @@ def perplexity_by_position(
         after: likewise, after fine-tuning.
         original: pre-training context, tokens, drawn as a line.
     """
-    figure, axes = _figure(2, sharey=True)
+    figure, axes = new_figure(2, sharey=True)
     for axis, curves, title in zip(axes, (before, after), ("before fine-tuning", "after fine-tuning")):
         for method, curve in curves.items():
             middle = np.sqrt(np.array(curve["starts"], float) * np.array(curve["ends"]))
-            axis.plot(middle, curve["perplexity"], marker=".", **_style(method))
-            axis.fill_between(middle, curve["low"], curve["high"], color=_style(method)["color"], alpha=0.15)
+            axis.plot(middle, curve["perplexity"], marker=".", **method_style(method))
+            axis.fill_between(middle, curve["low"], curve["high"], color=method_style(method)["color"], alpha=0.15)
         axis.axvline(original, color="black", linestyle=":", linewidth=1)
         axis.text(original, 0.99, " trained up to here", transform=axis.get_xaxis_transform(), va="top", size=8)
         axis.set_xscale("log", base=2)
@@ -111,7 +114,7 @@ def perplexity_by_position(
     ]
     axes[0].set_ylim(0.85 * min(shown), 1.25 * max(shown))
     axes[0].legend()
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def passkey_grids(path: Path, grids: Mapping[str, Mapping]) -> None:
@@ -121,7 +124,7 @@ def passkey_grids(path: Path, grids: Mapping[str, Mapping]) -> None:
         path: PNG to write.
         grids: method to `{"lengths": [...], "depths": [...], "rate": [lengths][depths]}`, rates in 0 .. 1.
     """
-    figure, axes = _figure(len(grids), width=3.2, sharey=True)
+    figure, axes = new_figure(len(grids), width=3.2, sharey=True)
     for axis, (method, grid) in zip(axes, grids.items()):
         rate = np.array(grid["rate"], float).T
         axis.grid(False)
@@ -131,10 +134,11 @@ def passkey_grids(path: Path, grids: Mapping[str, Mapping]) -> None:
         axis.set(title=f"{NAMES[method]}\n{rate.mean():.0%} found", xlabel="prompt (tokens)")
     axes[0].set_ylabel("depth of the key")
     figure.colorbar(image, ax=axes, label="keys found")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
-def _style(method: str) -> dict:
+def method_style(method: str) -> dict:
+    """Label, colour and weight of a method's line, the same in every picture."""
     # DPRoPE lies on top: where methods agree it is the one that is asked about.
     ours = "dprope" in method
     return {
@@ -145,7 +149,8 @@ def _style(method: str) -> dict:
     }
 
 
-def _figure(panels: int, width: float = 5.5, **options):
+def new_figure(panels: int, width: float = 5.5, **options):
+    """A figure of panels side by side, and the array of their axes."""
     figure = Figure(figsize=(max(6.5, width * panels), 4.0), dpi=120, layout="constrained")
     axes = np.atleast_1d(figure.subplots(1, panels, **options))
     for axis in axes:
@@ -153,7 +158,7 @@ def _figure(panels: int, width: float = 5.5, **options):
     return figure, axes
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save_figure(figure: Figure, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     # Without the version in the metadata equal runs give equal files.
     with matplotlib.rc_context({"savefig.bbox": "tight"}):

@@ -36,7 +36,7 @@ def test_paper_recipe(name, model, target, n_hat, steps):
     """arXiv 2410.01490, section 4.1."""
     config = load(name)
     model = settings.computed(config, model)
-    extension = settings.extension(config, model, identity(128))
+    extension = settings.model_extension(config, model, identity(128))
     assert (extension.original, extension.target, extension.intervals) == (4096, target, 360)
     assert solve_method(config.rope.method, extension).interpolated_dimensions == n_hat
     tuning = settings.fine_tuning(config, extension.target)
@@ -74,7 +74,7 @@ def test_full_size_step_has_consistent_shapes(name, model):
 def test_local_takes_everything_from_the_model():
     config = load("local")
     model = LlamaConfig(1000, 64, 128, 2, 4, 2, 16, rope_base=500000.0, context=2048)
-    extension = settings.extension(config, model, identity(16))
+    extension = settings.model_extension(config, model, identity(16))
     assert (extension.base, extension.head_dim, extension.original, extension.target) == (500000.0, 16, 2048, 4096)
 
 
@@ -84,11 +84,11 @@ def test_explicit_factors_come_from_a_file(tmp_path):
     config.rope.factors = str(tmp_path / "factors.json")
     model = LlamaConfig(1000, 64, 128, 2, 4, 2, 16)
     (tmp_path / "factors.json").write_text("[1, 1, 1, 1, 1.5, 2, 2, 2]")
-    extension = settings.extension(config, model, identity(16))
+    extension = settings.model_extension(config, model, identity(16))
     np.testing.assert_array_equal(solve_method("explicit", extension).scale.factors, [1, 1, 1, 1, 1.5, 2, 2, 2])
     (tmp_path / "factors.json").write_text("[1, 1, 1]")
     with pytest.raises(InputError, match=r"rope\.factors has shape \[3\]"):
-        settings.extension(config, model, identity(16))
+        settings.model_extension(config, model, identity(16))
     (tmp_path / "factors.json").write_text('{"factors": []}')
     with pytest.raises(InputError, match="must hold a list of numbers"):
-        settings.extension(config, model, identity(16))
+        settings.model_extension(config, model, identity(16))
