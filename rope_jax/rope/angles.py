@@ -1,6 +1,7 @@
 """The rotary angle distribution: how often each interval of [0, 2 pi) is visited (arXiv 2410.01490, Eq. 5-7).
 
-Everything is written for one frequency pair and mapped over pairs.
+Everything is written for one frequency pair and mapped over pairs. The type of a frequency says how its angles are
+computed: a float32 is rounded as the authors' solver and a served model round, `Turns` are exact.
 """
 
 from __future__ import annotations
@@ -10,6 +11,22 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from rope_jax.rope.counting import interval_counts
+from rope_jax.rope.turns import Turns, divide
+
+
+def extended(frequency: jax.Array | Turns, factor: jax.Array) -> jax.Array | Turns:
+    """Frequency of an extended pair, `theta_i / f_i`.
+
+    Args:
+        frequency: scalar theta_i: float32, radians per position, or `Turns` per position.
+        factor: float32 scalar f_i.
+
+    Returns:
+        Of the type of `frequency`; rounded once if that is float32.
+    """
+    return divide(frequency, factor) if isinstance(frequency, Turns) else frequency / factor
 
 
 def interval_index(frequency: jax.Array, positions: jax.Array, intervals: int) -> jax.Array:
@@ -36,19 +53,22 @@ def interval_index(frequency: jax.Array, positions: jax.Array, intervals: int) -
 
 
 @functools.partial(jax.jit, static_argnames="intervals")
-def angle_counts(frequency: jax.Array, length: int | jax.Array, intervals: int) -> jax.Array:
+def angle_counts(frequency: jax.Array | Turns, length: int | jax.Array, intervals: int) -> jax.Array:
     """Histogram of the rotary angles of one pair: the share `F_k(n)` of arXiv 2410.01490, Eq. 5-7, times n.
 
     Memory does not grow with `length`, and a new length does not recompile.
 
     Args:
-        frequency: float32 scalar, radians per position; `theta_i / f_i` for an extended pair.
-        length: number n of positions `m = 0 ... n - 1` (tokens), at most 2^24.
+        frequency: scalar, `theta_i / f_i` for an extended pair: float32, radians per position, or `Turns` per
+            position. Float32 angles are counted one by one, exact ones by `interval_counts` in O(b log n).
+        length: number n of positions `m = 0 ... n - 1` (tokens); at most 2^24 in float32, below 2^31 in turns.
         intervals: number b of equal intervals of [0, 2 pi); static.
 
     Returns:
         int32 `[b]`, the number of positions whose angle `(m * frequency) mod 2 pi` falls in each interval.
     """
+    if isinstance(frequency, Turns):
+        return interval_counts(frequency, length, intervals)
     chunk = 1024  # positions at a time
     frequency = jnp.asarray(frequency, jnp.float32)
     length = jnp.asarray(length, jnp.int32)
@@ -63,12 +83,12 @@ def angle_counts(frequency: jax.Array, length: int | jax.Array, intervals: int) 
 
 
 @functools.partial(jax.jit, static_argnames="intervals")
-def angle_histograms(frequencies: jax.Array, length: int | jax.Array, intervals: int) -> jax.Array:
+def angle_histograms(frequencies: jax.Array | Turns, length: int | jax.Array, intervals: int) -> jax.Array:
     """`angle_counts` of every pair.
 
     Args:
-        frequencies: float32 `[P]`, radians per position.
-        length: number of positions (tokens), at most 2^24.
+        frequencies: `[P]`, float32 radians or `Turns` per position.
+        length: number of positions (tokens); at most 2^24 in float32, below 2^31 in turns.
         intervals: number b of equal intervals of [0, 2 pi); static.
 
     Returns:

@@ -7,6 +7,7 @@ best of the other rows only when that lowers the pair's disturbance by more than
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 
 import jax
@@ -14,14 +15,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from rope_jax.errors import InputError
+from rope_jax.rope.counting import interval_counts
 from rope_jax.rope.disturbance import (
     PRETRAINED_TO_EXTENDED,
     PSEUDO_COUNT,
     check_measurement,
+    distance_between,
     disturbance,
+    longest_context,
     whole,
 )
 from rope_jax.rope.embedding import ScaleVector
+from rope_jax.rope.turns import Turns, divide
 
 
 @jax.tree_util.register_dataclass
@@ -39,6 +44,9 @@ class Selection:
             the same choice.
         threshold_high: float32 scalar, nats; equal to `threshold_low` where no threshold makes this choice,
             because pairs with exactly the same gain were parted.
+        noise_floor: float32 `[D/2]`, nats: how far a candidate's disturbance moves when the grid of intervals is
+            turned by half an interval, the largest among the candidates; see `noise_floor`. A margin below it
+            says how samples fall into intervals and not what a model would notice.
     """
 
     factors: jax.Array
@@ -47,6 +55,7 @@ class Selection:
     margin: jax.Array
     threshold_low: jax.Array
     threshold_high: jax.Array
+    noise_floor: jax.Array
 
     @property
     def interpolated_dimensions(self) -> jax.Array:
@@ -65,13 +74,13 @@ class Selection:
 
 
 def select_by_threshold(
-    theta: jax.Array,
+    theta: jax.Array | Turns,
     candidates: jax.Array,
     original: int,
     target: int,
     intervals: int,
     threshold: float,
-    direction: str = PRETRAINED_TO_EXTENDED,
+    distance: str = PRETRAINED_TO_EXTENDED,
     pseudo_count: float = PSEUDO_COUNT,
 ) -> Selection:
     """Each pair keeps row 0 unless another row lowers its disturbance by more than `threshold`.
@@ -80,13 +89,13 @@ def select_by_threshold(
     argmin, which gives the paper's Table 3.
 
     Args:
-        theta: float32 `[D/2]`, the frequencies of the model that is extended, radians per position.
+        theta: `[D/2]`, the frequencies of the model that is extended: float32 radians or exact `Turns` per position.
         candidates: float32 `[C, D/2]` scale factors, C at least 2.
         original: pre-training context L, tokens.
         target: extended context L', tokens, above L.
         intervals: number b of intervals of [0, 2 pi), at least 2.
         threshold: t, nats; finite and not negative.
-        direction: of the divergence; see `disturbance`.
+        distance: of the divergence; see `disturbance`.
         pseudo_count: see `disturbance`.
 
     Returns:
@@ -95,21 +104,23 @@ def select_by_threshold(
     Raises:
         InputError: naming the config field that cannot be used, before anything is compiled.
     """
-    check_measurement(original, target, intervals, direction, pseudo_count)
+    check_measurement(original, target, intervals, distance, pseudo_count, longest_context(theta))
     check_candidates(theta, candidates)
     check_threshold(threshold)
-    measured = measure(theta, candidates, original, target, intervals, direction, pseudo_count)
-    return choose(candidates, measured, gain(measured) > jnp.float32(threshold))
+    setting = (original, target, intervals, distance, pseudo_count)
+    measured = measure(theta, candidates, *setting)
+    floor = noise_floor(exact_turns(theta), candidates, *setting)
+    return choose(candidates, measured, gain(measured) > jnp.float32(threshold), floor)
 
 
 def select_by_count(
-    theta: jax.Array,
+    theta: jax.Array | Turns,
     candidates: jax.Array,
     original: int,
     target: int,
     intervals: int,
     n_hat: int,
-    direction: str = PRETRAINED_TO_EXTENDED,
+    distance: str = PRETRAINED_TO_EXTENDED,
     pseudo_count: float = PSEUDO_COUNT,
 ) -> Selection:
     """The `n_hat / 2` pairs that gain most by it leave row 0 for the best of the other rows.
@@ -119,13 +130,13 @@ def select_by_count(
     dimensions leave, even where their gain is negative; then `threshold_high` is not positive.
 
     Args:
-        theta: float32 `[D/2]`, the frequencies of the model that is extended, radians per position.
+        theta: `[D/2]`, the frequencies of the model that is extended: float32 radians or exact `Turns` per position.
         candidates: float32 `[C, D/2]` scale factors, C at least 2.
         original: pre-training context L, tokens.
         target: extended context L', tokens, above L.
         intervals: number b of intervals of [0, 2 pi), at least 2.
         n_hat: number of head dimensions that leave row 0: even, from 0 to D.
-        direction: of the divergence; see `disturbance`.
+        distance: of the divergence; see `disturbance`.
         pseudo_count: see `disturbance`.
 
     Returns:
@@ -134,32 +145,35 @@ def select_by_count(
     Raises:
         InputError: naming the config field that cannot be used, before anything is compiled.
     """
-    check_measurement(original, target, intervals, direction, pseudo_count)
+    check_measurement(original, target, intervals, distance, pseudo_count, longest_context(theta))
     check_candidates(theta, candidates)
     check_count(n_hat, head_dim=2 * len(theta))
-    measured = measure(theta, candidates, original, target, intervals, direction, pseudo_count)
+    setting = (original, target, intervals, distance, pseudo_count)
+    measured = measure(theta, candidates, *setting)
+    floor = noise_floor(exact_turns(theta), candidates, *setting)
     rank = jnp.argsort(jnp.argsort(-gain(measured), stable=True))
-    return choose(candidates, measured, rank < n_hat // 2)
+    return choose(candidates, measured, rank < n_hat // 2, floor)
 
 
+@functools.partial(jax.jit, static_argnames=("intervals", "distance"))
 def measure(
-    theta: jax.Array,
+    theta: jax.Array | Turns,
     candidates: jax.Array,
     original: int,
     target: int,
     intervals: int,
-    direction: str = PRETRAINED_TO_EXTENDED,
+    distance: str = PRETRAINED_TO_EXTENDED,
     pseudo_count: float = PSEUDO_COUNT,
 ) -> jax.Array:
     """Disturbance of every candidate.
 
     Args:
-        theta: float32 `[D/2]`, radians per position.
+        theta: `[D/2]`, float32 radians or exact `Turns` per position.
         candidates: float32 `[C, D/2]` scale factors.
         original: pre-training context L, tokens.
         target: extended context L', tokens.
         intervals: number b of intervals.
-        direction: of the divergence; see `disturbance`.
+        distance: of the divergence; see `disturbance`.
         pseudo_count: see `disturbance`.
 
     Returns:
@@ -167,9 +181,70 @@ def measure(
     """
 
     def candidate(factors):
-        return disturbance(theta, factors, original, target, intervals, direction, pseudo_count)
+        return disturbance(theta, factors, original, target, intervals, distance, pseudo_count)
 
     return jax.vmap(candidate)(jnp.asarray(candidates, jnp.float32))
+
+
+@functools.partial(jax.jit, static_argnames=("intervals", "distance"))
+def noise_floor(
+    theta: Turns,
+    candidates: jax.Array,
+    original: int,
+    target: int,
+    intervals: int,
+    distance: str = PRETRAINED_TO_EXTENDED,
+    pseudo_count: float = PSEUDO_COUNT,
+) -> jax.Array:
+    """How much of a pair's disturbance is an accident of where the intervals begin.
+
+    A disturbance is estimated from how many angles fall between edges, and the edges could be anywhere. Turning
+    the grid by half an interval changes no distribution, so what it does to the estimate is its error. Random
+    multinomial samples would give a floor far too high, because the angles of a pair are much more regular; and
+    windows that begin elsewhere are other distributions for pairs that do not complete many turns.
+
+    Args:
+        theta: `[D/2]` turns per position.
+        candidates: float32 `[C, D/2]` scale factors.
+        original: pre-training context L, tokens.
+        target: extended context L', tokens.
+        intervals: number b of intervals.
+        distance: see `disturbance`.
+        pseudo_count: see `disturbance`.
+
+    Returns:
+        float32 `[D/2]`, nats: the largest change among the candidates.
+    """
+
+    def pair(frequency, factors):
+        def counts(step, length):
+            # One count on a grid twice as fine holds both positions of the grid.
+            halves = interval_counts(step, length, 2 * intervals)
+            turned = jnp.roll(halves, -1)
+            return halves.reshape(-1, 2).sum(axis=1), turned.reshape(-1, 2).sum(axis=1)
+
+        before = counts(frequency, original)
+
+        def change(factor):
+            after = counts(divide(frequency, factor), target)
+            here, there = (distance_between(p, q, distance, pseudo_count) for p, q in zip(before, after))
+            return jnp.abs(here - there)
+
+        return jax.vmap(change)(factors).max()
+
+    return jax.vmap(pair)(theta, jnp.asarray(candidates, jnp.float32).T)
+
+
+def exact_turns(theta: jax.Array | Turns) -> Turns:
+    """Frequencies as turns; float32 ones as exactly what they are.
+
+    Args:
+        theta: `[D/2]`, float32 radians or `Turns` per position; not traced.
+
+    Returns:
+        Turns per position.
+    """
+    return theta if isinstance(theta, Turns) else Turns.create(theta)
 
 
 def gain(measured: jax.Array) -> jax.Array:
@@ -185,13 +260,14 @@ def gain(measured: jax.Array) -> jax.Array:
 
 
 @jax.jit
-def choose(candidates: jax.Array, measured: jax.Array, leaves: jax.Array) -> Selection:
+def choose(candidates: jax.Array, measured: jax.Array, leaves: jax.Array, floor: jax.Array) -> Selection:
     """Builds the selection in which the given pairs leave row 0 for the best of the other rows.
 
     Args:
         candidates: float32 `[C, D/2]` scale factors.
         measured: float32 `[C, D/2]` disturbance, nats.
         leaves: bool `[D/2]`, the pairs that leave row 0.
+        floor: float32 `[D/2]` from `noise_floor`, nats.
 
     Returns:
         The selection.
@@ -208,6 +284,7 @@ def choose(candidates: jax.Array, measured: jax.Array, leaves: jax.Array) -> Sel
         margin=runner_up - cost,
         threshold_low=jnp.where(leaves, -jnp.inf, gains).max(),
         threshold_high=jnp.where(leaves, gains, jnp.inf).min(),
+        noise_floor=floor,
     )
 
 

@@ -7,13 +7,15 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.special import entr
 
 from rope_jax.errors import InputError
 from rope_jax.rope import scaling
 from rope_jax.rope.angles import angle_histograms
 from rope_jax.rope.disturbance import (
-    DIRECTIONS,
+    DISTANCES,
     EXTENDED_TO_PRETRAINED,
+    JENSEN_SHANNON,
     PRETRAINED_TO_EXTENDED,
     check_measurement,
     disturbance,
@@ -73,23 +75,26 @@ def test_yarn_of_table_3(extension, table_3):
     assert measured == pytest.approx(table_3, rel=4e-3)
 
 
-@pytest.mark.parametrize("direction", DIRECTIONS)
-def test_formula_in_float64(direction):
+@pytest.mark.parametrize("distance", DISTANCES)
+def test_formula_in_float64(distance):
     factors = scaling.ntk(128, 2).factors
     before = np.asarray(angle_histograms(THETA, 1000, 90), np.float64)
     after = np.asarray(angle_histograms(THETA / factors, 3000, 90), np.float64)
     p, q = (before + 1e-3) / 1000, (after + 1e-3) / 3000
-    if direction == EXTENDED_TO_PRETRAINED:
+    if distance == EXTENDED_TO_PRETRAINED:
         p, q = q, p
     expected = (p * np.log(p / q)).sum(axis=1)
-    measured = disturbance(THETA, factors, 1000, 3000, 90, direction, 1e-3)
+    if distance == JENSEN_SHANNON:
+        p, q = before / 1000, after / 3000
+        expected = (entr((p + q) / 2) - entr(p) / 2 - entr(q) / 2).sum(axis=1)
+    measured = disturbance(THETA, factors, 1000, 3000, 90, distance, 1e-3)
     np.testing.assert_allclose(measured, expected, rtol=1e-4, atol=2e-6)
 
 
 def test_only_the_default_direction_converges():
-    def interpolation(direction, pseudo_count):
+    def interpolation(distance, pseudo_count):
         factors = np.full(64, 2, np.float32)
-        return float(disturbance(THETA, factors, 4096, 8192, 360, direction, pseudo_count).mean())
+        return float(disturbance(THETA, factors, 4096, 8192, 360, distance, pseudo_count).mean())
 
     default = [interpolation(PRETRAINED_TO_EXTENDED, pseudo_count) for pseudo_count in (6.1e-5, 1e-12)]
     printed = [interpolation(EXTENDED_TO_PRETRAINED, pseudo_count) for pseudo_count in (6.1e-5, 1e-12)]
@@ -123,10 +128,10 @@ def test_never_negative(base, original, extension, factor, intervals):
 
 
 @settings(deadline=None, max_examples=20)
-@given(st.floats(100, 1e6), st.integers(1, 3000), st.sampled_from(DIRECTIONS))
-def test_nothing_changed_costs_nothing(base, length, direction):
+@given(st.floats(100, 1e6), st.integers(1, 3000), st.sampled_from(DISTANCES))
+def test_nothing_changed_costs_nothing(base, length, distance):
     theta = frequencies(base, 16)
-    measured = disturbance(theta, np.ones(8, np.float32), length, length, 90, direction)
+    measured = disturbance(theta, np.ones(8, np.float32), length, length, 90, distance)
     np.testing.assert_array_equal(measured, 0)
 
 
@@ -153,7 +158,7 @@ VALID = {
     "original": 4096,
     "target": 8192,
     "intervals": 360,
-    "direction": PRETRAINED_TO_EXTENDED,
+    "distance": PRETRAINED_TO_EXTENDED,
     "pseudo_count": 6.1e-5,
 }
 
@@ -169,7 +174,7 @@ VALID = {
         ({"target": 8192.5}, "context.target"),
         ({"intervals": 1}, "angles.intervals"),
         ({"intervals": "360"}, "angles.intervals"),
-        ({"direction": "forward"}, "disturbance.direction"),
+        ({"distance": "forward"}, "disturbance.distance"),
         ({"pseudo_count": 0.0}, "disturbance.pseudo_count"),
         ({"pseudo_count": float("nan")}, "disturbance.pseudo_count"),
     ],

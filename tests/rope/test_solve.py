@@ -130,7 +130,7 @@ def test_choice_in_plain_python(data):
     measured = np.array(data.draw(st.lists(cells, min_size=rows, max_size=rows)), np.float32)
     threshold = data.draw(st.sampled_from([0.0, 0.25, 0.3]))
     candidates = np.arange(1, 1 + measured.size, dtype=np.float32).reshape(measured.shape)
-    selection = choose(candidates, measured, gain(measured) > np.float32(threshold))
+    selection = choose(candidates, measured, gain(measured) > np.float32(threshold), np.zeros(5, np.float32))
     for pair, column in enumerate(measured.T.tolist()):
         best_other = min(range(1, rows), key=column.__getitem__)
         winner = best_other if column[0] > column[best_other] + threshold else 0
@@ -150,7 +150,7 @@ def test_equal_candidates_keep_the_default():
 def test_equal_gains_are_parted_in_order():
     measured = np.array([[0.5, 0.5, 0.5, 0.5], [0.0, 0.25, 0.25, 0.5]], np.float32)
     candidates = np.ones_like(measured)
-    selection = choose(candidates, measured, np.array([True, True, False, False]))
+    selection = choose(candidates, measured, np.array([True, True, False, False]), np.zeros(4, np.float32))
     assert float(selection.threshold_low) == float(selection.threshold_high) == 0.25
 
 
@@ -164,8 +164,10 @@ def test_ends_of_the_count():
 
 def test_selection_is_a_pytree():
     measured = measure(SMALL_THETA, SMALL_CANDIDATES, **SMALL)
-    thresholds = np.array([0.0, 0.01, 0.1], np.float32)
-    sweep = jax.vmap(lambda threshold: choose(SMALL_CANDIDATES, measured, gain(measured) > threshold))(thresholds)
+    thresholds, floor = np.array([0.0, 0.01, 0.1], np.float32), np.zeros(16, np.float32)
+    sweep = jax.vmap(lambda threshold: choose(SMALL_CANDIDATES, measured, gain(measured) > threshold, floor))(
+        thresholds
+    )
     assert sweep.factors.shape == (3, 16)
     single = jax.tree.map(lambda leaf: leaf[1], sweep)
     expected = select_by_threshold(SMALL_THETA, SMALL_CANDIDATES, **SMALL, threshold=0.01)

@@ -1,0 +1,167 @@
+"""How many of the angles 0, a, 2a, ... (n - 1) a lie below an edge of the circle, in O(log n) steps.
+
+The angles of one pair are an arithmetic progression on a circle. With the step a and the edges in units of 1/M of a
+turn, `[(m a mod M) < X] = floor((m a + M) / M) - floor((m a + M - X) / M)`, so a count is a difference of two sums
+`sum_m floor((a m + b) / M)`, which an algorithm like Euclid's finds in as many steps as the continued fraction of
+a / M has terms up to n (Graham, Knuth, Patashnik, Concrete Mathematics, section 3.5).
+
+Integers have no more bits than uint32 arithmetic needs: a quotient is guessed in float32 and put right by its
+remainder, which is known modulo 2^32 although the dividend is not. Two widths share the recursion: turns of 30 bits
+in one limb for lengths up to 2^15, turns of 48 bits in two limbs beyond.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rope_jax.rope.turns import Turns, multiply
+
+# Up to here 30 bits put an angle at most 2^15 * 2^-31 turns = 1e-4 rad off.
+SHORT = 2**15
+
+
+def interval_counts(step: Turns, length: int | jax.Array, intervals: int) -> jax.Array:
+    """Histogram of the angles of one pair, at a cost that does not grow with their number.
+
+    Args:
+        step: scalar, turns per position.
+        length: number n of positions `m = 0 ... n - 1` (tokens), below 2^31.
+        intervals: number b of equal intervals; static.
+
+    Returns:
+        int32 `[b]`: positions whose angle lies in each interval; they sum to n.
+    """
+    # An angle is below an edge when its units are below the edge's, rounded up.
+    units = [-(-k * 2**64 // intervals) for k in range(intervals)]
+    high, low = (np.array([unit >> shift & 0xFFFFFFFF for unit in units], np.uint32) for shift in (32, 0))
+    below = count_below(step, length, Turns(high, low))
+    return jnp.diff(below, append=jnp.asarray(length, jnp.int32)[None])
+
+
+def count_below(step: Turns, length: int | jax.Array, edges: Turns) -> jax.Array:
+    """How many of the angles of one pair are below each edge.
+
+    Args:
+        step: scalar, turns per position.
+        length: number n of positions (tokens), below 2^31.
+        edges: `[E]`, fractions of a turn.
+
+    Returns:
+        int32 `[E]`, from 0 to n. Step and edges are rounded to 2^-30 turns for n up to 2^15, to 2^-48 beyond.
+    """
+    length = jnp.asarray(length, jnp.int32)
+    return jax.lax.cond(length <= SHORT, _count_short, _count_long, step, length, edges)
+
+
+def _count_short(step, length, edges):
+    def rounded(turns):  # up, so that an edge stays above what was below it
+        return (turns.high >> 2) + ((turns.high & 3 != 0) | (turns.low != 0)).astype(jnp.uint32)
+
+    nearest = (step.high >> 2) + (step.high >> 1 & 1)
+    modulus = jnp.uint32(2**30)
+    return _count(nearest, modulus, rounded(edges), length, _short_quotient, lambda a, b: a - b)
+
+
+def _count_long(step, length, edges):
+    def rounded(turns):
+        up = ((turns.low & 0xFFFF) != 0).astype(jnp.uint32)
+        return _add(_drop_16(turns.high, turns.low), (jnp.zeros_like(up), up))
+
+    nearest = _add(_drop_16(step.high, step.low), (jnp.uint32(0), step.low >> 15 & 1))
+    modulus = (jnp.uint32(2**16), jnp.uint32(0))
+    return _count(nearest, modulus, rounded(edges), length, _long_quotient, _subtract)
+
+
+def _count(step, modulus, edges, length, quotient: Callable, subtract: Callable):
+    """The recursion, for integers of one or two limbs.
+
+    `quotient(a, n, b, m)` gives `(a n + b) // m` as uint32 and `(a n + b) % m`.
+    """
+    nothing = jax.tree.map(jnp.zeros_like, modulus)
+    # A first lane sums floor((a m + M) / M), from which every other is subtracted.
+    offset = jax.tree.map(
+        lambda zero, rest: jnp.concatenate([zero[None], rest]),
+        nothing,
+        subtract(jax.tree.map(lambda x: x[None], modulus), edges),
+    )
+    lanes = jax.tree.leaves(offset)[0].shape[0]
+    terms = jnp.full(lanes, length, jnp.uint32)
+    total = jnp.zeros(lanes, jnp.uint32).at[0].set(length.astype(jnp.uint32))
+    # An edge at 0 has M - 0 as its offset, which is one more than the recursion takes: nothing lies below it.
+    at_zero = jax.tree.reduce(jnp.logical_and, jax.tree.map(lambda x, m: x == m, offset, modulus))
+    offset = jax.tree.map(lambda x: jnp.where(at_zero, jnp.zeros_like(x), x), offset)
+
+    def unfinished(state):
+        return jnp.any(state[2] >= 2)  # a single term is floor(b / m) = 0
+
+    def reduce(state):
+        # sum_{i < n} floor((a i + b) / m) with a, b < m counts lattice points under a line; seen from the other
+        # axis these are points under a line of slope m / a, of which there are as many columns as the line is high.
+        a, m, n, b, total = state
+        columns, rest = quotient(a, n, b, m)
+        whole, a_next = quotient(a, jnp.uint32(0), m, a)
+        above, b_next = quotient(a, jnp.uint32(0), rest, a)
+        triangle = jnp.where(columns % 2 == 0, columns // 2 * (columns - 1), columns * ((columns - 1) // 2))
+        # Everything but n is only needed, and only right, modulo 2^32.
+        return a_next, a, columns, b_next, total + triangle * whole + columns * above
+
+    total = jax.lax.while_loop(unfinished, reduce, (step, modulus, terms, offset, total))[-1]
+    below = jnp.where(at_zero, 0, total[0] - total)
+    return below[1:].astype(jnp.int32)
+
+
+def _short_quotient(a, n, b, m):
+    """For m up to 2^30 and a quotient below 2^22, which float32 guesses to within one."""
+    dividend = a.astype(jnp.float32) * n.astype(jnp.float32) + b.astype(jnp.float32)
+    guess = (dividend * (1 / m.astype(jnp.float32))).astype(jnp.uint32)
+    rest = (a * n + b - guess * m).astype(jnp.int32)
+    modulus = m.astype(jnp.int32)
+    low, high = rest < 0, rest >= modulus
+    guess = guess + high.astype(jnp.uint32) - low.astype(jnp.uint32)
+    rest = rest + jnp.where(low, modulus, 0) - jnp.where(high, modulus, 0)
+    return guess, rest.astype(jnp.uint32)
+
+
+def _long_quotient(a, n, b, m):
+    """For m up to 2^48 and a quotient below 2^31: guessed, and the error of the guess guessed again."""
+    modulus = _float(m)
+    guess = ((_float(a) * n.astype(jnp.float32) + _float(b)) / modulus).astype(jnp.uint32)
+    rest = _subtract(_add(_times(a, n), b), _times(m, guess))
+    negative = rest[0] >> 31 != 0
+    size = jax.tree.map(lambda x, y: jnp.where(negative, x, y), _subtract((0, 0), rest), rest)
+    more = (_float(size) / modulus).astype(jnp.uint32)
+    more = jnp.where(negative, jnp.uint32(0) - more, more)
+    signed = _times(m, jnp.where(negative, jnp.uint32(0) - more, more))
+    rest = jax.tree.map(lambda x, y: jnp.where(negative, x, y), _add(rest, signed), _subtract(rest, signed))
+    guess = guess + more
+    low = rest[0] >> 31 != 0
+    rest = jax.tree.map(lambda x, y: jnp.where(low, x, y), _add(rest, m), rest)
+    high = ~low & ((rest[0] > m[0]) | ((rest[0] == m[0]) & (rest[1] >= m[1])))
+    rest = jax.tree.map(lambda x, y: jnp.where(high, x, y), _subtract(rest, m), rest)
+    return guess + high.astype(jnp.uint32) - low.astype(jnp.uint32), rest
+
+
+def _drop_16(high, low):
+    return high >> 16, (high << 16) | (low >> 16)
+
+
+def _float(x):
+    return x[0].astype(jnp.float32) * jnp.float32(2.0**32) + x[1].astype(jnp.float32)
+
+
+def _times(x, n):
+    high, low = multiply(x[1], n)
+    return high + x[0] * n, low
+
+
+def _add(x, y):
+    low = x[1] + y[1]
+    return x[0] + y[0] + (low < y[1]).astype(jnp.uint32), low
+
+
+def _subtract(x, y):
+    return x[0] - y[0] - (x[1] < y[1]).astype(jnp.uint32), x[1] - y[1]
