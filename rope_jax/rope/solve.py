@@ -260,7 +260,13 @@ def gain(measured: jax.Array) -> jax.Array:
 
 
 @jax.jit
-def choose(candidates: jax.Array, measured: jax.Array, leaves: jax.Array, floor: jax.Array) -> Selection:
+def choose(
+    candidates: jax.Array,
+    measured: jax.Array,
+    leaves: jax.Array,
+    floor: jax.Array,
+    cost: jax.Array | None = None,
+) -> Selection:
     """Builds the selection in which the given pairs leave row 0 for the best of the other rows.
 
     Args:
@@ -268,20 +274,22 @@ def choose(candidates: jax.Array, measured: jax.Array, leaves: jax.Array, floor:
         measured: float32 `[C, D/2]` disturbance, nats.
         leaves: bool `[D/2]`, the pairs that leave row 0.
         floor: float32 `[D/2]` from `noise_floor`, nats.
+        cost: float32 `[C, D/2]`, what the best row is the least of; the disturbance by default.
 
     Returns:
-        The selection.
+        The selection; its thresholds are in the unit of `cost`.
     """
-    winner = jnp.where(leaves, 1 + jnp.argmin(measured[1:], axis=0), 0).astype(jnp.int32)
+    cost = measured if cost is None else cost
+    winner = jnp.where(leaves, 1 + jnp.argmin(cost[1:], axis=0), 0).astype(jnp.int32)
     won = jnp.arange(len(measured), dtype=jnp.int32)[:, None] == winner
-    cost = jnp.where(won, measured, 0.0).sum(axis=0)
+    chosen = jnp.where(won, measured, 0.0).sum(axis=0)
     runner_up = jnp.where(won, jnp.inf, measured).min(axis=0)
-    gains = gain(measured)
+    gains = gain(cost)
     return Selection(
         factors=jnp.take_along_axis(jnp.asarray(candidates, jnp.float32), winner[None], axis=0)[0],
         winner=winner,
         disturbance=measured,
-        margin=runner_up - cost,
+        margin=runner_up - chosen,
         threshold_low=jnp.where(leaves, -jnp.inf, gains).max(),
         threshold_high=jnp.where(leaves, gains, jnp.inf).min(),
         noise_floor=floor,

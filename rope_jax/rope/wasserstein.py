@@ -1,0 +1,75 @@
+"""The circular Wasserstein distance between rotary angles: no intervals and no pseudo-count."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rope_jax.rope.angles import extended
+from rope_jax.rope.turns import Turns, angle
+
+
+def circular_wasserstein(first: jax.Array, second: jax.Array) -> jax.Array:
+    """Mean angle by which one set of angles must be moved along the circle to become the other.
+
+    On a circle this is the integral of `|F - G - c|`, with F and G the shares of either set up to an angle and c
+    the median of `F - G` over the circle (Rabin, Delon, Gousseau, "Transportation distances on the circle", 2011).
+
+    Args:
+        first: float32 `[n]`, turns from 0 to 1.
+        second: float32 `[m]`, likewise.
+
+    Returns:
+        float32 scalar, radians, from 0 to pi / 2.
+    """
+    turns = jnp.concatenate([first, second])
+    jumps = jnp.concatenate([jnp.full(first.shape, 1 / first.size), jnp.full(second.shape, -1 / second.size)])
+    turns, jumps = jax.lax.sort((turns, jumps.astype(jnp.float32)), num_keys=1)
+    difference = jnp.cumsum(jumps)
+    # Between neighbouring angles F - G is constant; the last stretch goes through 0 to the first angle.
+    lengths = jnp.diff(turns, append=1 + turns[:1])
+    ordered, weights = jax.lax.sort((difference, lengths), num_keys=1)
+    median = ordered[jnp.argmax(jnp.cumsum(weights) >= 0.5)]
+    return 2 * np.pi * jnp.sum(lengths * jnp.abs(difference - median))
+
+
+def pair_wasserstein(frequency: jax.Array | Turns, factor: jax.Array, original: int, target: int) -> jax.Array:
+    """Circular Wasserstein distance of one pair before and after extension.
+
+    Args:
+        frequency: scalar theta_i: float32, radians per position, or `Turns` per position.
+        factor: float32 scalar f_i.
+        original: pre-training context L, tokens; static.
+        target: extended context L', tokens; static. Memory grows with it.
+
+    Returns:
+        float32 scalar, radians.
+    """
+    return circular_wasserstein(_turns(frequency, original), _turns(extended(frequency, factor), target))
+
+
+@functools.partial(jax.jit, static_argnames=("original", "target"))
+def wasserstein(theta: jax.Array | Turns, factors: jax.Array, original: int, target: int) -> jax.Array:
+    """`pair_wasserstein` of every pair.
+
+    Args:
+        theta: `[D/2]`, float32 radians or `Turns` per position.
+        factors: float32 `[D/2]` scale factors relative to `theta`.
+        original: pre-training context L, tokens; static.
+        target: extended context L', tokens; static.
+
+    Returns:
+        float32 `[D/2]`, radians.
+    """
+    return jax.lax.map(lambda pair: pair_wasserstein(*pair, original, target), (theta, factors))
+
+
+def _turns(frequency, length):
+    positions = jnp.arange(length)
+    if isinstance(frequency, Turns):
+        return angle(frequency, positions).astype(jnp.float32) * jnp.float32(2.0**-32)
+    full = jnp.float32(2 * np.pi)
+    return jax.lax.rem(positions.astype(jnp.float32) * frequency, full) / full
