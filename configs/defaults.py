@@ -16,6 +16,7 @@ def get_config() -> ConfigDict:
     config.model.path = ""
     config.model.dtype = "auto"  # of matrix products: bfloat16, but float32 on a CPU, which emulates bfloat16
     config.model.param_dtype = "float32"  # of the master weights while training
+    config.model.rotary = "float32"  # or 'exact': rotary angles exact at any position, where float32 drifts
     config.model.remat = True  # recompute blocks in the backward pass
     config.model.scan_unroll = 1  # blocks per iteration of the scan over layers
     config.model.attention_chunk = 0  # queries at a time; 0: 128 on a CPU, whose caches are small, else 512
@@ -24,12 +25,15 @@ def get_config() -> ConfigDict:
     config.rope.method = "dprope"  # trained and exported
     config.rope.base = 0.0  # 0: the model's; otherwise it must agree with the model
     config.rope.head_dim = 0  # likewise
-    config.rope.factors = ""  # for method 'explicit': a JSON file with a list (or a list per layer)
+    config.rope.factors = ""  # of method 'explicit': a JSON list (or one per layer), a LongRoPE CSV, or a model folder
+    config.rope.new_base = 0.0  # for method 'abf'
+    config.rope.turning = 0.75  # for method 'p_rope': share of pairs that keep turning
     config.compare = ()  # further methods, measured and fine-tuned alike
 
-    config.angles = ConfigDict({"intervals": 360})
+    config.angles = ConfigDict({"intervals": 360, "arithmetic": "float32"})  # or 'exact', for 16M tokens and more
     config.context = ConfigDict({"original": 0, "target": 8192})  # original 0: the model's
     config.solve = ConfigDict({"n_hat": 0, "threshold": 0.0})  # n_hat 0: by the threshold
+    config.solve.resolution = 0.07  # radians, for method 'dprope_robust'
 
     config.data = ConfigDict()
     config.data.name = "text_folder"  # or 'pg19', 'python_stdlib'

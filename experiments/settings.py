@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from rope_jax.data.tokenizer import Tokenizer
 from rope_jax.errors import InputError
+from rope_jax.interop.hf_config import read_config
 from rope_jax.model.config import LlamaConfig
 from rope_jax.rope.embedding import ScaleVector
 from rope_jax.rope.methods import Extension
+from rope_jax.rope.vectors import read_factors
 from rope_jax.training.loop import TrainConfig
 from rope_jax.training.state import OptimizerConfig
 
@@ -74,6 +76,7 @@ def computed(config: ConfigDict, model: LlamaConfig) -> LlamaConfig:
         model,
         dtype=dtype,
         param_dtype=m.param_dtype,
+        rotary=m.rotary,
         remat=m.remat,
         scan_unroll=m.scan_unroll,
         attention_chunk=m.attention_chunk or (128 if cpu else 512),
@@ -127,6 +130,7 @@ def extension(
     """
     if original < 0 or config.context.target < 0:
         raise InputError("config.context.original and .target are token counts: neither may be negative")
+    factors, attention_factor = _factors(config.rope.factors)
     result = Extension(
         base=base,
         head_dim=head_dim,
@@ -137,7 +141,12 @@ def extension(
         n_hat=config.solve.n_hat,
         threshold=config.solve.threshold,
         layers=layers,
-        factors=_factors(config.rope.factors),
+        factors=factors,
+        attention_factor=attention_factor,
+        new_base=config.rope.new_base,
+        turning=config.rope.turning,
+        resolution=config.solve.resolution,
+        angles=config.angles.arithmetic,
     )
     result.check(methods(config))
     return result
@@ -216,16 +225,11 @@ def _optimizer(section: str, **fields) -> OptimizerConfig:
         raise InputError(f"config.{section}.{error}") from None
 
 
-def _factors(path: str) -> tuple:
+def _factors(path: str) -> tuple[tuple, float]:
+    """Factors and attention factor of method 'explicit', from a file or from a model that already scales."""
     if not path:
-        return ()
-    try:
-        factors = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"config.rope.factors: {path} cannot be read as JSON ({error})") from error
-    if not isinstance(factors, list) or not factors:
-        raise InputError(
-            f"config.rope.factors: {path} must hold a list of numbers, one per frequency pair, or a list of such "
-            "lists, one per layer"
-        )
-    return tuple(tuple(row) if isinstance(row, list) else row for row in factors)
+        return (), 1.0
+    if Path(path).is_dir():
+        rope = read_config(Path(path)).rope
+        return tuple(np.asarray(rope.factors, float).tolist()), float(rope.attention_factor)
+    return read_factors(path), 1.0

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from rope_jax.model.attention import cached_attention, causal_attention
 from rope_jax.model.config import LlamaConfig
 from rope_jax.rope.embedding import ScaleVector, periods, phases, rotate
+from rope_jax.rope.turns import exact_frequencies, exact_phases
 
 
 class RMSNorm(nn.Module):
@@ -92,7 +93,10 @@ class Block(nn.Module):
         c = self.config
         # Phases are formed inside the block: D/2 sines per token are little beside 12 E^2 products, and
         # one code path serves a vector for the model and a vector per layer.
-        angles = phases(positions, periods(c.rope_base, c.head_dim), factors)
+        if c.rotary == "exact":
+            angles = exact_phases(positions, exact_frequencies(c.rope_base, c.head_dim), factors)
+        else:
+            angles = phases(positions, periods(c.rope_base, c.head_dim), factors)
         attended, keys = Attention(c, name="attention")(
             RMSNorm(c, name="attention_norm")(x), angles, attention_factor, positions, segment_ids, cache
         )

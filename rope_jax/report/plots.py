@@ -10,17 +10,30 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
-NAMES = {
-    "extrapolation": "extrapolation",
-    "pi": "PI",
-    "ntk": "NTK",
-    "yarn": "YaRN",
-    "dprope": "DPRoPE",
-    "dprope_argmin": "DPRoPE (argmin)",
-    "explicit": "explicit",
+# Okabe and Ito's colours, which stay apart for colour-blind readers, for what is compared most; one per method in
+# every picture.
+STYLES = {
+    "extrapolation": ("extrapolation", "#777777"),
+    "pi": ("PI", "#E69F00"),
+    "ntk": ("NTK", "#009E73"),
+    "dynamic_ntk": ("dynamic NTK", "#66C2A5"),
+    "yarn": ("YaRN", "#0072B2"),
+    "yarn_paper": ("YaRN (paper's form)", "#7FA7D8"),
+    "yarn_wavelength": ("YaRN (wavelengths)", "#4B3F99"),
+    "yarn_resonance": ("Resonance YaRN", "#A6761D"),
+    "llama3": ("LLaMA-3.1", "#B8A200"),
+    "abf": ("base change", "#8C564B"),
+    "critical_base": ("critical base", "#C49C94"),
+    "p_rope": ("p-RoPE", "#BCBD22"),
+    "dprope_argmin": ("DPRoPE (argmin)", "#CC79A7"),
+    "dprope": ("DPRoPE", "#D55E00"),
+    "dprope_robust": ("DPRoPE (robust)", "#882255"),
+    "minimal": ("minimal disturbance", "#000000"),
+    "explicit": ("explicit", "#56B4E9"),
+    "learned": ("learned", "#E7298A"),
 }
-# Okabe and Ito's colours, which stay apart for colour-blind readers; one per method in every picture.
-COLOURS = dict(zip(NAMES, ("#777777", "#E69F00", "#009E73", "#0072B2", "#D55E00", "#CC79A7", "#56B4E9"), strict=True))
+NAMES = {method: name for method, (name, _) in STYLES.items()}
+COLOURS = {method: colour for method, (_, colour) in STYLES.items()}
 
 
 def disturbance_per_pair(

@@ -5,13 +5,14 @@ turn, `[(m a mod M) < X] = floor((m a + M) / M) - floor((m a + M - X) / M)`, so 
 `sum_m floor((a m + b) / M)`, which an algorithm like Euclid's finds in as many steps as the continued fraction of
 a / M has terms up to n (Graham, Knuth, Patashnik, Concrete Mathematics, section 3.5).
 
-Integers have no more bits than uint32 arithmetic needs: a quotient is guessed in float32 and put right by its
-remainder, which is known modulo 2^32 although the dividend is not. Two widths share the recursion: turns of 30 bits
-in one limb for lengths up to 2^15, turns of 48 bits in two limbs beyond.
+A quotient is guessed in float32 and put right by its remainder, which wrap-around arithmetic knows although the
+dividend does not fit. Turns have 48 bits in two uint32 limbs. One limb of 30 bits does for a dense search, at a third
+of the cost; both share the recursion.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -20,17 +21,20 @@ import numpy as np
 
 from rope_jax.rope.turns import Turns, multiply
 
-# Up to here 30 bits put an angle at most 2^15 * 2^-31 turns = 1e-4 rad off.
-SHORT = 2**15
+# Up to this length 30 bits put an angle at most 2^15 * 2^-31 turns = 1e-4 rad off.
+ROUGH = 2**15
+# Up to this length float32 guesses a quotient to within one.
+GUESSED = 2**22
 
 
-def interval_counts(step: Turns, length: int | jax.Array, intervals: int) -> jax.Array:
+def interval_counts(step: Turns, length: int | jax.Array, intervals: int, rough: bool = False) -> jax.Array:
     """Histogram of the angles of one pair, at a cost that does not grow with their number.
 
     Args:
         step: scalar, turns per position.
         length: number n of positions `m = 0 ... n - 1` (tokens), below 2^31.
         intervals: number b of equal intervals; static.
+        rough: see `count_below`; static.
 
     Returns:
         int32 `[b]`: positions whose angle lies in each interval; they sum to n.
@@ -38,26 +42,35 @@ def interval_counts(step: Turns, length: int | jax.Array, intervals: int) -> jax
     # An angle is below an edge when its units are below the edge's, rounded up.
     units = [-(-k * 2**64 // intervals) for k in range(intervals)]
     high, low = (np.array([unit >> shift & 0xFFFFFFFF for unit in units], np.uint32) for shift in (32, 0))
-    below = count_below(step, length, Turns(high, low))
+    below = count_below(step, length, Turns(high, low), rough)
     return jnp.diff(below, append=jnp.asarray(length, jnp.int32)[None])
 
 
-def count_below(step: Turns, length: int | jax.Array, edges: Turns) -> jax.Array:
+def count_below(step: Turns, length: int | jax.Array, edges: Turns, rough: bool = False) -> jax.Array:
     """How many of the angles of one pair are below each edge.
 
     Args:
         step: scalar, turns per position.
         length: number n of positions (tokens), below 2^31.
         edges: `[E]`, fractions of a turn.
+        rough: round the step to 2^-30 turns instead of 2^-48 where n is at most `ROUGH`: an angle is then up to
+            1e-4 rad off, and a count costs a third; static.
 
     Returns:
-        int32 `[E]`, from 0 to n. Step and edges are rounded to 2^-30 turns for n up to 2^15, to 2^-48 beyond.
+        int32 `[E]`, from 0 to n.
     """
     length = jnp.asarray(length, jnp.int32)
-    return jax.lax.cond(length <= SHORT, _count_short, _count_long, step, length, edges)
+    if rough:
+        return jax.lax.cond(length <= ROUGH, _count_rough, _count_exact, step, length, edges)
+    return _count_exact(step, length, edges)
 
 
-def _count_short(step, length, edges):
+def _count_exact(step, length, edges):
+    near, far = (functools.partial(_count_long, again=again) for again in (False, True))
+    return jax.lax.cond(length < GUESSED, near, far, step, length, edges)
+
+
+def _count_rough(step, length, edges):
     def rounded(turns):  # up, so that an edge stays above what was below it
         return (turns.high >> 2) + ((turns.high & 3 != 0) | (turns.low != 0)).astype(jnp.uint32)
 
@@ -66,14 +79,14 @@ def _count_short(step, length, edges):
     return _count(nearest, modulus, rounded(edges), length, _short_quotient, lambda a, b: a - b)
 
 
-def _count_long(step, length, edges):
+def _count_long(step, length, edges, again):
     def rounded(turns):
         up = ((turns.low & 0xFFFF) != 0).astype(jnp.uint32)
         return _add(_drop_16(turns.high, turns.low), (jnp.zeros_like(up), up))
 
     nearest = _add(_drop_16(step.high, step.low), (jnp.uint32(0), step.low >> 15 & 1))
     modulus = (jnp.uint32(2**16), jnp.uint32(0))
-    return _count(nearest, modulus, rounded(edges), length, _long_quotient, _subtract)
+    return _count(nearest, modulus, rounded(edges), length, functools.partial(_long_quotient, again=again), _subtract)
 
 
 def _count(step, modulus, edges, length, quotient: Callable, subtract: Callable):
@@ -126,23 +139,27 @@ def _short_quotient(a, n, b, m):
     return guess, rest.astype(jnp.uint32)
 
 
-def _long_quotient(a, n, b, m):
-    """For m up to 2^48 and a quotient below 2^31: guessed, and the error of the guess guessed again."""
+def _long_quotient(a, n, b, m, again):
+    """For m up to 2^48: guessed to within one if the quotient is below 2^22, else below 2^31 if guessed again."""
     modulus = _float(m)
     guess = ((_float(a) * n.astype(jnp.float32) + _float(b)) / modulus).astype(jnp.uint32)
     rest = _subtract(_add(_times(a, n), b), _times(m, guess))
-    negative = rest[0] >> 31 != 0
-    size = jax.tree.map(lambda x, y: jnp.where(negative, x, y), _subtract((0, 0), rest), rest)
-    more = (_float(size) / modulus).astype(jnp.uint32)
-    more = jnp.where(negative, jnp.uint32(0) - more, more)
-    signed = _times(m, jnp.where(negative, jnp.uint32(0) - more, more))
-    rest = jax.tree.map(lambda x, y: jnp.where(negative, x, y), _add(rest, signed), _subtract(rest, signed))
-    guess = guess + more
+    if again:
+        negative = rest[0] >> 31 != 0
+        size = _where(negative, _subtract((0, 0), rest), rest)
+        more = (_float(size) / modulus).astype(jnp.uint32)
+        correction = _times(m, more)
+        rest = _where(negative, _add(rest, correction), _subtract(rest, correction))
+        guess = jnp.where(negative, guess - more, guess + more)
     low = rest[0] >> 31 != 0
-    rest = jax.tree.map(lambda x, y: jnp.where(low, x, y), _add(rest, m), rest)
+    rest = _where(low, _add(rest, m), rest)
     high = ~low & ((rest[0] > m[0]) | ((rest[0] == m[0]) & (rest[1] >= m[1])))
-    rest = jax.tree.map(lambda x, y: jnp.where(high, x, y), _subtract(rest, m), rest)
+    rest = _where(high, _subtract(rest, m), rest)
     return guess + high.astype(jnp.uint32) - low.astype(jnp.uint32), rest
+
+
+def _where(condition, x, y):
+    return jnp.where(condition, x[0], y[0]), jnp.where(condition, x[1], y[1])
 
 
 def _drop_16(high, low):

@@ -13,7 +13,10 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from rope_jax.errors import InputError
-from rope_jax.rope.embedding import ScaleVector, identity
+from rope_jax.rope.embedding import ScaleVector, check_base, identity
+
+# The factor of a pair that does not turn.
+STANDSTILL = 2.0**60
 
 
 def extrapolation(head_dim: int) -> ScaleVector:
@@ -84,7 +87,8 @@ def yarn(
 
     `1/f_i = (1 - g_i)/s + g_i`, where `g_i` falls linearly in i from 1 (keep) to 0 (interpolate) between the
     pairs that complete `beta_fast` and `beta_slow` turns over the original context:
-    `i(beta) = d ln(L / (2 pi beta)) / (2 ln base)`. The paper's own form is linear in turns instead of i.
+    `i(beta) = d ln(L / (2 pi beta)) / (2 ln base)`. The paper's own form, linear in turns instead of i, is
+    `yarn_paper`.
 
     Args:
         base: rotary base, above 1.
@@ -105,28 +109,195 @@ def yarn(
     _check_head_dim(head_dim)
     _check_extension(extension)
     _check_original(original)
-    if not base > 1:
-        raise InputError(f"rope.base is {base}: it must be above 1 (LLaMA2 uses 10000)")
-    if not 0 < beta_slow < beta_fast:
-        raise InputError(
-            f"rope.beta_slow is {beta_slow} and rope.beta_fast {beta_fast}: both must be positive,"
-            " the first below the second (YaRN uses 1 and 32)"
-        )
-
-    def pair_with(turns: float) -> float:
-        return head_dim * math.log(original / (2 * math.pi * turns)) / (2 * math.log(base))
-
-    low, high = pair_with(beta_fast), pair_with(beta_slow)
-    if truncate:
-        low, high = math.floor(low), math.ceil(high)
-    # d - 1 and not d/2 - 1, and the 0.001, are Hugging Face's; served models were tuned with them.
-    low, high = max(low, 0), min(high, head_dim - 1)
-    if low == high:
-        high += 0.001
-    keep = 1 - np.clip((np.arange(head_dim // 2) - low) / (high - low), 0, 1)
+    keep = _keep_by_pair(base, head_dim, original, beta_fast, beta_slow, truncate)
     if attention_factor is None:
         attention_factor = 0.1 * math.log(extension) + 1
     return ScaleVector.create(1 / ((1 - keep) / extension + keep), attention_factor)
+
+
+def yarn_paper(
+    theta: ArrayLike,
+    extension: float,
+    original: int,
+    beta_fast: float = 32.0,
+    beta_slow: float = 1.0,
+    attention_factor: float | None = None,
+) -> ScaleVector:
+    """YaRN (arXiv 2309.00071) as its paper has it, section 3.2 ("NTK-by-parts"); `yarn` is what is served.
+
+    `1/f_i = (1 - g_i)/s + g_i` with `g_i = clip((r_i - beta_slow)/(beta_fast - beta_slow), 0, 1)`, where
+    `r_i = L theta_i / 2 pi` are the turns over the original context.
+
+    Args:
+        theta: `[D/2]`, frequencies before scaling, radians per position.
+        extension: extension factor s, at least 1.
+        original: original context L, tokens.
+        beta_fast: turns from which a pair is kept.
+        beta_slow: turns up to which a pair is interpolated; below `beta_fast`.
+        attention_factor: on cos and sin; by default `0.1 ln s + 1` (section 3.4).
+
+    Returns:
+        Factors `[D/2]` and the attention factor.
+
+    Raises:
+        InputError: if an argument is out of range.
+    """
+    _check_extension(extension)
+    _check_original(original)
+    _check_betas(beta_fast, beta_slow)
+    turns = original * np.asarray(theta, np.float64) / (2 * math.pi)
+    keep = np.clip((turns - beta_slow) / (beta_fast - beta_slow), 0, 1)
+    if attention_factor is None:
+        attention_factor = 0.1 * math.log(extension) + 1
+    return ScaleVector.create(1 / ((1 - keep) / extension + keep), attention_factor)
+
+
+def yarn_wavelength(
+    base: float,
+    head_dim: int,
+    extension: float,
+    original: int,
+    beta_fast: float = 32.0,
+    beta_slow: float = 1.0,
+    truncate: bool = True,
+) -> ScaleVector:
+    """YaRN with wavelengths mixed instead of frequencies: `f_i = (1 - g_i) s + g_i`.
+
+    PoSE (arXiv 2309.10400) calls it revised YaRN; the ramp `g_i` is that of `yarn`.
+
+    Args:
+        base: rotary base, above 1.
+        head_dim: head dimension D, even.
+        extension: extension factor s, at least 1.
+        original: original context L, tokens.
+        beta_fast: turns from which a pair is kept.
+        beta_slow: turns up to which a pair is interpolated; below `beta_fast`.
+        truncate: round the two ends of the ramp outward to whole pairs.
+
+    Returns:
+        Factors `[D/2]`, attention factor 1.
+
+    Raises:
+        InputError: if an argument is out of range.
+    """
+    _check_head_dim(head_dim)
+    _check_extension(extension)
+    _check_original(original)
+    keep = _keep_by_pair(base, head_dim, original, beta_fast, beta_slow, truncate)
+    return ScaleVector.create((1 - keep) * extension + keep)
+
+
+def dynamic_ntk(head_dim: int, extension: float, length: int, original: int) -> ScaleVector:
+    """NTK that grows with the sequence: `ntk` by `s l / L - (s - 1)` at length l, at least 1.
+
+    emozilla, "Dynamically Scaled RoPE", r/LocalLLaMA, 2023; `dynamic` in Hugging Face. One vector holds for one
+    length: keys that are already cached for a shorter one were turned otherwise.
+
+    Args:
+        head_dim: head dimension D, even, above 2.
+        extension: configured factor s, at least 1.
+        length: length l of the sequence, tokens.
+        original: original context L, tokens.
+
+    Returns:
+        Factors `[D/2]`; all 1 up to the original length.
+
+    Raises:
+        InputError: if an argument is out of range.
+    """
+    _check_extension(extension)
+    _check_original(original)
+    return ntk(head_dim, extension * max(length, original) / original - (extension - 1))
+
+
+def base_change(base: float, new_base: float, head_dim: int) -> ScaleVector:
+    """Another rotary base: `f_i = (base'/base)^(2i/d)` (adjusted base frequency, ABF, arXiv 2309.16039).
+
+    Args:
+        base: rotary base of the model, above 1.
+        new_base: rotary base base' to extend with, at least `base`.
+        head_dim: head dimension D, even.
+
+    Returns:
+        Factors `[D/2]`.
+
+    Raises:
+        InputError: if an argument is out of range.
+    """
+    check_base(base, head_dim)
+    if not (math.isfinite(new_base) and new_base >= base):
+        raise InputError(
+            f"rope.new_base is {new_base}: it must be finite and at least the model's base, {base:g}, to extend it"
+        )
+    return ScaleVector.create((new_base / base) ** (np.arange(0, head_dim, 2) / head_dim))
+
+
+def critical_base(base: float, original: int, target: int) -> float:
+    """The base whose critical dimension is the same at the target as the model's is at the original context.
+
+    `base' = base^(log_{L/2pi}(L'/2pi))`: the pairs that complete a turn within the context stay the same ones
+    (scaling laws of RoPE-based extrapolation, arXiv 2310.05209, theorem 1). For use with `base_change`.
+
+    Args:
+        base: rotary base of the model, above 1.
+        original: original context L, tokens, at least 7.
+        target: extended context L', tokens, at least L.
+
+    Returns:
+        The base.
+
+    Raises:
+        InputError: if an argument is out of range.
+    """
+    if not base > 1:
+        raise InputError(f"rope.base is {base}: it must be above 1 (LLaMA2 uses 10000)")
+    if not 2 * math.pi < original <= target:
+        raise InputError(
+            f"context.original is {original} and context.target {target}: the first must hold a turn (7 tokens), and"
+            " the second be at least the first"
+        )
+    return base ** (math.log(target / (2 * math.pi)) / math.log(original / (2 * math.pi)))
+
+
+def resonance(theta: ArrayLike, vector: ScaleVector) -> ScaleVector:
+    """Rounds the wavelengths of an extension to whole positions, so that angles repeat (arXiv 2403.00071).
+
+    `theta'_i = 2 pi / round(2 pi f_i / theta_i)`, hence `f'_i = round(lambda_i) theta_i / 2 pi`. It composes with
+    any method, and on the identity it rounds the model's own wavelengths.
+
+    Args:
+        theta: `[D/2]`, frequencies that `vector` is relative to, radians per position; at most pi.
+        vector: the extension.
+
+    Returns:
+        Factors of the vector's shape, and its attention factor.
+    """
+    theta = np.asarray(theta, np.float64)
+    wavelengths = 2 * math.pi * np.asarray(vector.factors, np.float64) / theta
+    return ScaleVector.create(np.round(wavelengths) * theta / (2 * math.pi), vector.attention_factor)
+
+
+def partial(head_dim: int, share: float) -> ScaleVector:
+    """p-RoPE: the lowest frequencies are not turned at all, `theta'_i = 0` (arXiv 2410.06205).
+
+    Stock engines and exported files take finite factors only, so a pair that is not turned has a factor of 2^60:
+    at 2^24 positions it has turned by less than 2^-36 rad, and float32 cosines of that are 1.
+
+    Args:
+        head_dim: head dimension D, even.
+        share: share p of the pairs, the highest frequencies, that keep turning; from 0 to 1.
+
+    Returns:
+        Factors `[D/2]`, of which the first `int(p D / 2)` are 1.
+
+    Raises:
+        InputError: if an argument is out of range.
+    """
+    _check_head_dim(head_dim)
+    if not 0 <= share <= 1:
+        raise InputError(f"rope.share is {share}: it is the share of pairs that turn, from 0 to 1")
+    turning = np.arange(head_dim // 2) < int(share * head_dim // 2)
+    return ScaleVector.create(np.where(turning, 1.0, STANDSTILL))
 
 
 def llama3(
@@ -260,3 +431,30 @@ def _check_extension(extension: float) -> None:
 def _check_original(original: int) -> None:
     if original < 2:
         raise InputError(f"context.original is {original}: give the context that the model was trained with, in tokens")
+
+
+def _check_betas(beta_fast: float, beta_slow: float) -> None:
+    if not 0 < beta_slow < beta_fast:
+        raise InputError(
+            f"rope.beta_slow is {beta_slow} and rope.beta_fast {beta_fast}: both must be positive,"
+            " the first below the second (YaRN uses 1 and 32)"
+        )
+
+
+def _keep_by_pair(base, head_dim, original, beta_fast, beta_slow, truncate) -> np.ndarray:
+    """YaRN's g in Hugging Face's form, `[D/2]` from 1 (keep) to 0 (interpolate)."""
+    if not base > 1:
+        raise InputError(f"rope.base is {base}: it must be above 1 (LLaMA2 uses 10000)")
+    _check_betas(beta_fast, beta_slow)
+
+    def pair_with(turns: float) -> float:
+        return head_dim * math.log(original / (2 * math.pi * turns)) / (2 * math.log(base))
+
+    low, high = pair_with(beta_fast), pair_with(beta_slow)
+    if truncate:
+        low, high = math.floor(low), math.ceil(high)
+    # d - 1 and not d/2 - 1, and the 0.001, are Hugging Face's; served models were tuned with them.
+    low, high = max(low, 0), min(high, head_dim - 1)
+    if low == high:
+        high += 0.001
+    return 1 - np.clip((np.arange(head_dim // 2) - low) / (high - low), 0, 1)

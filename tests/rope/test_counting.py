@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rope_jax.rope.angles import angle_histograms
-from rope_jax.rope.counting import SHORT, count_below, interval_counts
+from rope_jax.rope.counting import GUESSED, ROUGH, count_below, interval_counts
 from rope_jax.rope.turns import Turns, exact_frequencies
 
-COUNT = jax.jit(interval_counts, static_argnums=2)
+COUNT = jax.jit(interval_counts, static_argnums=(2, 3))
 STEPS = st.one_of(
     st.integers(0, 2**63 - 1),
     st.sampled_from([0, 1, 2**63 - 1, 2**62, 2**60 + 1, 2**64 // 3, 2**64 // 106, 2**64 // 149 + 12345]),
@@ -24,9 +24,8 @@ def turns(units):
     return Turns((units >> np.uint64(32)).astype(np.uint32), units.astype(np.uint32))
 
 
-def every_angle(step, length, intervals):
+def every_angle(step, length, intervals, bits=48):
     """Counts with the rounding that `count_below` states, one angle at a time."""
-    bits = 30 if length <= SHORT else 48
     step = step + (1 << (63 - bits)) >> (64 - bits)
     angles = np.arange(length, dtype=np.uint64) * np.uint64(step) % np.uint64(2**bits)
     edges = np.array([-(-k * 2**bits // intervals) for k in range(intervals)], np.uint64)
@@ -35,17 +34,33 @@ def every_angle(step, length, intervals):
 
 @settings(deadline=None, max_examples=120)
 @given(STEPS, st.integers(1, 3000), st.sampled_from([2, 16, 90, 360]))
-def test_short(step, length, intervals):
+def test_every_interval(step, length, intervals):
     np.testing.assert_array_equal(COUNT(turns(step), length, intervals), every_angle(step, length, intervals))
 
 
+@settings(deadline=None, max_examples=60)
+@given(STEPS, st.integers(1, 3000), st.sampled_from([2, 360]))
+def test_roughly(step, length, intervals):
+    expected = every_angle(step, length, intervals, bits=30)
+    np.testing.assert_array_equal(COUNT(turns(step), length, intervals, True), expected)
+
+
 @settings(deadline=None, max_examples=25)
-@given(STEPS, st.integers(SHORT - 2, SHORT + 200_000))
+@given(STEPS, st.integers(ROUGH - 2, ROUGH + 200_000))
 def test_long(step, length):
+    expected = every_angle(step, length, 360)
+    np.testing.assert_array_equal(COUNT(turns(step), length, 360), expected)
+    if length > ROUGH:
+        np.testing.assert_array_equal(COUNT(turns(step), length, 360, True), expected)
+
+
+@pytest.mark.parametrize("step", [1, 2**44 + 3, 2**64 // 149 + 12345, 2**63 - 1])
+@pytest.mark.parametrize("length", [GUESSED - 1, GUESSED + 1])
+def test_longer_than_one_guess(step, length):
     np.testing.assert_array_equal(COUNT(turns(step), length, 360), every_angle(step, length, 360))
 
 
-@pytest.mark.parametrize("length", [SHORT, SHORT + 1, 2**20, 10_000_000, 2**31 - 1])
+@pytest.mark.parametrize("length", [ROUGH, ROUGH + 1, 2**20, 10_000_000, 2**31 - 1])
 def test_counts_sum_to_the_length(length):
     counts = angle_histograms(exact_frequencies(10000.0, 64), length, 360)
     np.testing.assert_array_equal(np.asarray(counts, np.int64).sum(axis=1), length)
@@ -68,9 +83,9 @@ def test_agrees_with_float64_at_a_million():
 @given(STEPS, st.integers(1, 2000), st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=5))
 def test_below_any_edge(step, length, edges):
     below = jax.jit(count_below)(turns(step), length, turns(edges))
-    step = step + (1 << 33) >> 34
-    angles = [m * step % 2**30 for m in range(length)]
-    assert below.tolist() == [sum(angle < -(-edge // 2**34) for angle in angles) for edge in edges]
+    step = step + (1 << 15) >> 16
+    angles = [m * step % 2**48 for m in range(length)]
+    assert below.tolist() == [sum(angle < -(-edge // 2**16) for angle in angles) for edge in edges]
 
 
 def test_neither_a_new_length_compiles_nor_does_memory_grow():

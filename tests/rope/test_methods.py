@@ -7,6 +7,7 @@ import transformers
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from rope_jax.errors import InputError
+from rope_jax.report.plots import COLOURS, NAMES
 from rope_jax.rope import scaling
 from rope_jax.rope.embedding import frequencies, identity
 from rope_jax.rope.methods import METHODS, Extension, solve_method
@@ -36,6 +37,32 @@ def test_dprope_interpolates_the_dimensions_asked_for(target, n_hat):
     solution = solve_method("dprope", llama2(target, n_hat=n_hat))
     assert solution.interpolated_dimensions == n_hat
     assert set(np.unique(solution.scale.factors)) == {1.0, target / 4096}
+
+
+@pytest.mark.parametrize("target", [8192, 16384])
+def test_exact_angles_give_the_float64_table(target):
+    # In float64 PI is 24.06 / 33.62, a few hundredths from the table's float32.
+    expected = {8192: 24.06, 16384: 33.62}[target]
+    measured = solve_method("pi", llama2(target, angles="exact")).disturbance
+    assert 1e3 * float(np.mean(measured)) == pytest.approx(expected, abs=0.011)
+
+
+def test_exact_angles_reach_ten_million_tokens():
+    extension = llama2(10_000_000, angles="exact")
+    solution = solve_method("dprope_robust", extension)
+    assert np.flatnonzero(solution.selection.winner).tolist() == list(range(46, 64))
+    with pytest.raises(InputError, match=r"context\.target is 33554432"):
+        solve_method("pi", llama2(2**25))
+    assert solve_method("pi", llama2(2**25, angles="exact")).disturbance.shape == (64,)
+
+
+@pytest.mark.parametrize(("target", "form", "table_3"), [(8192, "yarn_paper", 23.3), (16384, "yarn_paper", 33.4)])
+def test_the_papers_yarn_is_not_table_3s(target, form, table_3):
+    assert 1e3 * float(np.mean(solve_method(form, llama2(target)).disturbance)) == pytest.approx(table_3, abs=0.1)
+
+
+def test_every_method_has_a_name_and_a_colour():
+    assert set(METHODS) <= set(NAMES) and len(set(COLOURS.values())) == len(COLOURS)
 
 
 def test_dprope_without_n_hat_follows_the_threshold():
@@ -78,9 +105,11 @@ def test_explicit_factors_per_layer():
 def test_every_name_is_solved_or_refused():
     for method in METHODS:
         if method != "explicit":
-            assert solve_method(method, llama2(8192)).disturbance.shape == (64,)
+            assert solve_method(method, llama2(8192, new_base=500000.0)).disturbance.shape == (64,)
     with pytest.raises(InputError, match=r"rope\.factors"):
         solve_method("explicit", llama2(8192))
+    with pytest.raises(InputError, match=r"rope\.new_base is 0"):
+        solve_method("abf", llama2(8192))
     with pytest.raises(InputError, match=r"rope\.method is 'linear': use one of extrapolation, pi"):
         solve_method("linear", llama2(8192))
     with pytest.raises(InputError, match=r"rope\.factors"):

@@ -10,6 +10,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from rope_jax.errors import InputError
 from rope_jax.rope import scaling
 from rope_jax.rope.embedding import frequencies
+from rope_jax.rope.vectors import read_factors
 
 # Hugging Face rounds several times in float32 where the closed forms round once.
 RTOL = 2e-6
@@ -121,6 +122,78 @@ def test_longrope_published_factors(shared):
     assert vector.factors.shape == (32, 64) and float(vector.factors.min()) >= 1
 
 
+@pytest.mark.parametrize("length", [512, 1024, 1500, 4096])
+def test_dynamic_ntk(length):
+    expected = hugging_face("dynamic", 10000.0, 64, seq_len=length, context=1024, factor=2.0)
+    assert_serves(scaling.dynamic_ntk(64, 2.0, length, 1024), 10000.0, 64, expected)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 0.75, 1.0])
+def test_partial(share):
+    served, attention_factor = hugging_face("proportional", 10000.0, 64, partial_rotary_factor=share)
+    vector = scaling.partial(64, share)
+    factors = np.asarray(vector.factors, np.float64)
+    np.testing.assert_array_equal(factors == 1, served > 0)
+    # What stands still turns by less than float32 can see, at any position.
+    assert (2**24 * frequencies(10000.0, 64) / factors)[served == 0].max(initial=0) < 2.0**-30
+    assert float(vector.attention_factor) == attention_factor == 1 and np.isfinite(factors).all()
+
+
+@pytest.mark.parametrize(("base", "head_dim"), [(10000.0, 128), (500000.0, 64)])
+def test_base_change(base, head_dim):
+    expected = hugging_face("default", 5e6, head_dim) if "default" in ROPE_INIT_FUNCTIONS else None
+    served = expected[0] if expected else 5e6 ** -(np.arange(0, head_dim, 2) / head_dim)
+    vector = scaling.base_change(base, 5e6, head_dim)
+    np.testing.assert_allclose(frequencies(base, head_dim) / vector.factors, served, rtol=RTOL)
+
+
+def test_critical_base():
+    # The pair that just completes a turn in 4096 tokens completes one in the target under the new base.
+    base = scaling.critical_base(10000.0, 4096, 16384)
+    critical = np.log(4096 / (2 * np.pi)) / np.log(10000.0)  # share of the dimensions
+    assert 16384 * base**-critical == pytest.approx(2 * np.pi, rel=1e-9)
+
+
+@pytest.mark.parametrize("extension", [2.0, 4.0])
+def test_yarn_forms_in_float64(extension):
+    theta = 10000.0 ** -(np.arange(0, 128, 2) / 128)
+    turns = 4096 * theta / (2 * np.pi)
+    keep = np.clip((turns - 1) / 31, 0, 1)
+    paper = scaling.yarn_paper(theta, extension, 4096)
+    np.testing.assert_allclose(theta / paper.factors, theta * (keep + (1 - keep) / extension), rtol=RTOL)
+    assert float(paper.attention_factor) == pytest.approx(0.1 * np.log(extension) + 1)
+    # Both of the served forms mix with one ramp, one mixes frequencies and the other wavelengths.
+    served, wavelength = scaling.yarn(10000.0, 128, extension, 4096), scaling.yarn_wavelength(1e4, 128, extension, 4096)
+    ramp = (1 / np.asarray(served.factors, np.float64) - 1 / extension) / (1 - 1 / extension)
+    np.testing.assert_allclose(wavelength.factors, (1 - ramp) * extension + ramp, rtol=1e-5)
+
+
+def test_resonance_rounds_wavelengths():
+    theta = frequencies(10000.0, 128).astype(np.float64)
+    for vector in (scaling.extrapolation(128), scaling.yarn(10000.0, 128, 4.0, 4096)):
+        rounded = scaling.resonance(theta, vector)
+        wavelengths = 2 * np.pi * np.asarray(rounded.factors, np.float64) / theta
+        np.testing.assert_allclose(wavelengths, np.round(2 * np.pi * np.asarray(vector.factors) / theta), rtol=1e-6)
+        assert float(rounded.attention_factor) == float(vector.attention_factor)
+
+
+def test_vectors_from_files(shared, tmp_path):
+    rows = read_factors(shared / "data" / "longrope_factors" / "ft_la2_128k.csv")
+    assert np.shape(rows) == (64,)  # 32 equal rows are one vector
+    (tmp_path / "layers.csv").write_text("1,2\n1,3\n")
+    assert read_factors(tmp_path / "layers.csv") == ((1.0, 2.0), (1.0, 3.0))
+    (tmp_path / "list.json").write_text("[1, 2.5]")
+    (tmp_path / "solved.json").write_text('{"factors": [[1, 2.5], [1, 4]], "attention_factor": 1.0}')
+    assert read_factors(tmp_path / "list.json") == (1, 2.5)
+    assert read_factors(tmp_path / "solved.json") == ((1, 2.5), (1, 4))
+    for name, text in (("a.csv", "1,x"), ("b.json", "{"), ("c.json", "3"), ("d.json", "[]"), ("e.csv", "")):
+        (tmp_path / name).write_text(text)
+        with pytest.raises(InputError, match=name):
+            read_factors(tmp_path / name)
+    with pytest.raises(InputError, match=r"absent\.json"):
+        read_factors(tmp_path / "absent.json")
+
+
 def test_extrapolation_and_ends():
     np.testing.assert_array_equal(scaling.extrapolation(128).factors, np.ones(64))
     for vector in (scaling.ntk(128, 4.0), scaling.yarn(10000.0, 128, 4.0, 4096)):
@@ -198,6 +271,11 @@ def test_explicit_says_where():
         (lambda: scaling.llama3([1.0], 2, 0), "context.original"),
         (lambda: scaling.llama3([1.0], 2, 128, 4, 1), "rope.low_freq_factor"),
         (lambda: scaling.longrope_attention_factor(2, 1), "context.original"),
+        (lambda: scaling.yarn_paper([1.0], 2, 128, 1, 32), "rope.beta_slow"),
+        (lambda: scaling.dynamic_ntk(8, 0.5, 10, 10), "rope.extension"),
+        (lambda: scaling.base_change(1e4, 5e3, 8), "rope.new_base"),
+        (lambda: scaling.critical_base(1e4, 4, 8), "context.original"),
+        (lambda: scaling.partial(8, 1.5), "rope.share"),
     ],
 )
 def test_out_of_range(build, field):

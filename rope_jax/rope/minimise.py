@@ -1,0 +1,223 @@
+"""The factor of each pair that disturbs its angles least, from a continuous range.
+
+Nothing restricts a factor to 1 or s (arXiv 2410.01490, Eq. 9). The disturbance of a pair has a great many local
+minima, some of them 1e-5 wide, so the search is dense and not by descent: a grid over [1, s], then ever finer grids
+around 1, around s and around the best so far.
+
+A lower number is no achievement by itself: a change of 1e-5 moves an angle by hundredths of a radian, which no
+model can notice. Report perplexity or retrieval beside it, and the noise floor of the estimate.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+
+from rope_jax.errors import InputError
+from rope_jax.rope.counting import interval_counts
+from rope_jax.rope.disturbance import (
+    DISTANCES,
+    PRETRAINED_TO_EXTENDED,
+    PSEUDO_COUNT,
+    check_measurement,
+    distance_between,
+    longest_context,
+    pair_disturbance,
+)
+from rope_jax.rope.embedding import ScaleVector
+from rope_jax.rope.solve import exact_turns, noise_floor
+from rope_jax.rope.turns import Turns, divide
+from rope_jax.rope.wasserstein import pair_wasserstein
+
+CIRCULAR_WASSERSTEIN = "circular_wasserstein"
+STEPS = (2e-2, 1e-2, 5e-3, 2e-3, 1e-3, 5e-4, 2e-4, 1e-4, 5e-5, 2e-5, 1e-5, 5e-6, 2e-6, 1e-6, 1e-7)
+
+
+@dataclasses.dataclass(frozen=True)
+class Search:
+    """How densely factors are tried.
+
+    Attributes:
+        coarse: factors of the first grid, evenly over [1, s]. One more than a number with many divisors puts
+            fractions such as 3/2 and 4/3 on the grid, at which angles of fast pairs repeat those of pre-training.
+        steps: relative half-widths of the grids that follow, coarse to fine.
+        fan: factors on either side of each centre of such a grid; many divisors help here too.
+        finalists: best factors of the search that are measured again in the arithmetic of the frequencies.
+    """
+
+    coarse: int = 1261
+    steps: tuple[float, ...] = STEPS
+    fan: int = 30
+    finalists: int = 64
+
+    def __post_init__(self):
+        for field, least in (("coarse", 2), ("fan", 1), ("finalists", 1)):
+            if getattr(self, field) < least:
+                raise InputError(f"solve.search.{field} is {getattr(self, field)}: it must be at least {least}")
+        if not all(math.isfinite(step) and 0 < step < 1 for step in self.steps):
+            raise InputError(f"solve.search.steps is {self.steps}: each must lie between 0 and 1")
+
+    @property
+    def candidates(self) -> int:
+        """Factors tried per pair."""
+        return self.coarse + len(self.steps) * 3 * (2 * self.fan + 1)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Minimum:
+    """The outcome of a search.
+
+    Attributes:
+        factors: float32 `[D/2]`, the best scale factors found; a little below 1 or above s for some pairs.
+        disturbance: float32 `[D/2]`, their distance, nats (radians for the circular Wasserstein distance).
+        ends: float32 `[2, D/2]`, the distance at factors 1 and s, of which none is below `disturbance`.
+        noise_floor: float32 `[D/2]`, nats, of the estimate at 1 and s (see `solve.noise_floor`); 0 for the
+            circular Wasserstein distance, which has no grid.
+    """
+
+    factors: jax.Array
+    disturbance: jax.Array
+    ends: jax.Array
+    noise_floor: jax.Array
+
+    @property
+    def mean_disturbance(self) -> jax.Array:
+        """float32 scalar: mean over pairs; Table 3 of the paper shows 1000 times this."""
+        return self.disturbance.mean()
+
+    @property
+    def scale_vector(self) -> ScaleVector:
+        """The factors as a scale vector, with attention factor 1."""
+        return ScaleVector.create(self.factors)
+
+
+def minimise(
+    theta: jax.Array | Turns,
+    original: int,
+    target: int,
+    intervals: int,
+    distance: str = PRETRAINED_TO_EXTENDED,
+    pseudo_count: float = PSEUDO_COUNT,
+    search: Search | None = None,
+) -> Minimum:
+    """Searches each pair's factor densely.
+
+    The search itself counts angles roughly (see `count_below`), at a cost that does not grow with the length. Its
+    best factors, with 1 and s, are then measured in the arithmetic of the frequencies, and the best of those is the
+    answer. So no pair is ever worse than at 1 or at s, in the arithmetic that was asked for.
+
+    Args:
+        theta: `[D/2]`, the frequencies of the model that is extended: float32 radians or exact `Turns` per position.
+        original: pre-training context L, tokens.
+        target: extended context L', tokens, above L.
+        intervals: number b of intervals of [0, 2 pi), at least 2; the circular Wasserstein distance uses none.
+        distance: one of `DISTANCES`, or `CIRCULAR_WASSERSTEIN`, whose memory and time grow with the length, and
+            which is smooth enough for a much smaller `search`.
+        pseudo_count: see `disturbance`.
+        search: how densely; the default tries 4006 factors per pair.
+
+    Returns:
+        The best factors and what they cost.
+
+    Raises:
+        InputError: naming the config field that cannot be used, before anything is compiled.
+    """
+    search = search or Search()
+    by_wasserstein = distance == CIRCULAR_WASSERSTEIN
+    if not by_wasserstein and distance not in DISTANCES:
+        names = ", ".join((*DISTANCES, CIRCULAR_WASSERSTEIN))
+        raise InputError(f"disturbance.distance is {distance!r}: use one of {names}")
+    measured = PRETRAINED_TO_EXTENDED if by_wasserstein else distance
+    check_measurement(original, target, intervals, measured, pseudo_count, longest_context(theta))
+    turns = exact_turns(theta)
+    extension = target / original
+    if by_wasserstein:
+        factors, cost, ends = _minimise_wasserstein(theta, extension, original, target, search)
+        return Minimum(factors, cost, ends, jnp.zeros_like(cost))
+    setting = (original, target, intervals, distance, pseudo_count)
+    factors, cost, ends = _minimise(theta, turns, extension, *setting, search)
+    bounds = jnp.stack([jnp.ones_like(factors), jnp.full_like(factors, extension)])
+    floor = noise_floor(turns, bounds, *setting)
+    return Minimum(factors, cost, ends, floor)
+
+
+@functools.partial(jax.jit, static_argnames=("intervals", "distance", "search"))
+def _minimise(theta, turns, extension, original, target, intervals, distance, pseudo_count, search):
+    def measured(frequency, factor):
+        return pair_disturbance(frequency, factor, original, target, intervals, distance, pseudo_count)
+
+    def roughly(frequency):
+        before = interval_counts(frequency, original, intervals, rough=True)
+
+        def cost(factor):
+            after = interval_counts(divide(frequency, factor), target, intervals, rough=True)
+            return distance_between(before, after, distance, pseudo_count)
+
+        return jax.vmap(cost)
+
+    def pair(frequencies):
+        frequency, exact = frequencies
+        tried, costs = _search_pair(roughly(exact), extension, search)
+        _, best = jax.lax.top_k(-costs, min(search.finalists, search.candidates))
+        finalists = jnp.concatenate([_ends(extension), tried[best]])
+        return _best(finalists, jax.vmap(functools.partial(measured, frequency))(finalists))
+
+    return _over_pairs(pair, (theta, turns))
+
+
+@functools.partial(jax.jit, static_argnames=("original", "target", "search"))
+def _minimise_wasserstein(theta, extension, original, target, search):
+    def pair(frequency):
+        # One candidate at a time: each sorts all its angles.
+        def cost(factors):
+            return jax.lax.map(lambda factor: pair_wasserstein(frequency, factor, original, target), factors)
+
+        tried, costs = _search_pair(cost, extension, search)
+        ends = _ends(extension)
+        return _best(jnp.concatenate([ends, tried]), jnp.concatenate([cost(ends), costs]))
+
+    return _over_pairs(pair, theta)
+
+
+def _ends(extension):
+    extension = jnp.asarray(extension, jnp.float32)
+    return jnp.stack([jnp.ones_like(extension), extension])
+
+
+def _best(factors, costs):
+    winner = jnp.argmin(costs)
+    return factors[winner], costs[winner], costs[:2]
+
+
+def _over_pairs(pair, frequencies):
+    # One after the other, so that memory holds the candidates of one grid of one pair.
+    factors, least, ends = jax.lax.map(pair, frequencies)
+    return factors, least, ends.T
+
+
+def _search_pair(cost, extension, search):
+    """Every factor that is tried for one pair, `[N]`, and its cost."""
+    extension = jnp.asarray(extension, jnp.float32)
+    first = jnp.linspace(1.0, extension, search.coarse, dtype=jnp.float32)
+    first_costs = cost(first)
+    fan = jnp.arange(-search.fan, search.fan + 1, dtype=jnp.float32) / search.fan
+
+    def refine(best, step):
+        factor, least = best
+        centres = jnp.stack([jnp.ones_like(extension), extension, factor])
+        tried = (centres[:, None] * (1 + step * fan)).reshape(-1)
+        costs = cost(tried)
+        lowest = jnp.argmin(costs)
+        better = costs[lowest] < least
+        best = jnp.where(better, tried[lowest], factor), jnp.where(better, costs[lowest], least)
+        return best, (tried, costs)
+
+    start = jnp.argmin(first_costs)
+    steps = jnp.asarray(search.steps, jnp.float32)
+    _, (tried, costs) = jax.lax.scan(refine, (first[start], first_costs[start]), steps)
+    return jnp.concatenate([first, tried.reshape(-1)]), jnp.concatenate([first_costs, costs.reshape(-1)])
