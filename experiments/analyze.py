@@ -54,7 +54,9 @@ def analyze(config: ConfigDict, folder: Path, name: str, with_sweep: bool = Fals
         InputError: naming the field that cannot be used.
     """
     extension = geometry(config)
-    methods = [method for method in METHODS if method != "explicit" or len(extension.factors)]
+    # These two are what a config gives them.
+    given = {"explicit": len(extension.factors) > 0, "abf": extension.new_base > 0}
+    methods = [method for method in METHODS if given.get(method, True)]
     say(
         f"{name}: {extension.original:,} to {extension.target:,} tokens, base {extension.base:g}, head dimension "
         f"{extension.head_dim}, {extension.intervals} intervals"
