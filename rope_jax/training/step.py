@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -11,6 +13,43 @@ from rope_jax.model.llama import Llama, head_kernel
 from rope_jax.rope.embedding import ScaleVector
 from rope_jax.training.loss import cross_entropy, next_token_targets
 from rope_jax.training.state import TrainState
+
+
+def summed_loss(params, rows: dict, rope: ScaleVector, config: LlamaConfig, loss_chunk: int):
+    """Next-token loss of one microbatch, differentiable in the parameters and in the scale vector.
+
+    Args:
+        params: parameters of `Llama`.
+        rows: `tokens`, `segment_ids` and `positions`, each int32 `[B, T]`.
+        rope: scale vector.
+        config: model config (static).
+        loss_chunk: tokens of a row that are projected to the vocabulary at a time (static).
+
+    Returns:
+        Pair of float32 scalars: summed NLL in nats, and the number of tokens predicted.
+    """
+    hidden = Llama(config).apply(
+        {"params": params}, rows["tokens"], rope, rows["positions"], rows["segment_ids"], project=False
+    )
+    targets, weights = next_token_targets(rows["tokens"], rows["segment_ids"])
+    return cross_entropy(hidden, head_kernel(params, config), targets, weights, loss_chunk)
+
+
+def mean_loss(params, rows: dict, rope: ScaleVector, config: LlamaConfig, loss_chunk: int) -> jax.Array:
+    """`summed_loss` per predicted token.
+
+    Args:
+        params: parameters of `Llama`.
+        rows: `tokens`, `segment_ids` and `positions`, each int32 `[B, T]`.
+        rope: scale vector.
+        config: model config (static).
+        loss_chunk: tokens of a row that are projected to the vocabulary at a time (static).
+
+    Returns:
+        float32 scalar, nats per token.
+    """
+    nll, count = summed_loss(params, rows, rope, config, loss_chunk)
+    return nll / count
 
 
 def train_step(
@@ -30,7 +69,7 @@ def train_step(
     Args:
         state: current state.
         batch: `tokens`, `segment_ids` and `positions`, each int32 `[A, B, T]`.
-        rope: scale vector; not trained here.
+        rope: scale vector; not trained here, but in `learn.joint_step`.
         config: model config (static).
         optimizer: from `make_optimizer` (static).
         loss_chunk: tokens of a row that are projected to the vocabulary at a time (static).
@@ -39,15 +78,27 @@ def train_step(
         The next state, and metrics: `loss` in nats per token, `tokens` predicted, `grad_norm`; float32.
     """
 
-    def summed_loss(params, rows):
-        hidden = Llama(config).apply(
-            {"params": params}, rows["tokens"], rope, rows["positions"], rows["segment_ids"], project=False
-        )
-        targets, weights = next_token_targets(rows["tokens"], rows["segment_ids"])
-        return cross_entropy(hidden, head_kernel(params, config), targets, weights, loss_chunk)
+    def loss(params, rows):
+        return summed_loss(params, rows, rope, config, loss_chunk)
+
+    return updated(state, batch, loss, optimizer)
+
+
+def updated(state: TrainState, batch: dict, loss: Callable, optimizer: optax.GradientTransformation):
+    """One update of whatever is trained.
+
+    Args:
+        state: current state; its `params` are any pytree.
+        batch: int32 `[A, B, T]` arrays.
+        loss: gives the summed NLL and the number of tokens of `(params, rows)`, rows `[B, T]`.
+        optimizer: of these parameters.
+
+    Returns:
+        The next state, and metrics as `train_step`.
+    """
 
     def accumulate(total, rows):
-        (nll, count), grads = jax.value_and_grad(summed_loss, has_aux=True)(state.params, rows)
+        (nll, count), grads = jax.value_and_grad(loss, has_aux=True)(state.params, rows)
         return jax.tree.map(lambda a, b: a + b.astype(jnp.float32), total, (grads, nll, count)), None
 
     zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), state.params)

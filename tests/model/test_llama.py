@@ -141,15 +141,17 @@ def test_how_it_is_computed_changes_nothing(params, plain, changes):
     )
 
 
+@pytest.mark.parametrize("rotary", ["float32", "exact"])
 @pytest.mark.parametrize("shape", ["one vector", "per layer"])
-def test_gradient_of_the_scale_vector_is_the_finite_difference(params, shape):
+def test_gradient_of_the_scale_vector_is_the_finite_difference(params, shape, rotary):
+    config = dataclasses.replace(CONFIG, rotary=rotary)
     tokens = random_tokens(2, 33)
     factors = FACTORS if shape == "one vector" else np.stack([FACTORS, FACTORS + 0.3, FACTORS + 0.7])
     rope = ScaleVector.create(factors, 1.1)
 
     @jax.jit
     def loss(rope):
-        log_probabilities = jax.nn.log_softmax(Llama(CONFIG).apply({"params": params}, tokens[:, :-1], rope))
+        log_probabilities = jax.nn.log_softmax(Llama(config).apply({"params": params}, tokens[:, :-1], rope))
         return -jnp.take_along_axis(log_probabilities, tokens[:, 1:, None], -1).sum()
 
     gradient = jax.jit(jax.grad(loss))(rope)
@@ -168,6 +170,15 @@ def test_gradient_of_the_scale_vector_is_the_finite_difference(params, shape):
         # known to 3e-5 / 4e-3 = 1e-2 of gradients of order 10.
         estimate = (4 * difference(4e-3) - difference(8e-3)) / 3
         assert along == pytest.approx(estimate, rel=1e-2, abs=5e-2)
+
+
+def test_exact_angles_are_the_same_model(params, logits):
+    tokens, rope = random_tokens(2, 33), ScaleVector.create(FACTORS, 1.1)
+    exact = Llama(dataclasses.replace(CONFIG, rotary="exact")).apply({"params": params}, tokens, rope)
+    # Float32 angles at 33 positions are off by 2e-6 rad.
+    np.testing.assert_allclose(exact, logits(tokens, rope), rtol=1e-4, atol=1e-4)
+    with pytest.raises(InputError, match=r"^model\.rotary is 'float64'"):
+        dataclasses.replace(CONFIG, rotary="float64")
 
 
 def test_states_and_head_make_the_logits(params, logits):
