@@ -23,18 +23,18 @@ from rope_jax.rope.turns import Turns, multiply
 
 # Up to this length 30 bits put an angle at most 2^15 * 2^-31 turns = 1e-4 rad off.
 ROUGH = 2**15
-# Up to this length float32 guesses a quotient to within one.
-GUESSED = 2**22
+# Up to this length float32 guesses a quotient to within SLACK: 2^17 * 3 roundings of 2^-24 are 0.024.
+GUESSED = 2**17
+SLACK = 1 / 32
 
 
-def interval_counts(step: Turns, length: int | jax.Array, intervals: int, rough: bool = False) -> jax.Array:
+def interval_counts(step: Turns, length: int | jax.Array, intervals: int) -> jax.Array:
     """Histogram of the angles of one pair, at a cost that does not grow with their number.
 
     Args:
         step: scalar, turns per position.
         length: number n of positions `m = 0 ... n - 1` (tokens), below 2^31.
         intervals: number b of equal intervals; static.
-        rough: see `count_below`; static.
 
     Returns:
         int32 `[b]`: positions whose angle lies in each interval; they sum to n.
@@ -42,32 +42,31 @@ def interval_counts(step: Turns, length: int | jax.Array, intervals: int, rough:
     # An angle is below an edge when its units are below the edge's, rounded up.
     units = [-(-k * 2**64 // intervals) for k in range(intervals)]
     high, low = (np.array([unit >> shift & 0xFFFFFFFF for unit in units], np.uint32) for shift in (32, 0))
-    below = count_below(step, length, Turns(high, low), rough)
+    below = count_below(step, length, Turns(high, low))
     return jnp.diff(below, append=jnp.asarray(length, jnp.int32)[None])
 
 
-def count_below(step: Turns, length: int | jax.Array, edges: Turns, rough: bool = False) -> jax.Array:
+def count_below(step: Turns, length: int | jax.Array, edges: Turns) -> jax.Array:
     """How many of the angles of one pair are below each edge.
 
     Args:
         step: scalar, turns per position.
         length: number n of positions (tokens), below 2^31.
         edges: `[E]`, fractions of a turn.
-        rough: round the step to 2^-30 turns instead of 2^-48 where n is at most `ROUGH`: an angle is then up to
-            1e-4 rad off, and a count costs a third; static.
 
     Returns:
-        int32 `[E]`, from 0 to n.
+        int32 `[E]`, from 0 to n. Step and edges are rounded to 2^-48 turns; to 2^-30 if the step is `rough` and n is
+        at most `ROUGH`.
     """
     length = jnp.asarray(length, jnp.int32)
-    if rough:
+    if step.rough:
         return jax.lax.cond(length <= ROUGH, _count_rough, _count_exact, step, length, edges)
     return _count_exact(step, length, edges)
 
 
 def _count_exact(step, length, edges):
     near, far = (functools.partial(_count_long, again=again) for again in (False, True))
-    return jax.lax.cond(length < GUESSED, near, far, step, length, edges)
+    return jax.lax.cond(length <= GUESSED, near, far, step, length, edges)
 
 
 def _count_rough(step, length, edges):
@@ -118,7 +117,7 @@ def _count(step, modulus, edges, length, quotient: Callable, subtract: Callable)
         columns, rest = quotient(a, n, b, m)
         whole, a_next = quotient(a, jnp.uint32(0), m, a)
         above, b_next = quotient(a, jnp.uint32(0), rest, a)
-        triangle = jnp.where(columns % 2 == 0, columns // 2 * (columns - 1), columns * ((columns - 1) // 2))
+        triangle = (columns >> 1) * ((columns - 1) | 1)  # columns (columns - 1) / 2, halving whichever is even
         # Everything but n is only needed, and only right, modulo 2^32.
         return a_next, a, columns, b_next, total + triangle * whole + columns * above
 
@@ -128,34 +127,36 @@ def _count(step, modulus, edges, length, quotient: Callable, subtract: Callable)
 
 
 def _short_quotient(a, n, b, m):
-    """For m up to 2^30 and a quotient below 2^22, which float32 guesses to within one."""
+    """For m up to 2^30 and a quotient up to `ROUGH`: guessed too low by one at most."""
     dividend = a.astype(jnp.float32) * n.astype(jnp.float32) + b.astype(jnp.float32)
-    guess = (dividend * (1 / m.astype(jnp.float32))).astype(jnp.uint32)
-    rest = (a * n + b - guess * m).astype(jnp.int32)
-    modulus = m.astype(jnp.int32)
-    low, high = rest < 0, rest >= modulus
-    guess = guess + high.astype(jnp.uint32) - low.astype(jnp.uint32)
-    rest = rest + jnp.where(low, modulus, 0) - jnp.where(high, modulus, 0)
-    return guess, rest.astype(jnp.uint32)
+    guess = jnp.maximum(dividend * (1 / m.astype(jnp.float32)) - SLACK, 0).astype(jnp.uint32)
+    rest = a * n + b - guess * m
+    low = rest >= m
+    return jnp.where(low, guess + 1, guess), jnp.where(low, rest - m, rest)
 
 
 def _long_quotient(a, n, b, m, again):
-    """For m up to 2^48: guessed to within one if the quotient is below 2^22, else below 2^31 if guessed again."""
-    modulus = _float(m)
-    guess = ((_float(a) * n.astype(jnp.float32) + _float(b)) / modulus).astype(jnp.uint32)
+    """For m up to 2^48: guessed too low by one at most up to `GUESSED`; up to 2^31 if guessed again."""
+    inverse = 1 / _float(m)
+    dividend = _float(a) * n.astype(jnp.float32) + _float(b)
+    guess = jnp.maximum(dividend * inverse - SLACK, 0).astype(jnp.uint32)
     rest = _subtract(_add(_times(a, n), b), _times(m, guess))
     if again:
         negative = rest[0] >> 31 != 0
         size = _where(negative, _subtract((0, 0), rest), rest)
-        more = (_float(size) / modulus).astype(jnp.uint32)
-        correction = _times(m, more)
-        rest = _where(negative, _add(rest, correction), _subtract(rest, correction))
-        guess = jnp.where(negative, guess - more, guess + more)
-    low = rest[0] >> 31 != 0
-    rest = _where(low, _add(rest, m), rest)
-    high = ~low & ((rest[0] > m[0]) | ((rest[0] == m[0]) & (rest[1] >= m[1])))
-    rest = _where(high, _subtract(rest, m), rest)
-    return guess + high.astype(jnp.uint32) - low.astype(jnp.uint32), rest
+        more = (_float(size) * inverse).astype(jnp.uint32)
+        # Rounded down, so that what is left is not negative.
+        more = jnp.where(negative, jnp.uint32(0) - more - 2, jnp.where(more > 0, more - 1, more))
+        guess = guess + more
+        rest = _subtract(_add(_times(a, n), b), _times(m, guess))
+        for _ in range(2):
+            guess, rest = _raise(guess, rest, m)
+    return _raise(guess, rest, m)
+
+
+def _raise(guess, rest, m):
+    low = (rest[0] > m[0]) | ((rest[0] == m[0]) & (rest[1] >= m[1]))
+    return jnp.where(low, guess + 1, guess), _where(low, _subtract(rest, m), rest)
 
 
 def _where(condition, x, y):

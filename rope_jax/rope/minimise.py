@@ -18,19 +18,17 @@ import jax
 import jax.numpy as jnp
 
 from rope_jax.errors import InputError
-from rope_jax.rope.counting import interval_counts
 from rope_jax.rope.disturbance import (
     DISTANCES,
     PRETRAINED_TO_EXTENDED,
     PSEUDO_COUNT,
     check_measurement,
-    distance_between,
     longest_context,
     pair_disturbance,
 )
 from rope_jax.rope.embedding import ScaleVector
 from rope_jax.rope.solve import exact_turns, noise_floor
-from rope_jax.rope.turns import Turns, divide
+from rope_jax.rope.turns import Turns
 from rope_jax.rope.wasserstein import pair_wasserstein
 
 CIRCULAR_WASSERSTEIN = "circular_wasserstein"
@@ -108,7 +106,7 @@ def minimise(
 ) -> Minimum:
     """Searches each pair's factor densely.
 
-    The search itself counts angles roughly (see `count_below`), at a cost that does not grow with the length. Its
+    The search itself counts angles roughly (see `Turns`), at a cost that does not grow with the length. Its
     best factors, with 1 and s, are then measured in the arithmetic of the frequencies, and the best of those is the
     answer. So no pair is ever worse than at 1 or at s, in the arithmetic that was asked for.
 
@@ -149,26 +147,20 @@ def minimise(
 
 @functools.partial(jax.jit, static_argnames=("intervals", "distance", "search"))
 def _minimise(theta, turns, extension, original, target, intervals, distance, pseudo_count, search):
-    def measured(frequency, factor):
-        return pair_disturbance(frequency, factor, original, target, intervals, distance, pseudo_count)
+    def measured(frequency):
+        def one(factor):
+            return pair_disturbance(frequency, factor, original, target, intervals, distance, pseudo_count)
 
-    def roughly(frequency):
-        before = interval_counts(frequency, original, intervals, rough=True)
-
-        def cost(factor):
-            after = interval_counts(divide(frequency, factor), target, intervals, rough=True)
-            return distance_between(before, after, distance, pseudo_count)
-
-        return jax.vmap(cost)
+        return jax.vmap(one)
 
     def pair(frequencies):
-        frequency, exact = frequencies
-        tried, costs = _search_pair(roughly(exact), extension, search)
+        frequency, rough = frequencies
+        tried, costs = _search_pair(measured(rough), extension, search)
         _, best = jax.lax.top_k(-costs, min(search.finalists, search.candidates))
         finalists = jnp.concatenate([_ends(extension), tried[best]])
-        return _best(finalists, jax.vmap(functools.partial(measured, frequency))(finalists))
+        return _best(finalists, measured(frequency)(finalists))
 
-    return _over_pairs(pair, (theta, turns))
+    return _over_pairs(pair, (theta, turns.roughly()))
 
 
 @functools.partial(jax.jit, static_argnames=("original", "target", "search"))

@@ -219,7 +219,7 @@ def noise_floor(
     def pair(frequency, factors):
         def counts(step, length):
             # One count on a grid twice as fine holds both positions of the grid.
-            halves = interval_counts(step, length, 2 * intervals, rough=True)
+            halves = interval_counts(step, length, 2 * intervals)
             turned = jnp.roll(halves, -1)
             return halves.reshape(-1, 2).sum(axis=1), turned.reshape(-1, 2).sum(axis=1)
 
@@ -232,7 +232,7 @@ def noise_floor(
 
         return jax.vmap(change)(factors).max()
 
-    return jax.vmap(pair)(theta, jnp.asarray(candidates, jnp.float32).T)
+    return jax.vmap(pair)(theta.roughly(), jnp.asarray(candidates, jnp.float32).T)
 
 
 def exact_turns(theta: jax.Array | Turns) -> Turns:
