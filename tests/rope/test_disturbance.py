@@ -17,11 +17,14 @@ from rope_jax.rope.disturbance import (
     EXTENDED_TO_PRETRAINED,
     JENSEN_SHANNON,
     PRETRAINED_TO_EXTENDED,
+    PSEUDO_COUNT,
     check_measurement,
+    distance_between,
     disturbance,
     divergence,
 )
 from rope_jax.rope.embedding import frequencies
+from rope_jax.rope.turns import Turns, divide
 
 THETA = frequencies(10000.0, 128)
 # Counts are equal to the authors'; only the order of float32 sums differs.
@@ -140,6 +143,48 @@ def test_disjoint_histograms():
     counts, reference = np.array([8, 0], np.int32), np.array([0, 8], np.int32)
     expected = (8 + 0.5) / 8 * np.log(8.5 / 0.5) + 0.5 / 8 * np.log(0.5 / 8.5)
     np.testing.assert_allclose(divergence(counts, reference, 0.5), expected, rtol=1e-6)
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(0, 2**31), st.integers(1, 50), st.sampled_from(DISTANCES))
+def test_scale_of_the_counts_does_not_matter(seed, scale, distance):
+    before, after = np.random.default_rng(seed).integers(0, 9, (2, 24)).astype(np.int32)
+    before[0] = after[0] = 1
+    once = distance_between(before, after, distance, 1e-3)
+    scaled = distance_between(scale * before, scale * after, distance, scale * 1e-3)
+    np.testing.assert_allclose(scaled, once, rtol=1e-4, atol=1e-6)
+    assert float(once) >= -1e-3
+    if distance == JENSEN_SHANNON:
+        assert float(once) + 1e-6 >= 0 and float(once) <= np.log(2) + 1e-6
+        np.testing.assert_allclose(distance_between(after, before, distance, 1e-3), once, rtol=1e-4, atol=1e-6)
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.floats(100, 1e6), st.integers(32, 2000), st.floats(1, 8, width=32), st.sampled_from([1, 2, 4]))
+def test_slower_pairs_and_larger_factors_are_one(base, length, factor, scale):
+    theta = base ** -(np.arange(0, 16, 2) / 16)
+    larger = jax.vmap(divide)(Turns.create(theta), np.full(8, scale * factor, np.float32))
+    slower = jax.vmap(divide)(Turns.create(theta / scale), np.full(8, factor, np.float32))
+    # A quotient is rounded down to 2^-64 turns, which at these lengths moves no angle across an edge.
+    counts = (angle_histograms(x, length, 90) for x in (larger, slower))
+    assert np.abs(np.subtract(*map(np.asarray, counts))).sum() <= 2
+
+
+@settings(deadline=None, max_examples=15)
+@given(st.floats(100, 1e6), st.integers(64, 2000), st.floats(1.5, 6), st.floats(1, 8, width=32))
+def test_exact_angles_agree_with_float64(base, original, extension, factor):
+    theta = base ** -(np.arange(0, 16, 2) / 16)
+    target = int(original * extension)
+
+    def shares(frequency, length):
+        index = np.floor(np.arange(length) * frequency / (2 * np.pi) * 90 + 1e-9).astype(int) % 90
+        return (np.bincount(index, minlength=90) + PSEUDO_COUNT) / length
+
+    measured = disturbance(Turns.create(theta), np.full(8, factor, np.float32), original, target, 90)
+    expected = [
+        (p * np.log(p / q)).sum() for p, q in ((shares(t, original), shares(t / factor, target)) for t in theta)
+    ]
+    np.testing.assert_allclose(measured, expected, rtol=2e-4, atol=5e-6)
 
 
 def test_candidates_map():

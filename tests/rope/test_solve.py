@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 
 from rope_jax.errors import InputError
 from rope_jax.rope import scaling
+from rope_jax.rope.disturbance import PSEUDO_COUNT
 from rope_jax.rope.embedding import ScaleVector, frequencies
-from rope_jax.rope.solve import choose, gain, measure, select_by_count, select_by_threshold
+from rope_jax.rope.solve import choose, gain, measure, noise_floor, select_by_count, select_by_threshold
+from rope_jax.rope.turns import Turns
 
 THETA = frequencies(10000.0, 128)
 PAIRS_8K_80 = [2, 4, 5, 6, 9, 10, 17, 28, 30, *range(32, 45), *range(46, 64)]
@@ -160,6 +162,37 @@ def test_ends_of_the_count():
     assert float(nobody.threshold_high) == np.inf and float(everybody.threshold_low) == -np.inf
     np.testing.assert_array_equal(nobody.factors, SMALL_CANDIDATES[0])
     assert int(everybody.winner.min()) > 0
+
+
+def test_noise_floor_is_what_half_an_interval_does():
+    def counts(theta, length, shift):
+        share = np.arange(length) * theta / (2 * np.pi) * 64 - shift
+        return np.bincount(np.floor(share).astype(int) % 64, minlength=64)
+
+    theta = np.float64(SMALL_THETA)
+    # Angles that lie on an edge may count on either side of it: the first, at 0, lies on none of a turned grid.
+    floors = np.zeros(16)
+    for row in np.float64(SMALL_CANDIDATES):
+        for pair in range(16):
+            values = []
+            for shift in (0.0, 0.5):
+                p = (counts(theta[pair], 256, shift) + PSEUDO_COUNT) / 256
+                q = (counts(theta[pair] / row[pair], 512, shift) + PSEUDO_COUNT) / 512
+                values.append((p * np.log(p / q)).sum())
+            floors[pair] = max(floors[pair], abs(values[0] - values[1]))
+    measured = noise_floor(Turns.create(SMALL_THETA), SMALL_CANDIDATES, **SMALL)
+    np.testing.assert_allclose(measured, floors, rtol=1e-3, atol=1e-5)
+    selection = select_by_threshold(SMALL_THETA, SMALL_CANDIDATES, **SMALL, threshold=0.0)
+    np.testing.assert_array_equal(selection.noise_floor, measured)
+
+
+def test_exact_and_float32_agree_where_float32_is_exact_enough():
+    plain, exact = (
+        select_by_threshold(theta, SMALL_CANDIDATES, **SMALL, threshold=0.02)
+        for theta in (SMALL_THETA, Turns.create(SMALL_THETA))
+    )
+    np.testing.assert_allclose(plain.disturbance, exact.disturbance, atol=5e-3)
+    np.testing.assert_array_equal(plain.winner, exact.winner)
 
 
 def test_selection_is_a_pytree():
