@@ -17,6 +17,7 @@ import statistics
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -36,6 +37,8 @@ from rope_jax.rope.turns import exact_frequencies
 BASE, HEAD_DIM, ORIGINAL, INTERVALS = 10000.0, 128, 4096, 360
 TARGETS = {"8k": 8192, "16k": 16384, "128k": 131072, "1M": 2**20, "10M": 10_000_000}
 REPEATS = 15
+# The longest target at which the loops are run from end to end.
+WHOLE = 16384
 
 
 def main() -> None:
@@ -54,24 +57,24 @@ def main() -> None:
     )
     print(f"medians of {REPEATS} later calls\n")
 
-    print("| selection | angles | first call | later calls | literal loop | ratio | peak memory |")
-    print("|---|---|---|---|---|---|---|")
+    print("| selection | angles | first call | later calls | NumPy loop | ratio | torch loop | ratio | peak memory |")
+    print("|---|---|---|---|---|---|---|---|---|")
     later = {}
     for name, target in TARGETS.items():
+        loops = spawn(f"loops:{target}:float32")
+        star = "" if target <= WHOLE else " *"
         for arithmetic in ("exact", "rough", "float32"):
             if (arithmetic == "float32" and target > 2**20) or (arithmetic == "rough" and target > ROUGH):
                 continue  # tens of seconds a call; and beyond 2^15 tokens "rough" is "exact"
             case = spawn(f"select:{target}:{arithmetic}")
             later[name, arithmetic] = case["later"]
-            ratio = f"{case['literal'] / case['later']:,.0f}"
-            loop = f"{case['literal']:.2f} s{'' if case['whole'] else ' *'}"
-            print(
-                f"| {name} | {arithmetic} | {case['first']:.2f} s | {1e3 * case['later']:.2f} ms | {loop} | {ratio} "
-                f"| {case['memory']} MiB |",
-                flush=True,
-            )
+            cells = [name, arithmetic, f"{case['first']:.2f} s", f"{1e3 * case['later']:.2f} ms"]
+            for seconds in (loops["numpy"], loops["torch"]):
+                ratio = seconds and seconds / case["later"]
+                cells += [f"{seconds:.2f} s{star}", f"{ratio:,.0f}"] if seconds else ["-", "-"]
+            print(f"| {' | '.join(cells)} | {case['memory']} MiB |", flush=True)
     growth = later["1M", "exact"] / later["16k", "exact"]
-    print("\n* timed on fewer pairs (128k) or angles (from 1M) and scaled up: the loop would take minutes and hours")
+    print("\n* the loops' time at 16k, scaled up by the number of angles: they would take minutes and hours")
     print(f"16k to 1M takes {growth:.1f} times the time\n")
 
     if arguments.search:
@@ -101,12 +104,12 @@ def run_case(kind: str, target: str, arithmetic: str) -> dict:
     exact = exact_frequencies(BASE, HEAD_DIM)
     theta = {"float32": frequencies(BASE, HEAD_DIM), "exact": exact, "rough": exact.roughly()}[arithmetic]
     candidates = np.stack([np.ones(HEAD_DIM // 2), np.full(HEAD_DIM // 2, target / ORIGINAL)]).astype(np.float32)
+    if kind == "loops":
+        return literal_loops(candidates, target)
     if kind == "select":
-        # Measurement and choice; `select_by_threshold` adds the noise floor, which the loop does not find either.
+        # Measurement and choice; `select_by_threshold` adds the noise floor, which the loops do not find either.
         first, later = timed(lambda: select(theta, candidates, target))
-        memory = peak()
-        seconds, whole = literal_loop(candidates, target)
-        return {"first": first, "later": later, "memory": memory, "literal": seconds, "whole": whole}
+        return {"first": first, "later": later, "memory": peak()}
     first, later = timed(lambda: minimise(theta, ORIGINAL, target, INTERVALS), repeats=3)
     value = 1e3 * float(minimise(theta, ORIGINAL, target, INTERVALS).mean_disturbance)
     memory = peak()
@@ -138,38 +141,47 @@ def timed(call, repeats: int = REPEATS) -> tuple[float, float]:
     return seconds[0], statistics.median(seconds[1:])
 
 
-def literal_loop(candidates: np.ndarray, target: int) -> tuple[float, bool]:
+def literal_loops(candidates: np.ndarray, target: int) -> dict:
     """Seconds that the equations take as they are written: a loop over pairs, candidates and positions.
 
-    In float32, as the authors compute. Beyond 16k only every eighth pair, of which the time is multiplied.
+    In float32, as the authors compute: once over NumPy scalars, and once over the elements of torch tensors, as in
+    the authors' release (None without torch).
     """
+    timed_at = min(target, WHOLE)
+    share = (ORIGINAL + 2 * target) / (ORIGINAL + 2 * timed_at)
     theta = frequencies(BASE, HEAD_DIM)
-    whole = target <= 16384
-    pairs = range(0, HEAD_DIM // 2, 1 if whole else 8)
-    if target > 2**17:
-        # Long loops are per-angle work alone: a pair takes as long as its angles.
-        per_angle = loop_seconds(theta, candidates, 131072, range(20, 21)) / (ORIGINAL + 2 * 131072)
-        return per_angle * (ORIGINAL + 2 * target) * HEAD_DIM / 2, False
-    seconds = loop_seconds(theta, candidates, target, pairs)
-    return seconds * (HEAD_DIM // 2) / len(pairs), whole
+    extrapolated, interpolated = candidates
+
+    def seconds(histogram):
+        started = time.perf_counter()
+        for pair in range(HEAD_DIM // 2):
+            before = histogram(theta[pair], ORIGINAL)
+            costs = [kl(before, histogram(theta[pair] / row[pair], timed_at)) for row in (extrapolated, interpolated)]
+            (extrapolated, interpolated)[costs[1] < costs[0]][pair]
+        return share * (time.perf_counter() - started)
+
+    tensors = find_spec("torch") is not None
+    return {"numpy": seconds(scalar_histogram), "torch": seconds(tensor_histogram) if tensors else None}
 
 
-def loop_seconds(theta, candidates, target, pairs) -> float:
+def scalar_histogram(frequency, length):
     full, scale = np.float32(2 * np.pi), np.float32(INTERVALS / (2 * np.pi))
+    counts = [0] * INTERVALS
+    for m in range(length):
+        angle = np.fmod(np.float32(m) * frequency, full)
+        counts[min(int(angle * scale), INTERVALS - 1)] += 1
+    return np.array(counts)
 
-    def histogram(frequency, length):
-        counts = [0] * INTERVALS
-        for m in range(length):
-            angle = np.fmod(np.float32(m) * frequency, full)
-            counts[min(int(angle * scale), INTERVALS - 1)] += 1
-        return np.array(counts)
 
-    started = time.perf_counter()
-    for pair in pairs:
-        before = histogram(theta[pair], ORIGINAL)
-        costs = [kl(before, histogram(theta[pair] / row[pair], target)) for row in candidates]
-        candidates[int(costs[1] < costs[0]), pair]
-    return time.perf_counter() - started
+def tensor_histogram(frequency, length):
+    import torch  # not above: it would count as memory of the other cases
+
+    angles = torch.arange(length) * torch.tensor(frequency) % (2 * torch.pi)
+    counts = torch.zeros(INTERVALS)
+    for m in range(length):
+        interval = torch.floor(INTERVALS / (2 * torch.pi) * angles[m])
+        counts[min(int(interval), INTERVALS - 1)] += 1
+    return counts.numpy()
 
 
 def numpy_histogram(frequency, positions):
