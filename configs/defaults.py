@@ -54,6 +54,10 @@ def get_config() -> ConfigDict:
     config.train.loss_chunk = 512  # tokens of a row projected to the vocabulary at a time
     config.train.checkpoint_every = 100
     config.train.keep = 1
+    # Low-rank adaptation, for those who cannot fine-tune all weights; with model.param_dtype = 'bfloat16' the frozen
+    # weights take two bytes each. Targets are projections (q, k, v, o, gate, up, down), and what is trained whole:
+    # norm, embedding, head, which LongLoRA finds to matter at a longer context.
+    config.train.lora = ConfigDict({"rank": 0, "alpha": 16.0, "targets": ("q", "k", "v", "o")})  # rank 0: all weights
 
     config.eval = ConfigDict()
     config.eval.split = "validation"

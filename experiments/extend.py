@@ -47,7 +47,8 @@ from rope_jax.report.metrics import MetricsWriter, read_metrics
 from rope_jax.report.page import write_page
 from rope_jax.rope.embedding import ScaleVector, identity
 from rope_jax.rope.methods import Extension, solve_method
-from rope_jax.training.loop import TrainConfig, train
+from rope_jax.training.loop import TrainConfig, train, trained_layout
+from rope_jax.training.lora import check_targets
 from rope_jax.training.sharding import check_batch, make_mesh, param_shardings
 
 TINY = Path(__file__).resolve().parents[1] / "configs" / "tiny.py"
@@ -162,6 +163,9 @@ def prepare(config: ConfigDict, folder: Path) -> Run:
 
     mesh = make_mesh(**config.mesh)
     param_shardings(model, mesh)
+    if tuning.lora:
+        check_targets(tuning.lora, model)
+    trained, _ = trained_layout(model, tuning, mesh)
     check_batch(mesh, tuning.global_batch // tuning.accumulation, "config.train.global_batch / accumulation")
     check_batch(mesh, config.eval.batch, "config.eval.batch")
     check_batch(mesh, config.eval.passkey_batch, "config.eval.passkey_batch")
@@ -186,7 +190,7 @@ def prepare(config: ConfigDict, folder: Path) -> Run:
         seed=config.seed,
     )
     workdir.check(folder, config)
-    workdir.check_disk(folder, workdir.needed_bytes(folder, parameters(model), methods, tuning.keep))
+    workdir.check_disk(folder, workdir.needed_bytes(folder, parameters(model), leaves(trained), methods, tuning.keep))
     if config.data.name != "python_stdlib" and not config.data.path:
         raise InputError("config.data.path is empty: name the folder of texts to fine-tune and measure on")
     splits = open_corpus(config.data.name, config.data.path, folder / "data")
@@ -446,7 +450,12 @@ def collect(run: Run, name: str, methods: dict[str, dict]) -> dict:
 
 def parameters(model: LlamaConfig) -> int:
     """Number of parameters of a model."""
-    return sum(leaf.size for leaf in jax.tree.leaves(abstract_params(model)))
+    return leaves(abstract_params(model))
+
+
+def leaves(tree) -> int:
+    """Number of elements of a pytree of arrays."""
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from rope_jax.rope.embedding import ScaleVector
 from rope_jax.rope.methods import Extension
 from rope_jax.rope.vectors import read_factors
 from rope_jax.training.loop import TrainConfig
+from rope_jax.training.lora import LoraConfig
 from rope_jax.training.state import OptimizerConfig
 
 
@@ -215,7 +216,18 @@ def fine_tuning(config: ConfigDict, target: int) -> TrainConfig:
         loss_chunk=t.loss_chunk,
         checkpoint_every=t.checkpoint_every,
         keep=t.keep,
+        lora=_lora(config),
     )
+
+
+def _lora(config: ConfigDict) -> LoraConfig | None:
+    lora = config.train.lora
+    if lora.rank == 0:
+        return None
+    try:
+        return LoraConfig(lora.rank, lora.alpha, tuple(lora.targets), config.seed)
+    except InputError as error:
+        raise InputError(f"config.train.{error}") from None
 
 
 def _optimizer(section: str, **fields) -> OptimizerConfig:

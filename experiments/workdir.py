@@ -62,15 +62,16 @@ def claim(folder: Path, config: ConfigDict) -> None:
     write_json(folder / "config.json", json.loads(config.to_json()))
 
 
-def needed_bytes(folder: Path, parameters: int, methods: tuple[str, ...], keep: int) -> int:
+def needed_bytes(folder: Path, parameters: int, trained: int, methods: tuple[str, ...], keep: int) -> int:
     """Disk that a run has yet to fill.
 
-    Per method the checkpoints that are kept, each a float32 state of weights and two moments, and one more for
-    the moment in which the newest is written; and the export.
+    Per method the checkpoints that are kept, each a float32 state of what is trained and two moments, and one more
+    for the moment in which the newest is written; and the export.
 
     Args:
         folder: the run's folder; methods that have finished are not counted again.
         parameters: of the model.
+        trained: those of them, or of factors beside them, that are trained.
         methods: methods of the run.
         keep: checkpoints kept.
 
@@ -78,7 +79,7 @@ def needed_bytes(folder: Path, parameters: int, methods: tuple[str, ...], keep: 
         Bytes.
     """
     waiting = [method for method in methods if not (folder / "methods" / method / "after.json").exists()]
-    return parameters * (12 * (keep * len(waiting) + bool(waiting)) + 4) if waiting else 0
+    return 12 * trained * (keep * len(waiting) + 1) + 4 * parameters if waiting else 0
 
 
 def check_disk(folder: Path, needed: int) -> None:

@@ -28,7 +28,11 @@ class RMSNorm(nn.Module):
 
 
 class Projection(nn.Module):
-    """A linear map without bias over the trailing axes of its input, kernel named by logical axes."""
+    """A linear map without bias over the trailing axes of its input, kernel named by logical axes.
+
+    Where the collection `lora` holds factors `a` and `b` of this projection, `x a b` is added to its output: two thin
+    products in place of a kernel changed by `a b` (see `rope_jax.training.lora`).
+    """
 
     config: LlamaConfig
     shape: tuple[int, ...]
@@ -39,8 +43,16 @@ class Projection(nn.Module):
     def __call__(self, x):
         init = nn.with_logical_partitioning(nn.initializers.normal(self.config.initializer_range), self.axes)
         kernel = self.param("kernel", init, self.shape, self.config.param_dtype)
-        last = tuple(range(x.ndim - self.contract, x.ndim))
-        return jnp.tensordot(x, kernel.astype(x.dtype), axes=(last, tuple(range(self.contract))))
+        y = _contract(x, kernel, self.contract)
+        if self.has_variable("lora", "a"):
+            thin = _contract(x, self.get_variable("lora", "a"), self.contract)
+            y = y + _contract(thin, self.get_variable("lora", "b"), 1)
+        return y
+
+
+def _contract(x, kernel, axes):
+    last = tuple(range(x.ndim - axes, x.ndim))
+    return jnp.tensordot(x, kernel.astype(x.dtype), axes=(last, tuple(range(axes))))
 
 
 class Attention(nn.Module):
@@ -161,7 +173,7 @@ class Llama(nn.Module):
         block = nn.remat(Block, prevent_cse=False) if c.remat else Block
         layers = nn.scan(
             block,
-            variable_axes={"params": 0},
+            variable_axes={"params": 0, "lora": 0},
             split_rngs={"params": True},
             in_axes=(0, nn.broadcast if cache is None else 0, nn.broadcast, nn.broadcast, nn.broadcast),
             length=c.num_layers,

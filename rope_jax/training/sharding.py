@@ -25,6 +25,7 @@ RULES = (
     ("mlp", "tensor"),
     ("head_dim", None),
     ("norm", None),
+    ("rank", None),
     ("layers", None),
 )
 
@@ -73,7 +74,23 @@ def param_shardings(config: LlamaConfig, mesh: Mesh):
     Raises:
         InputError: if a dimension does not divide over its mesh axis.
     """
-    specs = logical_axes(config)
+    return shardings_of(abstract_params(config), logical_axes(config), mesh)
+
+
+def shardings_of(abstract, specs, mesh: Mesh):
+    """Shardings of any pytree whose axes have logical names.
+
+    Args:
+        abstract: pytree of shapes.
+        specs: pytree of `PartitionSpec` of logical names, shaped like it.
+        mesh: from `make_mesh`.
+
+    Returns:
+        Pytree of `NamedSharding`, shaped like it.
+
+    Raises:
+        InputError: if a dimension does not divide over its mesh axis.
+    """
     shardings = nn.logical_to_mesh_sharding(specs, mesh, RULES)
 
     def check(path, leaf, logical, sharding):
@@ -84,7 +101,7 @@ def param_shardings(config: LlamaConfig, mesh: Mesh):
                     f"'{name}' in {jax.tree_util.keystr(path)}: choose a divisor of {size}"
                 )
 
-    jax.tree_util.tree_map_with_path(check, abstract_params(config), specs, shardings)
+    jax.tree_util.tree_map_with_path(check, abstract, specs, shardings)
     return shardings
 
 

@@ -15,7 +15,7 @@ from rope_jax.training.loss import cross_entropy, next_token_targets
 from rope_jax.training.state import TrainState
 
 
-def summed_loss(params, rows: dict, rope: ScaleVector, config: LlamaConfig, loss_chunk: int):
+def summed_loss(params, rows: dict, rope: ScaleVector, config: LlamaConfig, loss_chunk: int, adapters=None):
     """Next-token loss of one microbatch, differentiable in the parameters and in the scale vector.
 
     Args:
@@ -24,12 +24,18 @@ def summed_loss(params, rows: dict, rope: ScaleVector, config: LlamaConfig, loss
         rope: scale vector.
         config: model config (static).
         loss_chunk: tokens of a row that are projected to the vocabulary at a time (static).
+        adapters: low-rank factors that the projections add (see `lora.applied`); None for none.
 
     Returns:
         Pair of float32 scalars: summed NLL in nats, and the number of tokens predicted.
     """
     hidden = Llama(config).apply(
-        {"params": params}, rows["tokens"], rope, rows["positions"], rows["segment_ids"], project=False
+        {"params": params, "lora": adapters or {}},
+        rows["tokens"],
+        rope,
+        rows["positions"],
+        rows["segment_ids"],
+        project=False,
     )
     targets, weights = next_token_targets(rows["tokens"], rows["segment_ids"])
     return cross_entropy(hidden, head_kernel(params, config), targets, weights, loss_chunk)
