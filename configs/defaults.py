@@ -35,6 +35,11 @@ def get_config() -> ConfigDict:
     config.solve = ConfigDict({"n_hat": 0, "threshold": 0.0})  # n_hat 0: by the threshold
     config.solve.resolution = 0.07  # radians, for method 'dprope_robust'
 
+    # Method 'learned': the factors by gradient on batches at the extended context, weights frozen.
+    config.learn = ConfigDict({"start": "ntk", "steps": 40, "batch": 8, "learning_rate": 0.02})
+    config.learn.attention_factor = False  # learn this, too
+    config.learn.joint = False  # and go on learning the vector while the weights are fine-tuned
+
     config.data = ConfigDict()
     config.data.name = "text_folder"  # or 'pg19', 'python_stdlib'
     config.data.path = ""  # the folder; for pg19 the TFDS data directory

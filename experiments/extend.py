@@ -31,6 +31,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from experiments import cli, settings, workdir
+from experiments.learned import learned_solution
 from experiments.progress import bar, say, training_bar
 from rope_jax.data.corpus import open_corpus
 from rope_jax.data.pipeline import token_documents, training_batches
@@ -47,9 +48,11 @@ from rope_jax.report.metrics import MetricsWriter, read_metrics
 from rope_jax.report.page import write_page
 from rope_jax.rope.embedding import ScaleVector, identity
 from rope_jax.rope.methods import Extension, solve_method
-from rope_jax.training.loop import TrainConfig, train, trained_layout
+from rope_jax.training import trained
+from rope_jax.training.loop import train
 from rope_jax.training.lora import check_targets
 from rope_jax.training.sharding import check_batch, make_mesh, param_shardings
+from rope_jax.training.trained import TrainConfig
 
 TINY = Path(__file__).resolve().parents[1] / "configs" / "tiny.py"
 
@@ -154,7 +157,8 @@ def prepare(config: ConfigDict, folder: Path) -> Run:
         own, dtype = identity(model.head_dim), "float32"
     extension = settings.model_extension(config, model, own)
     methods = settings.methods(config)
-    if methods[0] == "explicit" and np.ndim(extension.factors) == 2:
+    per_layer = ("explicit", settings.LEARNED) if config.learn.start == "explicit" else ("explicit",)
+    if methods[0] in per_layer and np.ndim(extension.factors) == 2:
         raise InputError(
             "config.rope.factors holds a vector per layer, which no stock config.json can say, so that it cannot be "
             "exported: give one vector, or name the method in config.compare and export another"
@@ -165,8 +169,10 @@ def prepare(config: ConfigDict, folder: Path) -> Run:
     param_shardings(model, mesh)
     if tuning.lora:
         check_targets(tuning.lora, model)
-    trained, _ = trained_layout(model, tuning, mesh)
+    state, _ = trained.layout(model, tuning, mesh, own)
     check_batch(mesh, tuning.global_batch // tuning.accumulation, "config.train.global_batch / accumulation")
+    if settings.LEARNED in methods:
+        check_batch(mesh, config.learn.batch, "config.learn.batch")
     check_batch(mesh, config.eval.batch, "config.eval.batch")
     check_batch(mesh, config.eval.passkey_batch, "config.eval.passkey_batch")
     pretraining = None
@@ -190,7 +196,7 @@ def prepare(config: ConfigDict, folder: Path) -> Run:
         seed=config.seed,
     )
     workdir.check(folder, config)
-    workdir.check_disk(folder, workdir.needed_bytes(folder, parameters(model), leaves(trained), methods, tuning.keep))
+    workdir.check_disk(folder, workdir.needed_bytes(folder, parameters(model), leaves(state), methods, tuning.keep))
     if config.data.name != "python_stdlib" and not config.data.path:
         raise InputError("config.data.path is empty: name the folder of texts to fine-tune and measure on")
     splits = open_corpus(config.data.name, config.data.path, folder / "data")
@@ -225,7 +231,7 @@ def pretrain(run: Run) -> None:
 
     say(f"pre-training a model of {parameters(run.model):,} parameters at {run.extension.original} tokens")
     rope = identity(run.model.head_dim)
-    params = fit(run, rope, run.pretraining, fresh, run.folder / "pretrain", "pre-training")
+    params, _ = fit(run, rope, run.pretraining, fresh, run.folder / "pretrain", "pre-training")
     write_model(
         run.source,
         dataclasses.replace(run.model, context=run.extension.original),
@@ -244,22 +250,48 @@ def solve(run: Run) -> dict[str, ScaleVector]:
     say("disturbance x 1000, and interpolated dimensions")
     for method in run.methods:
         path = run.folder / "methods" / method / "scale.json"
-        solution = solve_method(method, run.extension)
-        record = {
-            "factors": np.asarray(solution.scale.factors, float).tolist(),
-            "attention_factor": float(solution.scale.attention_factor),
-            "disturbance": np.asarray(solution.disturbance, float).tolist(),
-            "disturbance_e3": 1e3 * float(np.mean(solution.disturbance)),
-            "interpolated_dimensions": solution.interpolated_dimensions,
-        }
-        if solution.selection is not None:
-            low, high = solution.selection.threshold_low, solution.selection.threshold_high
-            record["thresholds"] = [float(low), float(high)]
-            record["margin"] = np.asarray(solution.selection.margin, float).tolist()
-        write_json(path, record)
-        vectors[method] = solution.scale
+        record = read_json(path)
+        if record is None:
+            record = solved(run, method)
+            write_json(path, record)
+        vectors[method] = ScaleVector.create(record["factors"], record["attention_factor"])
         say(f"  {method:<16} {record['disturbance_e3']:8.2f} {record['interpolated_dimensions']:6d}")
     return vectors
+
+
+def solved(run: Run, method: str) -> dict:
+    """What `scale.json` holds of a method."""
+    record = {}
+    if method == settings.LEARNED:
+        fields = run.config.learn
+        solution, learned = learned_solution(
+            read_model(run.source, param_shardings(run.model, run.mesh), run.model.param_dtype).params,
+            run.model,
+            run.extension,
+            fields.start,
+            settings.learning(run.config),
+            run.documents,
+            run.tokenizer,
+            fields.batch,
+            fields.steps,
+            run.config.seed,
+            run.mesh,
+        )
+        record = {"losses": learned.losses.tolist(), "start": fields.start}
+    else:
+        solution = solve_method(method, run.extension)
+    record |= {
+        "factors": np.asarray(solution.scale.factors, float).tolist(),
+        "attention_factor": float(solution.scale.attention_factor),
+        "disturbance": np.asarray(solution.disturbance, float).tolist(),
+        "disturbance_e3": 1e3 * float(np.mean(solution.disturbance)),
+        "interpolated_dimensions": solution.interpolated_dimensions,
+    }
+    if solution.selection is not None:
+        low, high = solution.selection.threshold_low, solution.selection.threshold_high
+        record["thresholds"] = [float(low), float(high)]
+        record["margin"] = np.asarray(solution.selection.margin, float).tolist()
+    return record
 
 
 def evaluate_and_tune(run: Run, vectors: dict[str, ScaleVector]) -> dict[str, dict]:
@@ -295,30 +327,32 @@ def evaluate_and_tune(run: Run, vectors: dict[str, ScaleVector]) -> dict[str, di
         exported = method != run.methods[0] or (run.folder / "export").exists()
         if done(method, "after") and exported:
             continue
-        tuned = fit(run, vectors[method], run.tuning, base, folders[method], method)
+        joint = method == settings.LEARNED and run.config.learn.joint
+        tuning = dataclasses.replace(run.tuning, learn=settings.learning(run.config)) if joint else run.tuning
+        tuned, vector = fit(run, vectors[method], tuning, base, folders[method], method)
         if not done(method, "after"):
-            measure(run, method, "after", evaluate, tuned, vectors[method])
+            measure(run, method, "after", evaluate, tuned, vector)
         if not exported:
-            export(run, tuned, vectors[method])
+            export(run, tuned, vector)
     return {
         method: {name: read_json(folder / f"{name}.json") for name in ("scale", "before", "after")}
         for method, folder in folders.items()
     }
 
 
-def fit(run: Run, rope: ScaleVector, training: TrainConfig, initial: Callable, folder: Path, what: str) -> dict:
+def fit(run: Run, rope: ScaleVector, training: TrainConfig, initial: Callable, folder: Path, what: str):
     """Trains with a progress bar and metrics on disk; goes on from the newest checkpoint in the folder.
 
     Args:
         run: the run.
-        rope: scale vector to train under.
+        rope: scale vector to train under, or to begin with.
         training: length, batch and optimizer.
         initial: gives the parameters to start from.
         folder: for checkpoints and metrics.
         what: a description for the bar.
 
     Returns:
-        The trained parameters.
+        The trained parameters, and the scale vector that they go with.
     """
     batches = training_batches(
         run.documents,
@@ -385,6 +419,7 @@ def measure(run: Run, method: str, stage: str, evaluate: Callable, params: dict,
     started = time.monotonic()
     record = evaluate(params, rope)
     record["seconds"] = time.monotonic() - started
+    record["factors"] = np.asarray(rope.factors, float).tolist()
     write_json(run.folder / "methods" / method / f"{stage}.json", record)
     windows = ", ".join(
         f"perplexity {result['perplexity']:.3f} at {window}" for window, result in record["perplexity"].items()

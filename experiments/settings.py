@@ -14,11 +14,15 @@ from rope_jax.errors import InputError
 from rope_jax.interop.hf_config import read_config
 from rope_jax.model.config import LlamaConfig
 from rope_jax.rope.embedding import ScaleVector
-from rope_jax.rope.methods import Extension
+from rope_jax.rope.methods import METHODS, Extension
 from rope_jax.rope.vectors import read_factors
-from rope_jax.training.loop import TrainConfig
+from rope_jax.training.learn import LearnConfig
 from rope_jax.training.lora import LoraConfig
 from rope_jax.training.state import OptimizerConfig
+from rope_jax.training.trained import TrainConfig
+
+# The method that asks the model itself; the others need no weights.
+LEARNED = "learned"
 
 
 def methods(config: ConfigDict) -> tuple[str, ...]:
@@ -149,8 +153,25 @@ def extension(
         resolution=config.solve.resolution,
         angles=config.angles.arithmetic,
     )
-    result.check(methods(config))
+    wanted = methods(config)
+    if LEARNED in wanted:
+        learning(config)
+        if config.learn.start not in METHODS:
+            raise InputError(f"config.learn.start is {config.learn.start!r}: use one of {', '.join(METHODS)}")
+        wanted = (config.learn.start, *(method for method in wanted if method != LEARNED))
+    result.check(wanted)
     return result
+
+
+def learning(config: ConfigDict) -> LearnConfig:
+    """How the method 'learned' learns."""
+    for field in ("steps", "batch"):
+        if config.learn[field] < 1:
+            raise InputError(f"config.learn.{field} is {config.learn[field]}: it must be at least 1")
+    try:
+        return LearnConfig(config.learn.learning_rate, config.learn.attention_factor, config.train.loss_chunk)
+    except InputError as error:
+        raise InputError(f"config.{error}") from None
 
 
 def pretraining(config: ConfigDict) -> TrainConfig:

@@ -20,8 +20,7 @@ import optax
 from rope_jax.errors import InputError
 from rope_jax.model.config import LlamaConfig
 from rope_jax.rope.embedding import ScaleVector
-from rope_jax.training.state import OptimizerConfig, TrainState, make_optimizer
-from rope_jax.training.step import mean_loss, summed_loss, updated
+from rope_jax.training.step import mean_loss
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,59 +118,24 @@ def from_logarithms(logarithms: ScaleVector) -> ScaleVector:
     return jax.tree.map(jnp.exp, logarithms)
 
 
-def joint_params(params: dict, start: ScaleVector) -> dict:
-    """What is trained when weights and scale vector are trained together.
+def joint_optimizer(weights: optax.GradientTransformation, learning: LearnConfig) -> optax.GradientTransformation:
+    """The optimizer of weights and scale vector trained together.
 
     Args:
-        params: parameters of `Llama`.
-        start: scale vector to begin with.
+        weights: of the weights.
+        learning: see `LearnConfig`; the logarithms get Adam, without decay.
 
     Returns:
-        `{"model": params, "rope": logarithms}`, for `create_state`; `from_logarithms` of the second gives the vector.
-    """
-    return {"model": params, "rope": to_logarithms(start)}
-
-
-def joint_optimizer(weights: OptimizerConfig, learning: LearnConfig) -> optax.GradientTransformation:
-    """AdamW for the weights and Adam, without decay, for the logarithms.
-
-    Args:
-        weights: see `make_optimizer`.
-        learning: see `LearnConfig`.
-
-    Returns:
-        The optax transformation, for parameters as from `joint_params`.
+        The optax transformation, for `{"weights": ..., "rope": logarithms}`.
     """
     still = optax.adam(learning.learning_rate) if learning.attention_factor else optax.set_to_zero()
-    parts = {"model": make_optimizer(weights), "factors": optax.adam(learning.learning_rate), "attention": still}
+    parts = {"weights": weights, "factors": optax.adam(learning.learning_rate), "attention": still}
 
-    def labels(params):
+    def labels(trained):
         rope = ScaleVector("factors", "attention")
-        return {"model": jax.tree.map(lambda _: "model", params["model"]), "rope": rope}
+        return {"weights": jax.tree.map(lambda _: "weights", trained["weights"]), "rope": rope}
 
     return optax.partition(parts, labels)
-
-
-def joint_step(
-    state: TrainState, batch: dict, *, config: LlamaConfig, optimizer: optax.GradientTransformation, loss_chunk: int
-):
-    """`train_step` that changes the scale vector with the weights.
-
-    Args:
-        state: state of `joint_params`.
-        batch: `tokens`, `segment_ids` and `positions`, each int32 `[A, B, T]`.
-        config: model config (static).
-        optimizer: from `joint_optimizer` (static).
-        loss_chunk: tokens of a row that are projected to the vocabulary at a time (static).
-
-    Returns:
-        The next state, and metrics as `train_step`.
-    """
-
-    def loss(trained, rows):
-        return summed_loss(trained["model"], rows, from_logarithms(trained["rope"]), config, loss_chunk)
-
-    return updated(state, batch, loss, optimizer)
 
 
 @partial(jax.jit, static_argnames=("config", "learning"))

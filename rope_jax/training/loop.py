@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -14,50 +13,18 @@ import numpy as np
 from jax.sharding import Mesh
 
 from rope_jax.model.config import LlamaConfig
-from rope_jax.model.llama import abstract_params
 from rope_jax.rope.embedding import ScaleVector
+from rope_jax.training import trained
 from rope_jax.training.checkpoints import Checkpoints, abstract_state
-from rope_jax.training.lora import (
-    LoraConfig,
-    abstract_trained,
-    check_targets,
-    init_trained,
-    lora_step,
-    merge,
-    trained_shardings,
-)
-from rope_jax.training.sharding import batch_sharding, param_shardings
-from rope_jax.training.state import OptimizerConfig, create_state, make_optimizer, state_shardings
+from rope_jax.training.lora import check_targets
+from rope_jax.training.sharding import batch_sharding
+from rope_jax.training.state import create_state, state_shardings
 from rope_jax.training.step import train_step
+from rope_jax.training.trained import TrainConfig
 
 
 class NonFiniteLoss(ArithmeticError):
     """The loss became NaN or infinite; the message names the step."""
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainConfig:
-    """One run of training.
-
-    Attributes:
-        optimizer: see `OptimizerConfig`; its `steps` is the length of the run.
-        length: tokens per sequence, T.
-        global_batch: sequences per update over all devices and accumulation steps.
-        accumulation: microbatches per update, A.
-        loss_chunk: tokens of a row projected to the vocabulary at a time.
-        checkpoint_every: updates between checkpoints.
-        keep: checkpoints kept.
-        lora: what is trained in place of all weights; None trains these.
-    """
-
-    optimizer: OptimizerConfig
-    length: int
-    global_batch: int = 64
-    accumulation: int = 1
-    loss_chunk: int = 512
-    checkpoint_every: int = 100
-    keep: int = 1
-    lora: LoraConfig | None = None
 
 
 def train(
@@ -69,14 +36,14 @@ def train(
     batches,
     folder: Path,
     report: Callable[[int], AbstractContextManager[Callable[[int, dict], None]]],
-) -> dict:
+) -> tuple[dict, ScaleVector]:
     """Trains to `run.optimizer.steps`, going on from the newest checkpoint in `folder` if there is one.
 
     Resuming is bitwise the same as not having stopped: the data iterator's state is part of the checkpoint.
 
     Args:
         config: model config.
-        rope: scale vector to train under.
+        rope: scale vector to train under, or to begin with if `run.learn`.
         run: see `TrainConfig`.
         mesh: from `make_mesh`.
         initial_params: called only if there is no checkpoint, or for the weights that stay frozen; gives sharded
@@ -87,7 +54,8 @@ def train(
             its metrics (floats) once they are known.
 
     Returns:
-        The trained, sharded parameters; with `run.lora`, its updates merged into them.
+        The trained, sharded parameters (with `run.lora`, its updates merged into them), and the scale vector that
+        they go with.
 
     Raises:
         NonFiniteLoss: naming the step; checkpoints before it stay.
@@ -97,7 +65,7 @@ def train(
         check_targets(run.lora, config)
     with Checkpoints(folder, run.keep) as checkpoints, jax.set_mesh(mesh):
         frozen = initial_params() if run.lora else None
-        state, start = _initial_state(config, run, mesh, checkpoints, initial_params, frozen, batches)
+        state, start = _initial_state(config, rope, run, mesh, checkpoints, initial_params, frozen, batches)
         with report(start) as on_step:
             pending = None
             for step in range(start + 1, run.optimizer.steps + 1):
@@ -110,67 +78,33 @@ def train(
                     _settle(pending, on_step)
                     pending = None
                     checkpoints.save(state, batches.get_state())
-        return merged(config, run, mesh, frozen, state.params) if run.lora else state.params
-
-
-def merged(config: LlamaConfig, run: TrainConfig, mesh: Mesh, frozen, trained) -> dict:
-    """Parameters with a run's low-rank updates in them.
-
-    Args:
-        config: model config.
-        run: a run with `lora`.
-        mesh: from `make_mesh`.
-        frozen: sharded parameters, which are consumed.
-        trained: what was trained beside them.
-
-    Returns:
-        Sharded parameters.
-    """
-    shardings = param_shardings(config, mesh)
-    return jax.jit(partial(merge, lora=run.lora), out_shardings=shardings, donate_argnums=0)(frozen, trained)
-
-
-def trained_layout(config: LlamaConfig, run: TrainConfig, mesh: Mesh) -> tuple[dict, dict]:
-    """What a run trains, without any memory.
-
-    Args:
-        config: model config.
-        run: see `TrainConfig`.
-        mesh: from `make_mesh`.
-
-    Returns:
-        Pytree of `jax.ShapeDtypeStruct`, and its shardings.
-    """
-    if run.lora:
-        return abstract_trained(config, run.lora), trained_shardings(config, run.lora, mesh)
-    return abstract_params(config), param_shardings(config, mesh)
+        return trained.outcome(config, run, mesh, frozen, state.params, rope)
 
 
 @partial(jax.jit, static_argnames=("config", "run", "mesh"), donate_argnums=0)
 def _update(state, frozen, rows, rope, config, run, mesh):
     """A training step, keeping the state's layout. Compiled once for all runs that differ in `rope` alone."""
-    optimizer = make_optimizer(run.optimizer)
-    layout = state_shardings(state.params, trained_layout(config, run, mesh)[1], optimizer, mesh)
-    common = {"config": config, "optimizer": optimizer, "loss_chunk": run.loss_chunk}
-    if run.lora:
-        state, metrics = lora_step(state, frozen, rows, rope, lora=run.lora, **common)
-    else:
-        state, metrics = train_step(state, rows, rope, **common)
+    optimizer = trained.optimizer(run)
+    _, shardings = trained.layout(config, run, mesh, rope)
+    layout = state_shardings(state.params, shardings, optimizer, mesh)
+    state, metrics = train_step(state, rows, trained.loss(config, run, frozen, rope), optimizer)
     return jax.lax.with_sharding_constraint(state, layout), metrics
 
 
-def _initial_state(config, run, mesh, checkpoints, initial_params, frozen, batches):
-    optimizer = make_optimizer(run.optimizer)
-    params, shardings = trained_layout(config, run, mesh)
-    layout = state_shardings(params, shardings, optimizer, mesh)
+def _initial_state(config, rope, run, mesh, checkpoints, initial_params, frozen, batches):
+    optimizer = trained.optimizer(run)
+    abstract, shardings = trained.layout(config, run, mesh, rope)
+    layout = state_shardings(abstract, shardings, optimizer, mesh)
     step = checkpoints.latest()
     if step is None:
-        create = partial(create_state, optimizer=optimizer)
-        if run.lora:
-            # What is trained whole is copied, because the frozen weights serve every step.
-            return jax.jit(lambda f: create(init_trained(f, config, run.lora)), out_shardings=layout)(frozen), 0
-        return jax.jit(create, out_shardings=layout, donate_argnums=0)(initial_params()), 0
-    shape = jax.eval_shape(partial(create_state, optimizer=optimizer), params)
+
+        def create(params, frozen):
+            return create_state(trained.initial(config, run, frozen if run.lora else params, rope), optimizer)
+
+        # Frozen weights serve every step; what of them is trained whole is copied.
+        params = None if run.lora else initial_params()
+        return jax.jit(create, out_shardings=layout, donate_argnums=0)(params, frozen), 0
+    shape = jax.eval_shape(partial(create_state, optimizer=optimizer), abstract)
     state, data_state = checkpoints.restore(abstract_state(shape, layout))
     batches.set_state(data_state)
     return state, step

@@ -14,17 +14,13 @@ import math
 
 import jax
 import jax.numpy as jnp
-import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh, PartitionSpec
 
 from rope_jax.errors import InputError
 from rope_jax.model.config import LlamaConfig
 from rope_jax.model.llama import abstract_params, logical_axes
-from rope_jax.rope.embedding import ScaleVector
 from rope_jax.training.sharding import shardings_of
-from rope_jax.training.state import TrainState
-from rope_jax.training.step import summed_loss, updated
 
 # Projections, and how many leading axes of a layer's kernel its input has.
 PROJECTIONS = {"q": 1, "k": 1, "v": 1, "o": 2, "gate": 1, "up": 1, "down": 1}
@@ -170,40 +166,6 @@ def merge(frozen, trained: dict, lora: LoraConfig) -> dict:
         if path[-1] == "kernel" and a is not None:
             merged[path] = jax.lax.map(lambda layer: _changed(*layer), (params[path], a, b))
     return unflatten_dict(merged)
-
-
-def lora_step(
-    state: TrainState,
-    frozen,
-    batch: dict,
-    rope: ScaleVector,
-    *,
-    config: LlamaConfig,
-    lora: LoraConfig,
-    optimizer: optax.GradientTransformation,
-    loss_chunk: int,
-):
-    """`train_step` that updates factors, and what is trained whole, beside frozen weights.
-
-    Args:
-        state: state of what `init_trained` gives; gradients and moments exist for that alone.
-        frozen: parameters of `Llama`.
-        batch: `tokens`, `segment_ids` and `positions`, each int32 `[A, B, T]`.
-        rope: scale vector.
-        config: model config (static).
-        lora: see `LoraConfig` (static).
-        optimizer: from `make_optimizer` (static).
-        loss_chunk: tokens of a row that are projected to the vocabulary at a time (static).
-
-    Returns:
-        The next state, and metrics as `train_step`.
-    """
-
-    def loss(trained, rows):
-        params, adapters = applied(frozen, trained, lora)
-        return summed_loss(params, rows, rope, config, loss_chunk, adapters)
-
-    return updated(state, batch, loss, optimizer)
 
 
 def _layout(config: LlamaConfig, lora: LoraConfig) -> dict[tuple, tuple[tuple, tuple]]:

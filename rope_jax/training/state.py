@@ -102,17 +102,21 @@ def state_shardings(params, shardings, optimizer: optax.GradientTransformation, 
     """Shardings of a `TrainState`: moments are laid out as their parameters.
 
     Args:
-        params: parameters, concrete or abstract.
-        shardings: their shardings, from `param_shardings`.
-        optimizer: from `make_optimizer`.
+        params: what is trained, concrete or abstract.
+        shardings: a tree of shardings like it.
+        optimizer: of these parameters.
         mesh: the mesh.
 
     Returns:
         A `TrainState` of shardings.
     """
     whole = replicated(mesh)
-    abstract = jax.eval_shape(optimizer.init, params)
-    opt_state = optax.tree.map_params(
-        optimizer, lambda _, sharding: sharding, abstract, shardings, transform_non_params=lambda _: whole
-    )
+    by_path = dict(jax.tree_util.tree_flatten_with_path(shardings)[0])
+
+    def layout(path, _):
+        # A moment lies in the optimizer's state under the path of its parameter.
+        ends = (path[start:] for start in range(len(path)))
+        return next((by_path[end] for end in ends if end in by_path), whole)
+
+    opt_state = jax.tree_util.tree_map_with_path(layout, jax.eval_shape(optimizer.init, params))
     return TrainState(whole, shardings, opt_state)

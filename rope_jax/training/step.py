@@ -58,49 +58,21 @@ def mean_loss(params, rows: dict, rope: ScaleVector, config: LlamaConfig, loss_c
     return nll / count
 
 
-def train_step(
-    state: TrainState,
-    batch: dict,
-    rope: ScaleVector,
-    *,
-    config: LlamaConfig,
-    optimizer: optax.GradientTransformation,
-    loss_chunk: int,
-):
-    """One update from `A` accumulated microbatches.
+def train_step(state: TrainState, batch: dict, loss: Callable, optimizer: optax.GradientTransformation):
+    """One update of whatever is trained, from `A` accumulated microbatches.
 
     The loss is the mean over all predicted tokens of all microbatches: gradients of *sums* are accumulated in
     float32 and divided once, so that accumulation changes memory and not the result.
 
     Args:
-        state: current state.
+        state: current state; its `params` are any pytree.
         batch: `tokens`, `segment_ids` and `positions`, each int32 `[A, B, T]`.
-        rope: scale vector; not trained here, but in `learn.joint_step`.
-        config: model config (static).
-        optimizer: from `make_optimizer` (static).
-        loss_chunk: tokens of a row that are projected to the vocabulary at a time (static).
+        loss: gives the summed NLL and the number of tokens predicted of `(params, rows)`, rows `[B, T]`; such as
+            `summed_loss` (static).
+        optimizer: of these parameters (static).
 
     Returns:
         The next state, and metrics: `loss` in nats per token, `tokens` predicted, `grad_norm`; float32.
-    """
-
-    def loss(params, rows):
-        return summed_loss(params, rows, rope, config, loss_chunk)
-
-    return updated(state, batch, loss, optimizer)
-
-
-def updated(state: TrainState, batch: dict, loss: Callable, optimizer: optax.GradientTransformation):
-    """One update of whatever is trained.
-
-    Args:
-        state: current state; its `params` are any pytree.
-        batch: int32 `[A, B, T]` arrays.
-        loss: gives the summed NLL and the number of tokens of `(params, rows)`, rows `[B, T]`.
-        optimizer: of these parameters.
-
-    Returns:
-        The next state, and metrics as `train_step`.
     """
 
     def accumulate(total, rows):

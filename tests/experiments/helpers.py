@@ -25,7 +25,9 @@ def small_config(texts):
     config.model.attention_chunk = 64
     config.rope.base = 10000.0
     config.rope.head_dim = 16
-    config.compare = ("yarn",)
+    config.compare = ("yarn", "learned")
+    config.learn.steps = 3
+    config.learn.joint = True
     config.context.original = 64
     config.context.target = 128
     config.angles.intervals = 16

@@ -13,6 +13,7 @@ from rope_jax.model.config import LlamaConfig
 from rope_jax.model.llama import abstract_params
 from rope_jax.rope.embedding import ScaleVector, identity
 from rope_jax.rope.methods import solve_method
+from rope_jax.training import trained
 from rope_jax.training.state import create_state, make_optimizer
 from rope_jax.training.step import train_step
 
@@ -59,13 +60,8 @@ def test_full_size_step_has_consistent_shapes(name, model):
     state = jax.eval_shape(lambda p: create_state(p, optimizer), params)
     rows = jax.ShapeDtypeStruct((tuning.accumulation, tuning.global_batch // tuning.accumulation, 8192), jnp.int32)
     batch = dict.fromkeys(("tokens", "segment_ids", "positions"), rows)
-    after, metrics = jax.eval_shape(
-        lambda s, b: train_step(
-            s, b, ScaleVector.create(np.ones(64)), config=model, optimizer=optimizer, loss_chunk=tuning.loss_chunk
-        ),
-        state,
-        batch,
-    )
+    loss = trained.loss(model, tuning, None, ScaleVector.create(np.ones(64)))
+    after, metrics = jax.eval_shape(lambda s, b: train_step(s, b, loss, optimizer), state, batch)
     assert jax.tree.map(lambda a: (a.shape, a.dtype), after) == jax.tree.map(lambda a: (a.shape, a.dtype), state)
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(after.params))
     assert metrics["loss"].shape == ()

@@ -42,7 +42,7 @@ def finished(texts, tmp_path_factory):
 def test_results_hold_every_method_before_and_after(finished):
     folder, results = finished
     assert json.loads((folder / "results.json").read_text()) == results
-    assert list(results["methods"]) == ["dprope", "yarn"]
+    assert list(results["methods"]) == ["dprope", "yarn", "learned"]
     for method in results["methods"].values():
         for stage in ("before", "after"):
             for window in ("64", "128"):
@@ -56,6 +56,19 @@ def test_results_hold_every_method_before_and_after(finished):
     assert results["methods"]["dprope"]["scale"]["interpolated_dimensions"] == 8
     lines = [json.loads(line) for line in (folder / "methods/dprope/metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2, 3, 4]
+
+
+def test_learned_factors_start_where_asked_and_go_on_with_the_weights(finished):
+    _, results = finished
+    scale = results["methods"]["learned"]["scale"]
+    assert len(scale["losses"]) == 3 and scale["start"] == "ntk"
+    # Adam moves a logarithm by at most about the learning rate per step: from the NTK-aware factors, s^(2i / (d - 2)).
+    ntk = 2.0 ** (np.arange(0, 16, 2) / 14)
+    moved = np.abs(np.log(np.array(scale["factors"]) / ntk))
+    assert 0.01 < moved.max() <= 3 * 0.02 * 1.1
+    before, after = (results["methods"]["learned"][stage]["factors"] for stage in ("before", "after"))
+    assert before == scale["factors"] and before != after
+    assert results["methods"]["yarn"]["after"]["factors"] == results["methods"]["yarn"]["scale"]["factors"]
 
 
 def test_page_shows_every_method_and_its_pictures_exist(finished):
@@ -159,6 +172,11 @@ BAD = [
     ("eval.passkey_trials", 5, r"eval\.passkey_lengths"),
     ("eval.stride", 0, r"config\.eval\.stride is 0"),
     ("eval.document_tokens", 100, r"no document that fills a window of context\.target = 128.*document_tokens"),
+    ("learn.start", "learned", r"config\.learn\.start is 'learned': use one of"),
+    ("learn.steps", 0, r"config\.learn\.steps is 0"),
+    ("learn.batch", 6, r"config\.learn\.batch is 6.*multiple of 8"),
+    ("learn.learning_rate", -1.0, r"config\.learn\.learning_rate is -1"),
+    ("train.lora.rank", -1, r"config\.train\.lora\.rank is -1"),
     ("mesh.tensor", 3, r"config\.mesh is .*there are 8"),
 ]
 
@@ -166,8 +184,7 @@ BAD = [
 @pytest.mark.parametrize(("field", "value", "message"), BAD, ids=[f"{field}={value}" for field, value, _ in BAD])
 def test_bad_input_is_refused_before_anything_runs(texts, tmp_path, field, value, message):
     config = small_config(texts)
-    section, name = field.split(".")
-    config[section][name] = value
+    config.update_from_flattened_dict({field: value})
     with pytest.raises(InputError, match=message):
         prepare(config, tmp_path / "run")
     assert not (tmp_path / "run" / "methods").exists()

@@ -1,5 +1,6 @@
 """Learning a scale vector: gradients against differences of the loss, and that the loss falls."""
 
+import contextlib
 import dataclasses
 
 import flax.linen as nn
@@ -14,14 +15,15 @@ from rope_jax.rope.embedding import ScaleVector
 from rope_jax.training.learn import (
     LearnConfig,
     from_logarithms,
-    joint_optimizer,
-    joint_params,
-    joint_step,
     learn,
     to_logarithms,
 )
-from rope_jax.training.state import OptimizerConfig, create_state
+from rope_jax.training.loop import train
+from rope_jax.training.lora import LoraConfig
+from rope_jax.training.sharding import make_mesh, param_shardings
+from rope_jax.training.state import OptimizerConfig
 from rope_jax.training.step import mean_loss
+from rope_jax.training.trained import TrainConfig
 from tests.training.helpers import CONFIG, Batches
 
 # Weights ten times as large as fresh ones: a model whose attention tells positions apart.
@@ -84,20 +86,65 @@ def test_attention_factor_can_be_learned(params):
     assert abs(np.log(float(learned.scale.attention_factor))) > 0.005
 
 
-def test_weights_and_vector_together(params):
-    learning = LearnConfig(learning_rate=0.05)
-    optimizer = joint_optimizer(OptimizerConfig(learning_rate=1e-3), learning)
-    state = create_state(joint_params(params, ScaleVector.create(np.full(4, 2.0))), optimizer)
-    batch = jax.tree.map(lambda rows: rows.reshape(2, -1, rows.shape[-1]), next(Batches()))
-    step = jax.jit(lambda state: joint_step(state, batch, config=SHARP, optimizer=optimizer, loss_chunk=8))
+JOINT = TrainConfig(
+    OptimizerConfig(learning_rate=1e-3, steps=6, eps=1e-2),
+    length=24,
+    global_batch=8,
+    accumulation=2,
+    loss_chunk=8,
+    checkpoint_every=2,
+    learn=LearnConfig(learning_rate=0.05),
+)
+
+
+def jointly(folder, settings=JOINT, mesh=None, stop_at=None, batches=None):
+    """Weights, scale vector, and the losses on the way."""
+    mesh = mesh or make_mesh(1, 1, 1, jax.devices()[:1])
     losses = []
-    for _ in range(5):
-        state, metrics = step(state)
-        losses.append(float(metrics["loss"]))
-    scale = from_logarithms(state.params["rope"])
+
+    @contextlib.contextmanager
+    def report(start):
+        def on_step(step, metrics):
+            losses.append(metrics["loss"])
+            if step == stop_at:
+                raise KeyboardInterrupt
+
+        yield on_step
+
+    def initial():
+        return jax.device_put(nn.unbox(init_params(SHARP, jax.random.key(1))), param_shardings(SHARP, mesh))
+
+    start = ScaleVector.create(np.full(4, 2.0), 1.1)
+    return *train(SHARP, start, settings, mesh, initial, batches or Batches(), folder, report), losses
+
+
+class Same(Batches):
+    def __next__(self):
+        self.number = 0
+        return super().__next__()
+
+
+@pytest.mark.parametrize("lora", [None, LoraConfig(rank=2, alpha=4.0, targets=("q", "norm"))])
+def test_weights_and_vector_together(params, tmp_path, lora):
+    weights, scale, losses = jointly(tmp_path, dataclasses.replace(JOINT, lora=lora), batches=Same())
     assert losses[-1] < losses[0]
-    assert (np.asarray(scale.factors) != 2).all() and float(scale.attention_factor) == 1
-    assert not np.array_equal(state.params["model"]["embedding"], params["embedding"])
+    assert (np.abs(np.asarray(scale.factors) - 2) > 0.01).all()
+    assert float(scale.attention_factor) == pytest.approx(1.1, rel=1e-6)  # exp(log 1.1)
+    before, after = (tree["layers"]["attention"] for tree in (params, weights))
+    query, value = (np.array_equal(before[name]["kernel"], after[name]["kernel"]) for name in "qv")
+    assert not query and value == bool(lora)
+
+
+def test_together_resumed_and_on_eight_devices(tmp_path):
+    whole = jointly(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        jointly(tmp_path / "parts", stop_at=5)
+    parts = jointly(tmp_path / "parts")
+    jax.tree.map(np.testing.assert_array_equal, whole[:2], parts[:2])
+    eight = jointly(tmp_path / "eight", mesh=make_mesh(2, 2, 2))
+    # The same sums in another order.
+    np.testing.assert_allclose(eight[2], whole[2], rtol=1e-5)
+    np.testing.assert_allclose(eight[1].factors, whole[1].factors, rtol=1e-3)
 
 
 def test_unusable():

@@ -20,10 +20,12 @@ import pytest
 from rope_jax.errors import InputError
 from rope_jax.model.llama import Llama, init_params
 from rope_jax.rope.embedding import ScaleVector
-from rope_jax.training.loop import NonFiniteLoss, TrainConfig, train
+from rope_jax.training import trained
+from rope_jax.training.loop import NonFiniteLoss, train
 from rope_jax.training.sharding import check_batch, make_mesh, param_shardings
 from rope_jax.training.state import OptimizerConfig, create_state, make_optimizer
 from rope_jax.training.step import train_step
+from rope_jax.training.trained import TrainConfig
 from tests.training.helpers import CONFIG, Batches
 
 ROPE = ScaleVector.create(np.linspace(1.0, 2.0, 4))
@@ -36,6 +38,7 @@ RUN = TrainConfig(
     loss_chunk=10,
     checkpoint_every=2,
 )
+LOSS = trained.loss(CONFIG, RUN, None, ROPE)
 
 
 def one_device():
@@ -56,7 +59,7 @@ def run(folder, mesh=None, config=CONFIG, settings=RUN, on_step=lambda step, met
             started.append(start)
         yield on_step
 
-    return train(config, ROPE, settings, mesh, initial(mesh, config), Batches(), folder, report)
+    return train(config, ROPE, settings, mesh, initial(mesh, config), Batches(), folder, report)[0]
 
 
 def identical(a, b):
@@ -82,14 +85,14 @@ def test_step_equals_optax_by_hand(accumulation):
     optimizer = make_optimizer(RUN.optimizer)
     params = nn.unbox(init_params(CONFIG, jax.random.key(0)))
     state = create_state(params, optimizer)
-    step = jax.jit(partial(train_step, config=CONFIG, optimizer=optimizer, loss_chunk=7))
+    step = jax.jit(partial(train_step, loss=LOSS, optimizer=optimizer))
     reference = jax.jit(partial(reference_step, optimizer=optimizer))
     expected, opt_state = params, optimizer.init(params)
     batches = Batches()
     for _ in range(3):
         rows = next(batches)
         expected, opt_state, loss = reference(expected, rows, opt_state=opt_state)
-        state, metrics = step(state, {k: v.reshape(accumulation, -1, v.shape[-1]) for k, v in rows.items()}, ROPE)
+        state, metrics = step(state, {k: v.reshape(accumulation, -1, v.shape[-1]) for k, v in rows.items()})
         # Sums of some hundred float32 terms in another order.
         assert float(metrics["loss"]) == pytest.approx(float(loss), rel=1e-6)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), state.params, expected)
@@ -115,7 +118,7 @@ def test_gradients_on_eight_devices_equal_one():
     for name, mesh in (("one", one_device()), ("eight", make_mesh(2, 2, 2))):
         with jax.set_mesh(mesh):
             state = create_state(initial(mesh)(), optimizer)
-            step = jax.jit(lambda s, b: train_step(s, b, ROPE, config=CONFIG, optimizer=optimizer, loss_chunk=8))
+            step = jax.jit(partial(train_step, loss=LOSS, optimizer=optimizer))
             params[name] = jax.device_get(step(state, rows)[0].params)
     # float32 sums in another order; gradients here are of order 1e-2.
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), params["one"], params["eight"])
@@ -128,8 +131,8 @@ def test_bfloat16_compute_keeps_float32_masters():
     for dtype in ("float32", "bfloat16"):
         config = dataclasses.replace(CONFIG, dtype=dtype)
         state = create_state(nn.unbox(init_params(config, jax.random.key(0))), optimizer)
-        step = jax.jit(partial(train_step, config=config, optimizer=optimizer, loss_chunk=8))
-        after[dtype] = step(state, rows, ROPE)
+        step = jax.jit(partial(train_step, loss=trained.loss(config, RUN, None, ROPE), optimizer=optimizer))
+        after[dtype] = step(state, rows)
     state, metrics = after["bfloat16"]
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves((state.params, state.opt_state[-1][0].mu)))
     # bfloat16 keeps 8 bits: a loss of ln 64 is good to about 4e-3 relative, and averaging over tokens helps.

@@ -14,11 +14,13 @@ from flax.traverse_util import flatten_dict
 from rope_jax.errors import InputError
 from rope_jax.model.llama import Llama, init_params
 from rope_jax.rope.embedding import ScaleVector
-from rope_jax.training.loop import TrainConfig, train, trained_layout
-from rope_jax.training.lora import LoraConfig, applied, check_targets, init_trained, lora_step, merge
+from rope_jax.training import trained as what
+from rope_jax.training.loop import train
+from rope_jax.training.lora import LoraConfig, applied, check_targets, init_trained, merge
 from rope_jax.training.sharding import make_mesh, param_shardings
 from rope_jax.training.state import OptimizerConfig, create_state, make_optimizer
 from rope_jax.training.step import train_step
+from rope_jax.training.trained import TrainConfig
 from tests.training.helpers import CONFIG, Batches
 
 ROPE = ScaleVector.create(np.linspace(1.0, 2.0, 4))
@@ -73,7 +75,7 @@ def run(folder, settings=RUN, mesh=None, stop_at=None, losses=None):
     def initial():
         return jax.device_put(nn.unbox(init_params(CONFIG, jax.random.key(0))), shardings)
 
-    return train(CONFIG, ROPE, settings, mesh, initial, Batches(), folder, report)
+    return train(CONFIG, ROPE, settings, mesh, initial, Batches(), folder, report)[0]
 
 
 def test_a_fresh_adapter_changes_nothing(frozen):
@@ -120,10 +122,12 @@ def test_gradient_is_the_full_one_projected(frozen):
     trained = disturbed(frozen)
     rows = {name: value[None] for name, value in next(Batches()).items()}
     descent = optax.sgd(1.0)  # an update is then the gradient itself
-    common = {"config": CONFIG, "optimizer": descent, "loss_chunk": 8}
     merged = merge(frozen, trained, LORA)
-    full = train_step(create_state(merged, descent), rows, ROPE, **common)[0].params
-    low = lora_step(create_state(trained, descent), frozen, rows, ROPE, lora=LORA, **common)[0].params
+
+    def after(trained, run):
+        return train_step(create_state(trained, descent), rows, what.loss(CONFIG, run, frozen, ROPE), descent)[0].params
+
+    full, low = after(merged, dataclasses.replace(RUN, lora=None)), after(trained, RUN)
     gradient = jax.tree.map(lambda before, after: before - after, merged, full)
     factors = jax.tree.map(lambda before, after: before - after, trained, low)
     whole = flatten_dict(factors["whole"])
@@ -146,7 +150,7 @@ def test_only_targets_change_and_the_state_is_small(frozen, tmp_path):
     for path, before in flatten_dict(frozen).items():
         targeted = path[-2:] in {("q", "kernel"), ("v", "kernel")} or path[-1] == "weight"
         assert np.array_equal(before, after[path]) != targeted, path
-    layout, _ = trained_layout(CONFIG, dataclasses.replace(RUN, lora=lora), make_mesh(-1, 1, 1))
+    layout, _ = what.layout(CONFIG, dataclasses.replace(RUN, lora=lora), make_mesh(-1, 1, 1), ROPE)
     # Two layers; q is 32 to 4 x 8, v 32 to 2 x 8; norms are 2 x 2 + 1 of 32.
     assert sum(leaf.size for leaf in jax.tree.leaves(layout)) == 2 * 2 * ((32 + 32) + (32 + 16)) + 5 * 32
 
@@ -193,7 +197,7 @@ def test_eight_devices_equal_one(tmp_path):
 
 
 def test_factors_are_cut_as_their_kernels():
-    _, shardings = trained_layout(CONFIG, RUN, make_mesh(1, 4, 2))
+    _, shardings = what.layout(CONFIG, RUN, make_mesh(1, 4, 2), ROPE)
     o = shardings["factors"]["layers"]["attention"]["o"]
     assert tuple(o["a"].spec) == (None, "tensor", None, None)
     assert tuple(o["b"].spec) == (None, None, "fsdp")
@@ -205,7 +209,7 @@ def test_bfloat16_weights_keep_float32_factors(tmp_path):
     optimizer = make_optimizer(RUN.optimizer)
     state = create_state(init_trained(frozen, config, LORA), optimizer)
     rows = {name: value[None] for name, value in next(Batches()).items()}
-    state, metrics = lora_step(state, frozen, rows, ROPE, config=config, lora=LORA, optimizer=optimizer, loss_chunk=8)
+    state, metrics = train_step(state, rows, what.loss(config, RUN, frozen, ROPE), optimizer)
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(state.params))
     assert np.isfinite(metrics["loss"])
     merged = merge(frozen, state.params, LORA)

@@ -1,0 +1,77 @@
+"""The method 'learned': a scale vector by gradient through the model that is extended."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from experiments.progress import bar
+from rope_jax.data.pipeline import training_batches
+from rope_jax.data.source import TextSource
+from rope_jax.data.tokenizer import Tokenizer
+from rope_jax.model.config import LlamaConfig
+from rope_jax.rope.methods import Extension, Solution, solve_method
+from rope_jax.training.learn import LearnConfig, Learned, learn
+from rope_jax.training.sharding import batch_sharding
+
+
+def learned_solution(
+    params: dict,
+    model: LlamaConfig,
+    extension: Extension,
+    start: str,
+    learning: LearnConfig,
+    documents: TextSource,
+    tokenizer: Tokenizer,
+    rows: int,
+    steps: int,
+    seed: int,
+    mesh: Mesh,
+) -> tuple[Solution, Learned]:
+    """Learns a scale vector on packed batches at the extended context, and measures its disturbance.
+
+    Args:
+        params: sharded parameters of the model to extend; they stay as they are.
+        model: its config.
+        extension: what is extended.
+        start: method whose vector is the starting point.
+        learning: see `LearnConfig`.
+        documents: what is learned on.
+        tokenizer: the model's.
+        rows: sequences per step.
+        steps: gradient steps.
+        seed: of the order of documents.
+        mesh: devices.
+
+    Returns:
+        The solution, and how the loss fell.
+    """
+    batches = training_batches(
+        documents,
+        tokenizer,
+        rows // jax.process_count(),
+        extension.target,
+        seed,
+        jax.process_index(),
+        jax.process_count(),
+    )
+    sharding = batch_sharding(mesh)
+
+    def placed():
+        for _ in bar("learning factors")(range(steps)):
+            yield {name: jax.make_array_from_process_local_data(sharding, v) for name, v in next(batches).items()}
+
+    with jax.set_mesh(mesh):
+        learned = learn(params, model, solve_method(start, extension).scale, placed(), learning)
+    scale, own = learned.scale, extension.own
+    factors = np.asarray(scale.factors, float) / np.asarray(own.factors, float)
+    relative = dataclasses.replace(
+        extension,
+        factors=tuple(factors.tolist()),
+        attention_factor=float(scale.attention_factor) / float(own.attention_factor),
+    )
+    # Not through the quotients: the vector is what was learned, to the bit.
+    return dataclasses.replace(solve_method("explicit", relative), scale=scale), learned
