@@ -36,7 +36,16 @@ setup(
     ],
     extras_require={
         # torch is only the tests' reference implementation; this pin has a CPU build of moderate size.
-        "test": ["pytest>=8.4", "pytest-xdist>=3.6", "hypothesis>=6.150", "ruff>=0.14", "torch==2.13.0"],
+        "test": [
+            "pytest>=8.4",
+            "pytest-xdist>=3.6",
+            "hypothesis>=6.150",
+            "ruff>=0.14",
+            "torch==2.13.0",
+            "nbclient>=0.11",
+            "nbformat>=5.11",
+            "ipykernel>=7.4",
+        ],
         "cuda": ["jax[cuda13]>=0.10.2"],
         "tpu": ["jax[tpu]>=0.10.2"],
         # The Open LLM tasks run through lm_eval, which needs no torch for its task and scoring code.

@@ -50,9 +50,15 @@ def sweep(path: Path, panels: Mapping[str, Mapping], reference: Mapping[str, flo
             axis.plot(panel["x"], values, marker=".", **method_style(method))
         if panel["log"]:
             axis.set_xscale("log", base=2)
-            axis.set_xticks(panel["x"], [f"{x // 1024}k" if x >= 8192 else f"{x}" for x in panel["x"]])
+            axis.set_xticks(panel["x"], [_short(x) for x in panel["x"]])
             axis.minorticks_off()
         axis.set(xlabel=name, ylabel="disturbance x 1000", yscale="log")
         axis.legend()
     figure.suptitle(", ".join(f"{name} {value:,}" for name, value in reference.items()))
     save_figure(figure, path)
+
+
+def _short(number: int) -> str:
+    if number >= 2**20:
+        return f"{number / 2**20:g}M"
+    return f"{number // 2**10}k" if number >= 8192 else f"{number}"
