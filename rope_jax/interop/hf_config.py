@@ -9,10 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Mapping
 from pathlib import Path
-
-import numpy as np
 
 from rope_jax.errors import InputError
 from rope_jax.model.config import LlamaConfig
@@ -266,92 +263,6 @@ def read_config(folder: Path) -> SourceConfig:
     return SourceConfig(config, rope, provenance, carried)
 
 
-def check_carried(extra: Mapping) -> None:
-    """Checks keys that a caller wants in an exported `config.json` beside what describes the model.
-
-    Args:
-        extra: keys and values.
-
-    Raises:
-        InputError: for a key that is not known to change no logit.
-    """
-    for key, value in extra.items():
-        if key not in HARMLESS and not (key in HARMLESS_VALUES and value in HARMLESS_VALUES[key]):
-            raise InputError(
-                f"extra config key {key!r} is {_shown(value)}: an export carries only keys that change no logit"
-            )
-
-
-def config_json(
-    config: LlamaConfig,
-    factors: np.ndarray,
-    *,
-    context: int,
-    dtype: str,
-    carried: Mapping,
-    provenance: Mapping,
-) -> dict:
-    """The `config.json` of an export that stock engines load.
-
-    A vector goes out as `longrope` with equal short and long lists (LLaMA in transformers keeps its key cache
-    across the switch, so unequal lists would corrupt generation), `attention_factor` 1, and an original
-    length equal to the maximum, from which engines that derive their own attention factor derive 1. Up to
-    transformers 4.57 only `rope_scaling` is read, and from 5 both keys are.
-
-    Args:
-        config: model shape.
-        factors: float32 `[D/2]`.
-        context: tokens that the model is good for, written as `max_position_embeddings`.
-        dtype: dtype of the tensors.
-        carried: keys that change no logit (see `check_carried`).
-        provenance: what the vector was made from; JSON-serialisable.
-
-    Returns:
-        The JSON object.
-    """
-    base = float(config.rope_base)
-    if np.all(factors == 1):
-        scaling, parameters = None, {"rope_type": "default", "rope_theta": base}
-    else:
-        numbers = [float(factor) for factor in factors]
-        scaling = {
-            "rope_type": "longrope",
-            "short_factor": numbers,
-            "long_factor": numbers,
-            "attention_factor": 1.0,
-            "factor": 1.0,
-            "original_max_position_embeddings": context,
-        }
-        parameters = scaling | {"rope_theta": base}
-    model = {
-        "architectures": [ARCHITECTURES["llama"]],
-        "model_type": "llama",
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.hidden_size,
-        "intermediate_size": config.intermediate_size,
-        "num_hidden_layers": config.num_layers,
-        "num_attention_heads": config.num_heads,
-        "num_key_value_heads": config.num_kv_heads,
-        "head_dim": config.head_dim,
-        "hidden_act": "silu",
-        "rms_norm_eps": config.rms_norm_eps,
-        "initializer_range": config.initializer_range,
-        "tie_word_embeddings": config.tie_embeddings,
-        "attention_bias": False,
-        "mlp_bias": False,
-        "max_position_embeddings": context,
-        "rope_theta": base,
-        "rope_scaling": scaling,
-        "rope_parameters": parameters,
-        # Up to transformers 4.55 only this name is read, and later versions read it too.
-        "torch_dtype": dtype,
-        PROVENANCE_KEY: dict(provenance),
-    }
-    # Without these, transformers assumes LLaMA's ids 1 and 2, which are ordinary tokens elsewhere.
-    ids = {"bos_token_id": None, "eos_token_id": None}
-    return ids | dict(carried) | model
-
-
 def _object(path, pairs):
     value = dict(pairs)
     if len(value) != len(pairs):
@@ -361,13 +272,13 @@ def _object(path, pairs):
     return value
 
 
-def _shown(value) -> str:
+def shown(value) -> str:
     text = json.dumps(value, default=str)
     return text if len(text) <= 120 else text[:117] + "..."
 
 
 def _unusable(path, key, value, fix) -> InputError:
-    return InputError(f"{path}: {key} is {_shown(value)}: {fix}")
+    return InputError(f"{path}: {key} is {shown(value)}: {fix}")
 
 
 def _check_architecture(path, raw):
@@ -397,7 +308,7 @@ def _check_allowed(path, raw):
         # A JSON true equals 1 in Python; only a number may stand for a number.
         if not any(value == other and isinstance(value, bool) == isinstance(other, bool) for other in allowed):
             raise _unusable(
-                path, key, value, f"only {' or '.join(_shown(other) for other in allowed)} is supported here"
+                path, key, value, f"only {' or '.join(shown(other) for other in allowed)} is supported here"
             )
 
 
@@ -470,8 +381,8 @@ def _read_rope(path, raw, head_dim, context) -> tuple[float, ScaleVector]:
     }
     if len(bare) == 2 and bare["rope_scaling"] != bare["rope_parameters"]:
         raise InputError(
-            f"{path}: rope_scaling is {_shown(bare['rope_scaling'])} and rope_parameters "
-            f"{_shown(bare['rope_parameters'])}: they describe one thing, so remove the one that is wrong"
+            f"{path}: rope_scaling is {shown(bare['rope_scaling'])} and rope_parameters "
+            f"{shown(bare['rope_parameters'])}: they describe one thing, so remove the one that is wrong"
         )
     key, block = next(iter(bare.items()), ("rope_parameters", {"rope_type": "default"}))
     kind = block["rope_type"]
@@ -490,10 +401,10 @@ def _rope_block(path, key, block) -> dict:
     legacy = block.pop("type", None)
     kind = block.setdefault("rope_type", legacy or "default")
     if legacy is not None and legacy != kind:
-        raise InputError(f"{path}: {key}.rope_type is {_shown(kind)} and {key}.type {_shown(legacy)}: remove one")
+        raise InputError(f"{path}: {key}.rope_type is {shown(kind)} and {key}.type {shown(legacy)}: remove one")
     if not isinstance(kind, str) or kind not in ROPE_KEYS:
         raise InputError(
-            f"{path}: unsupported rope_scaling: {key}.rope_type is {_shown(kind)}, and only "
+            f"{path}: unsupported rope_scaling: {key}.rope_type is {shown(kind)}, and only "
             f"{', '.join(ROPE_KEYS)} can be written as one scale vector; use a model with one of those"
         )
     if block.pop("partial_rotary_factor", 1) != 1:

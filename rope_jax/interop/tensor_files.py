@@ -7,10 +7,14 @@ interface has no bfloat16 and takes a whole shard in memory.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import hashlib
 import json
 import math
-from collections.abc import Iterable, Iterator
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import ml_dtypes
@@ -32,6 +36,9 @@ DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 # The limit that the reference implementation sets.
 MAX_HEADER_BYTES = 100_000_000
+
+# Bytes that are copied at a time: enough to keep two threads busy, few enough to stay in the cache.
+COPY_BYTES = 8 << 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,13 +156,58 @@ def read_header(file: Path) -> list[StoredTensor]:
     return tensors
 
 
-def write_tensors(file: Path, tensors: list[NewTensor], values: Iterable[np.ndarray]) -> None:
+class SummedFile:
+    """A new file whose SHA-256 is computed while it is written, in a thread of its own."""
+
+    def __init__(self, path: Path):
+        """Creates the file.
+
+        Args:
+            path: file to create; it must not exist.
+        """
+        self._stream = path.open("xb", buffering=0)
+        self._hash = hashlib.sha256()
+        self._thread = ThreadPoolExecutor(1)
+        self._pending: Future | None = None
+
+    def write(self, data) -> None:
+        """Appends bytes.
+
+        Args:
+            data: contiguous buffer of bytes; it may be used again once the next `write` has returned.
+        """
+        hashing = self._thread.submit(self._hash.update, data)
+        view = memoryview(data)
+        while view:
+            view = view[self._stream.write(view) :]
+        if self._pending is not None:
+            self._pending.result()
+        self._pending = hashing
+
+    def close(self) -> str:
+        """Closes the file.
+
+        Returns:
+            SHA-256 of what was written, hexadecimal.
+        """
+        self._thread.shutdown()
+        self._stream.close()
+        return self._hash.hexdigest()
+
+
+def write_tensors(
+    file: Path, tensors: list[NewTensor], values: Iterable[np.ndarray], progress: Callable[[int], None]
+) -> str:
     """Writes one safetensors file, holding one tensor at a time in memory.
 
     Args:
         file: file to create.
         tensors: what it will hold, in order.
         values: the tensors, in the same order.
+        progress: called with the number of bytes that were just written.
+
+    Returns:
+        SHA-256 of the file, hexadecimal.
 
     Raises:
         OSError: if the file cannot be written.
@@ -168,15 +220,69 @@ def write_tensors(file: Path, tensors: list[NewTensor], values: Iterable[np.ndar
             "data_offsets": [end, end + tensor.bytes],
         }
         end += tensor.bytes
-    text = json.dumps(header, separators=(",", ":")).encode("utf-8")
-    text += b" " * (-len(text) % 8)
-    with file.open("wb") as stream:
-        stream.write(len(text).to_bytes(8, "little"))
-        stream.write(text)
+    with contextlib.closing(SummedFile(file)) as out:
+        out.write(_encoded(header))
         for tensor, value in zip(tensors, values):
             if value.shape != tensor.shape or value.dtype != tensor.dtype:
                 raise AssertionError(f"{tensor.name}: {value.dtype}{value.shape} where {tensor} was announced")
-            stream.write(memoryview(np.ascontiguousarray(value).reshape(-1).view(np.uint8)))
+            out.write(np.ascontiguousarray(value).reshape(-1).view(np.uint8))
+            progress(tensor.bytes)
+        return out.close()
+
+
+def copy_tensors(
+    source: Path,
+    file: Path,
+    changed: Mapping[str, Callable[[np.ndarray], np.ndarray]],
+    progress: Callable[[int], None],
+) -> str:
+    """Copies a safetensors file byte for byte, apart from tensors that are changed on the way.
+
+    Args:
+        source: file that `read_header` accepts.
+        file: file to create.
+        changed: tensor name to a function of the stored tensor that gives another of its shape and dtype.
+        progress: called with the number of bytes that were just written.
+
+    Returns:
+        SHA-256 of the new file, hexadecimal.
+
+    Raises:
+        OSError: if a file cannot be read or written.
+    """
+    with source.open("rb", buffering=0) as stream, contextlib.closing(SummedFile(file)) as out:
+        length = int.from_bytes(stream.read(8), "little")
+        prefix = length.to_bytes(8, "little") + stream.read(length)
+        header = json.loads(prefix[8:])
+        # Loaders ask for this mark, and not every writer sets it.
+        if (header.get("__metadata__") or {}).get("format") != "pt":
+            header["__metadata__"] = {**(header.get("__metadata__") or {}), "format": "pt"}
+            prefix = _encoded(header)
+        out.write(prefix)
+
+        buffers = [memoryview(bytearray(COPY_BYTES)) for _ in range(2)]
+
+        def copy(count):
+            while count:
+                buffers.reverse()  # the other one may still be summed
+                size = stream.readinto(buffers[0][: min(count, COPY_BYTES)])
+                if not size:
+                    raise OSError(f"{source} became shorter while it was read")
+                out.write(buffers[0][:size])
+                progress(size)
+                count -= size
+
+        for tensor in read_header(source):
+            if tensor.name not in changed:
+                copy(tensor.bytes)
+                continue
+            value = np.ascontiguousarray(changed[tensor.name](tensor.view()))
+            if value.nbytes != tensor.bytes:
+                raise AssertionError(f"{tensor.name}: {value.dtype}{value.shape} where {tensor} is to be replaced")
+            out.write(value.reshape(-1).view(np.uint8))
+            stream.seek(tensor.bytes, os.SEEK_CUR)
+            progress(tensor.bytes)
+        return out.close()
 
 
 def plan_shards(tensors: Iterable[NewTensor], max_bytes: int) -> list[list[NewTensor]]:
@@ -200,27 +306,43 @@ def plan_shards(tensors: Iterable[NewTensor], max_bytes: int) -> list[list[NewTe
     return shards
 
 
-def write_sharded(folder: Path, shards: list[list[NewTensor]], values: Iterator[np.ndarray]) -> None:
+def write_sharded(
+    folder: Path, shards: list[list[NewTensor]], values: Iterator[np.ndarray], progress: Callable[[int], None]
+) -> dict[str, str]:
     """Writes a model's tensors as `model.safetensors`, or as numbered files and an index.
 
     Args:
         folder: existing folder.
         shards: from `plan_shards`.
         values: all tensors, in the order of the shards.
+        progress: called with the number of bytes that were just written.
+
+    Returns:
+        File name to SHA-256, hexadecimal.
 
     Raises:
         OSError: if a file cannot be written.
     """
     if len(shards) == 1:
-        write_tensors(folder / SINGLE, shards[0], values)
-        return
-    places = {}
+        return {SINGLE: write_tensors(folder / SINGLE, shards[0], values, progress)}
+    places, digests = {}, {}
     for number, tensors in enumerate(shards, 1):
         name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        write_tensors(folder / name, tensors, (next(values) for _ in tensors))
+        digests[name] = write_tensors(folder / name, tensors, (next(values) for _ in tensors), progress)
         places |= {tensor.name: name for tensor in tensors}
-    total = sum(tensor.bytes for tensors in shards for tensor in tensors)
-    index = {"metadata": {"total_size": total}, "weight_map": places}
+    write_index(folder, places, sum(tensor.bytes for tensors in shards for tensor in tensors))
+    return digests
+
+
+def write_index(folder: Path, places: Mapping[str, str], total: int) -> None:
+    """Writes the index of a model of several files.
+
+    Args:
+        folder: existing folder.
+        places: tensor name to file name.
+        total: bytes of all tensors.
+    """
+    index = {"metadata": {"total_size": total}, "weight_map": dict(places)}
     (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
@@ -250,6 +372,12 @@ def _find_sharded(folder, index):
         if name not in places:
             raise InputError(f"{tensor.file} holds tensor {name}, which {INDEX} does not list: download both again")
     return found
+
+
+def _encoded(header: dict) -> bytes:
+    text = json.dumps(header, separators=(",", ":")).encode("utf-8")
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
 
 
 def _is_plain_name(file):

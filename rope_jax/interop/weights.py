@@ -8,6 +8,7 @@ import re
 
 import numpy as np
 
+from rope_jax.errors import InputError
 from rope_jax.model.config import LlamaConfig
 
 
@@ -136,3 +137,47 @@ def is_frequency_buffer(name: str) -> bool:
         True for the buffers of old checkpoints.
     """
     return _FREQUENCY_BUFFER.fullmatch(name) is not None
+
+
+def fold_attention_factor(tensor: np.ndarray, attention_factor: float) -> np.ndarray:
+    """Moves the factor on cos and sin into a query or key projection, where every engine honours it.
+
+    Rotation is linear, so `(a cos, a sin)` applied to `W x` is `(cos, sin)` applied to `(a W) x`. Multiplying
+    both the query and the key projection by `a` gives the same logits up to rounding with an attention factor
+    of 1. Engines disagree about the config's own `attention_factor`: transformers honours it, others derive
+    theirs and ignore it.
+
+    Args:
+        tensor: weights of `q_proj` or `k_proj`, any float dtype and layout.
+        attention_factor: a.
+
+    Returns:
+        The weights times a, float32, so that the only further rounding is that to the dtype of the file; the
+        tensor itself, untouched, if a is 1.
+    """
+    if attention_factor == 1:
+        return tensor
+    return tensor.astype(np.float32) * np.float32(attention_factor)
+
+
+def cast(values: np.ndarray, dtype: np.dtype, name: str) -> np.ndarray:
+    """A tensor in another dtype.
+
+    Args:
+        values: any float dtype.
+        dtype: to convert to, with one rounding.
+        name: tensor name, for the message.
+
+    Returns:
+        The tensor, not copied if it has the dtype already.
+
+    Raises:
+        InputError: if a finite value is beyond the range of `dtype`.
+    """
+    if values.dtype == dtype:
+        return values
+    with np.errstate(over="ignore", invalid="ignore"):
+        cast = values.astype(dtype)
+    if dtype != np.float32 and np.isfinite(values).all() and not np.isfinite(cast).all():
+        raise InputError(f"{name} has values beyond the range of {dtype.name}: use bfloat16 or float32")
+    return cast

@@ -3,16 +3,19 @@
 import json
 import os
 import shutil
+import subprocess
 from collections import namedtuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
 from rope_jax.errors import InputError
-from rope_jax.interop import huggingface
-from rope_jax.interop.huggingface import fold_attention_factor, read_model, write_model
+from rope_jax.interop import new_folder
+from rope_jax.interop.huggingface import read_model, write_model
+from rope_jax.interop.weights import fold_attention_factor
 from rope_jax.rope.embedding import ScaleVector
 from tests.interop.references import write_random_llama
 
@@ -76,6 +79,7 @@ def test_rows_per_layer_that_are_equal_are_one_vector(tmp_path, model):
 def test_files_of_the_source_are_carried(tmp_path, source, model):
     config = export(tmp_path / "out", model, source=source, extra_config={"eos_token_id": 7})
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "SHA256SUMS",
         "config.json",
         "generation_config.json",
         "model.safetensors",
@@ -99,6 +103,24 @@ def test_a_tokenizer_may_save_itself(tmp_path, source, model):
     assert (tmp_path / "out" / "tokenizer.json").read_text() == "mine"
     assert not (tmp_path / "out" / "tokenizer.model").exists()
     assert (tmp_path / "out" / "generation_config.json").exists()
+
+
+def test_checksums(tmp_path, source, model):
+    export(tmp_path / "out", model, source=source, extra_files=lambda folder: (folder / "README.md").write_text("card"))
+    said = subprocess.run(
+        ["sha256sum", "--check", "--strict", "SHA256SUMS"], cwd=tmp_path / "out", capture_output=True, text=True
+    )
+    names = sorted(path.name for path in (tmp_path / "out").iterdir() if path.name != "SHA256SUMS")
+    assert "README.md" in names
+    assert (said.returncode, said.stdout.splitlines()) == (0, [f"{name}: OK" for name in names])
+
+
+def test_progress_counts_every_byte(tmp_path, model):
+    seen = []
+    export(tmp_path / "out", model, progress=lambda done, total: seen.append((done, total)))
+    total = sum(leaf.nbytes for leaf in jax.tree.leaves(model.params))
+    assert seen[-1] == (total, total)
+    assert seen == sorted(seen)
 
 
 def test_tokenizer_of_an_export_loads(tmp_path, shared):
@@ -240,14 +262,14 @@ def test_a_failure_midway_leaves_nothing_behind(tmp_path, model, monkeypatch, ex
 
 def test_a_failing_rename_restores_the_old_folder(tmp_path, model, monkeypatch):
     export(tmp_path / "out", model, provenance={"method": "before"})
-    rename = huggingface.Path.rename
+    rename = new_folder.Path.rename
 
     def fail_at_the_second(path, target):
         if path.name.endswith(".new"):
             raise OSError(5, "Input/output error")
         return rename(path, target)
 
-    monkeypatch.setattr(huggingface.Path, "rename", fail_at_the_second)
+    monkeypatch.setattr(new_folder.Path, "rename", fail_at_the_second)
     with pytest.raises(InputError, match="cannot be written"):
         export(tmp_path / "out", model, overwrite=True)
     assert os.listdir(tmp_path) == ["out"]

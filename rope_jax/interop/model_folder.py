@@ -1,0 +1,106 @@
+"""A model folder that nobody vouches for: config and weights checked against each other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from rope_jax.errors import InputError
+from rope_jax.interop.hf_config import SourceConfig, read_config
+from rope_jax.interop.tensor_files import DTYPES, StoredTensor, find_tensors
+from rope_jax.interop.weights import EMBEDDING, HEAD, is_frequency_buffer, table
+
+
+def inspect(folder: Path) -> tuple[SourceConfig, dict[str, StoredTensor]]:
+    """Checks a model folder without reading its weights.
+
+    Args:
+        folder: model folder.
+
+    Returns:
+        What its config says, and the tensors of that model, by name.
+
+    Raises:
+        InputError: naming the file and the fix, if config and weights are not those of one model that this package
+            computes.
+    """
+    if not folder.is_dir():
+        raise InputError(f"{folder} is not a folder: give the folder that holds config.json and the weights")
+    if not (folder / "config.json").is_file():
+        raise InputError(f"{folder} holds no config.json: give a model folder in Hugging Face format")
+    source = read_config(folder)
+    config = source.config
+    found = find_tensors(folder)
+
+    expected = {name: weight for weight in table(config) for name in weight.names(config)}
+    duplicate_head = found.get(HEAD.name) if config.tie_embeddings else None
+    missing = [name for name in expected if name not in found]
+    unexpected = [
+        name
+        for name in found
+        if name not in expected and not is_frequency_buffer(name) and found[name] is not duplicate_head
+    ]
+    if missing:
+        hint = "; set tie_word_embeddings to true if this model has no head" if missing == [HEAD.name] else ""
+        raise InputError(
+            f"{folder} lacks {listed(missing)}: config.json and weights do not belong together, or the download"
+            f" is incomplete{hint}"
+        )
+    if unexpected:
+        raise InputError(
+            f"{folder} holds {listed(unexpected)}, which a LLaMA of its config.json has not: config.json "
+            "and weights do not belong together, or the model is of another architecture"
+        )
+    for name, weight in expected.items():
+        _check_header(found[name], weight.stored_shape(config))
+    if duplicate_head is not None:
+        _check_header(duplicate_head, HEAD.stored_shape(config))
+        _check_duplicate_head(found[EMBEDDING.name], duplicate_head)
+    return source, {name: found[name] for name in expected}
+
+
+def widest_dtype(tensors: Mapping[str, StoredTensor]) -> str:
+    """The dtype that holds every value of a model.
+
+    Args:
+        tensors: from `inspect`.
+
+    Returns:
+        The tensors' dtype, or float32 if they differ.
+    """
+    found = {DTYPES[tensor.dtype].name for tensor in tensors.values()}
+    # Of two half precisions, neither holds the values of the other.
+    return found.pop() if len(found) == 1 else "float32"
+
+
+def _check_header(tensor, shape):
+    if tensor.shape != shape:
+        raise InputError(
+            f"{tensor.file}: {tensor.name} has shape {list(tensor.shape)} where config.json asks for "
+            f"{list(shape)}: config.json and weights do not belong together"
+        )
+    if tensor.dtype not in DTYPES:
+        raise InputError(
+            f"{tensor.file}: {tensor.name} is {tensor.dtype} where one of {', '.join(DTYPES)} is expected: "
+            "use the unquantised weights"
+        )
+
+
+def _check_duplicate_head(embedding, head):
+    same = embedding.dtype == head.dtype and np.array_equal(
+        embedding.view().view(np.uint16), head.view().view(np.uint16)
+    )
+    if not same:
+        raise InputError(
+            f"{head.file}: {HEAD.name} differs from {EMBEDDING.name}, yet config.json sets "
+            "tie_word_embeddings: set "
+            "it to false to use the head, or remove the head"
+        )
+
+
+def listed(names: list[str]) -> str:
+    """The first few of many names, for a message."""
+    shown = ", ".join(names[:4])
+    return shown if len(names) <= 4 else f"{shown} and {len(names) - 4} more"

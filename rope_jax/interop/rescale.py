@@ -1,0 +1,91 @@
+"""A model folder with another scale vector: no training, and no weights in memory."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from rope_jax.interop.export_config import describe_export
+from rope_jax.interop.model_folder import inspect
+from rope_jax.interop.new_folder import (
+    carry_files,
+    check_space,
+    check_target,
+    counter,
+    files_to_carry,
+    finish,
+    write_atomically,
+)
+from rope_jax.interop.tensor_files import DTYPES, SINGLE, copy_tensors, find_tensors, write_index
+from rope_jax.interop.weights import EMBEDDING, KEY, QUERY, cast, fold_attention_factor
+from rope_jax.rope.embedding import ScaleVector
+
+
+def rescale_folder(
+    source: str | Path,
+    target: str | Path,
+    rope: ScaleVector,
+    *,
+    context: int,
+    provenance: Mapping,
+    extra_files: Callable[[Path], object] | None = None,
+    extra_config: Mapping | None = None,
+    overwrite: bool = False,
+    progress: Callable[[int, int], object] | None = None,
+) -> None:
+    """Writes a copy of a model that turns by another scale vector: a zero-shot extension of its context.
+
+    Weight files are copied byte for byte, whatever their dtype. Only an attention factor other than 1 changes
+    tensors on the way, those that `fold_attention_factor` is for. Everything is checked first, as `read_model`
+    and `write_model` do, and the folder appears whole or not at all. One process is to call this.
+
+    Args:
+        source: model folder (see `resolve_model`).
+        target: folder to create; its parent is created too.
+        rope: the whole scale vector, factors `[D/2]`, in place of what the source's config says.
+        context: tokens that the model is now good for, written as `max_position_embeddings`.
+        provenance: what the scale vector was made from; JSON-serialisable.
+        extra_files: writes further files, such as a model card, into the folder it is given.
+        extra_config: further config keys that change no logit; they win over the source's.
+        overwrite: replace a model folder that is already there.
+        progress: called with the tensor bytes written so far and in all.
+
+    Raises:
+        InputError: naming the argument, folder or file and the fix. Nothing is left behind.
+    """
+    source, target = Path(source), Path(os.path.abspath(target))
+    check_target(target, source, overwrite)
+    known, tensors = inspect(source)
+    described, attention_factor = describe_export(
+        known.config,
+        rope,
+        context=context,
+        dtype=DTYPES[tensors[EMBEDDING.name].dtype].name,
+        provenance=provenance,
+        carried=known.carried,
+        extra_config=extra_config or {},
+    )
+    stored = find_tensors(source)  # buffers of old checkpoints too, which no row of the table asks for
+    files = sorted({tensor.file for tensor in stored.values()})
+    carried = files_to_carry(source, with_tokenizer=True)
+    total = sum(tensor.bytes for tensor in stored.values())
+    check_space(target, total + sum(file.stat().st_size for file in carried))
+
+    def fold(name):
+        return lambda tensor: cast(fold_attention_factor(tensor, attention_factor), tensor.dtype, name)
+
+    folded = [name for row in (QUERY, KEY) for name in row.names(known.config)] if attention_factor != 1 else []
+    changed = {name: fold(name) for name in folded}
+
+    def write(place):
+        advance = counter(total, progress)
+        digests = {file.name: copy_tensors(file, place / file.name, changed, advance) for file in files}
+        if files[0].name != SINGLE:
+            write_index(place, {name: tensor.file.name for name, tensor in stored.items()}, total)
+        carry_files(carried, place)
+        if extra_files is not None:
+            extra_files(place)
+        finish(place, described, context, digests)
+
+    write_atomically(target, write)
