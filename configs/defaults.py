@@ -82,6 +82,7 @@ def get_config() -> ConfigDict:
     # The small model that is trained from nothing when `model.path` is empty.
     config.pretrain = ConfigDict()
     config.pretrain.tokenizer = "bytes"
+    config.pretrain.architecture = "llama"  # or 'mistral', 'qwen2', 'qwen3'
     config.pretrain.hidden_size = 128
     config.pretrain.intermediate_size = 352
     config.pretrain.num_layers = 4

@@ -67,6 +67,8 @@ def pretrained_model(config: ConfigDict, tokenizer: Tokenizer) -> LlamaConfig:
             head_dim=config.rope.head_dim,
             rope_base=config.rope.base,
             tie_embeddings=True,
+            architecture=p.architecture,
+            attention_bias=p.architecture == "qwen2",
             context=config.context.original,
         ),
     )

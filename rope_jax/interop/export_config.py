@@ -9,7 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from rope_jax.errors import InputError
-from rope_jax.interop.hf_config import ARCHITECTURES, HARMLESS, HARMLESS_VALUES, PROVENANCE_KEY, read_config, shown
+from rope_jax.interop.hf_config import read_config
+from rope_jax.interop.hf_keys import ARCHITECTURES, HARMLESS, HARMLESS_VALUES, PROVENANCE_KEY
+from rope_jax.interop.json_fields import shown
 from rope_jax.model.config import LlamaConfig
 from rope_jax.rope.embedding import ScaleVector
 
@@ -140,8 +142,8 @@ def config_json(
         }
         parameters = scaling | {"rope_theta": base}
     model = {
-        "architectures": [ARCHITECTURES["llama"]],
-        "model_type": "llama",
+        "architectures": [ARCHITECTURES[config.architecture].name],
+        "model_type": config.architecture,
         "vocab_size": config.vocab_size,
         "hidden_size": config.hidden_size,
         "intermediate_size": config.intermediate_size,
@@ -153,8 +155,7 @@ def config_json(
         "rms_norm_eps": config.rms_norm_eps,
         "initializer_range": config.initializer_range,
         "tie_word_embeddings": config.tie_embeddings,
-        "attention_bias": False,
-        "mlp_bias": False,
+        **_of_architecture(config),
         "max_position_embeddings": context,
         "rope_theta": base,
         "rope_scaling": scaling,
@@ -191,8 +192,22 @@ def _one_vector(rope: ScaleVector, config: LlamaConfig) -> tuple[np.ndarray, flo
 def _check_context(context, config):
     if isinstance(context, bool) or not isinstance(context, int) or context < 1:
         raise InputError(f"context is {context}: give the tokens that the model is good for, a positive integer")
-    if config.hidden_size % config.num_heads:
+    if config.architecture == "llama" and config.hidden_size % config.num_heads:
         raise InputError(
             f"model.hidden_size is {config.hidden_size} and model.num_heads {config.num_heads}: transformers "
-            "loads only sizes that divide, even where head_dim is given"
+            "loads only LLaMAs whose sizes divide, even where head_dim is given"
         )
+
+
+def _of_architecture(config: LlamaConfig) -> dict:
+    match config.architecture:
+        case "llama":
+            return {"attention_bias": config.attention_bias, "mlp_bias": False}
+        case "mistral":
+            return {"sliding_window": config.sliding_window}
+        case "qwen2":
+            return {"use_sliding_window": False, "sliding_window": None}
+        case "qwen3":
+            return {"attention_bias": config.attention_bias, "use_sliding_window": False, "sliding_window": None}
+        case name:
+            raise AssertionError(f"architecture {name} is in ARCHITECTURES and not here")

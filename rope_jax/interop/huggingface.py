@@ -26,7 +26,7 @@ from rope_jax.interop.new_folder import (
     write_atomically,
 )
 from rope_jax.interop.tensor_files import DTYPES, NewTensor, plan_shards, write_sharded
-from rope_jax.interop.weights import EMBEDDING, KEY, QUERY, Weight, cast, fold_attention_factor, table
+from rope_jax.interop.weights import EMBEDDING, Weight, cast, fold_attention_factor, folding_rows, table
 from rope_jax.model.config import LlamaConfig
 from rope_jax.rope.embedding import ScaleVector
 
@@ -276,10 +276,11 @@ def _plan(config, params, dtype) -> list[tuple[NewTensor, Weight, int | None]]:
 
 
 def _stored_values(planned, config, params, attention_factor) -> Iterator[np.ndarray]:
+    folded = folding_rows(config)
     for tensor, weight, layer in planned:
         parameter = _leaf(params, weight.path)
         value = weight.to_stored(_to_host(parameter if layer is None else parameter[layer]), config)
-        if weight in (QUERY, KEY):
+        if weight in folded:
             value = fold_attention_factor(value, attention_factor)
         yield cast(value, tensor.dtype, tensor.name)
 

@@ -50,7 +50,7 @@ def inspect(folder: Path) -> tuple[SourceConfig, dict[str, StoredTensor]]:
         )
     if unexpected:
         raise InputError(
-            f"{folder} holds {listed(unexpected)}, which a LLaMA of its config.json has not: config.json "
+            f"{folder} holds {listed(unexpected)}, which a model of its config.json has not: config.json "
             "and weights do not belong together, or the model is of another architecture"
         )
     for name, weight in expected.items():

@@ -18,7 +18,7 @@ from rope_jax.interop.new_folder import (
     write_atomically,
 )
 from rope_jax.interop.tensor_files import DTYPES, SINGLE, copy_tensors, find_tensors, write_index
-from rope_jax.interop.weights import EMBEDDING, KEY, QUERY, cast, fold_attention_factor
+from rope_jax.interop.weights import EMBEDDING, cast, fold_attention_factor, folding_rows
 from rope_jax.rope.embedding import ScaleVector
 
 
@@ -75,8 +75,8 @@ def rescale_folder(
     def fold(name):
         return lambda tensor: cast(fold_attention_factor(tensor, attention_factor), tensor.dtype, name)
 
-    folded = [name for row in (QUERY, KEY) for name in row.names(known.config)] if attention_factor != 1 else []
-    changed = {name: fold(name) for name in folded}
+    rows = folding_rows(known.config) if attention_factor != 1 else ()
+    changed = {name: fold(name) for row in rows for name in row.names(known.config)}
 
     def write(place):
         advance = counter(total, progress)

@@ -21,7 +21,7 @@ import ml_dtypes
 import numpy as np
 
 from rope_jax.errors import InputError
-from rope_jax.interop.hf_config import read_json
+from rope_jax.interop.json_fields import read_json
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"

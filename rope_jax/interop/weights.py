@@ -68,29 +68,47 @@ def _linear(module, path, outputs, inputs):
     return Weight(name, ("layers", *path, "kernel"), (outputs, inputs), inputs + outputs)
 
 
-def _layer_norm(module, ours):
-    return Weight(f"model.layers.{{}}.{module}.weight", ("layers", ours, "weight"), (("embed",),), ("embed",))
+def _bias(module, path, outputs):
+    return Weight(f"model.layers.{{}}.{module}.bias", ("layers", *path, "bias"), (outputs,), outputs)
+
+
+def _norm(module, path, axis="embed"):
+    return Weight(f"model.layers.{{}}.{module}.weight", ("layers", *path, "weight"), ((axis,),), (axis,))
 
 
 EMBEDDING = Weight("model.embed_tokens.weight", ("embedding",), (("vocab",), ("embed",)), ("vocab", "embed"))
 HEAD = Weight("lm_head.weight", ("head",), (("vocab",), ("embed",)), ("embed", "vocab"))
+
 QUERY = _linear("self_attn.q_proj", ("attention", "q"), ("heads", "head_dim"), ("embed",))
 KEY = _linear("self_attn.k_proj", ("attention", "k"), ("kv_heads", "head_dim"), ("embed",))
+QUERY_BIAS = _bias("self_attn.q_proj", ("attention", "q"), ("heads", "head_dim"))
+KEY_BIAS = _bias("self_attn.k_proj", ("attention", "k"), ("kv_heads", "head_dim"))
+VALUE_BIAS = _bias("self_attn.v_proj", ("attention", "v"), ("kv_heads", "head_dim"))
+OUTPUT_BIAS = _bias("self_attn.o_proj", ("attention", "o"), ("embed",))
+QUERY_NORM = _norm("self_attn.q_norm", ("attention", "q_norm"), "head_dim")
+KEY_NORM = _norm("self_attn.k_norm", ("attention", "k_norm"), "head_dim")
 
-LLAMA = (
+# What all have in common, which is the whole of Mistral.
+MISTRAL = (
     EMBEDDING,
-    _layer_norm("input_layernorm", "attention_norm"),
+    _norm("input_layernorm", ("attention_norm",)),
     QUERY,
     KEY,
     _linear("self_attn.v_proj", ("attention", "v"), ("kv_heads", "head_dim"), ("embed",)),
     _linear("self_attn.o_proj", ("attention", "o"), ("embed",), ("heads", "head_dim")),
-    _layer_norm("post_attention_layernorm", "feed_forward_norm"),
+    _norm("post_attention_layernorm", ("feed_forward_norm",)),
     _linear("mlp.gate_proj", ("feed_forward", "gate"), ("mlp",), ("embed",)),
     _linear("mlp.up_proj", ("feed_forward", "up"), ("mlp",), ("embed",)),
     _linear("mlp.down_proj", ("feed_forward", "down"), ("embed",), ("mlp",)),
     Weight("model.norm.weight", ("norm", "weight"), (("embed",),), ("embed",)),
     HEAD,
 )
+QWEN2 = (*MISTRAL, QUERY_BIAS, KEY_BIAS, VALUE_BIAS)
+LLAMA = (*QWEN2, OUTPUT_BIAS)
+QWEN3 = (*LLAMA, QUERY_NORM, KEY_NORM)
+
+# By `LlamaConfig.architecture`; which rows a model has depends on its config, see `table`.
+TABLES = {"llama": LLAMA, "mistral": MISTRAL, "qwen2": QWEN2, "qwen3": QWEN3}
 
 # Old checkpoints store the rotary frequencies; they follow from the config.
 _FREQUENCY_BUFFER = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
@@ -116,15 +134,32 @@ def axis_sizes(config: LlamaConfig) -> dict[str, int]:
 
 
 def table(config: LlamaConfig) -> tuple[Weight, ...]:
-    """The rows of a model of this config: a tied one has no head.
+    """The rows of a model of this config: a tied one has no head, and not every one has biases.
 
     Args:
         config: model shape.
 
     Returns:
-        Rows in file order.
+        Rows of its architecture's table.
     """
-    return tuple(weight for weight in LLAMA if weight is not HEAD or not config.tie_embeddings)
+    absent: tuple[Weight, ...] = (HEAD,) if config.tie_embeddings else ()
+    if not config.attention_bias:
+        absent += (QUERY_BIAS, KEY_BIAS, VALUE_BIAS, OUTPUT_BIAS)
+    return tuple(weight for weight in TABLES[config.architecture] if weight not in absent)
+
+
+def folding_rows(config: LlamaConfig) -> tuple[Weight, ...]:
+    """The rows that take an attention factor (see `fold_attention_factor`).
+
+    Args:
+        config: model shape.
+
+    Returns:
+        Rows that queries and keys, before they are turned, are proportional to.
+    """
+    # A norm undoes what is folded in before it.
+    rows = (QUERY_NORM, KEY_NORM) if config.qk_norm else (QUERY, KEY, QUERY_BIAS, KEY_BIAS)
+    return tuple(weight for weight in table(config) if weight in rows)
 
 
 def is_frequency_buffer(name: str) -> bool:
@@ -140,15 +175,15 @@ def is_frequency_buffer(name: str) -> bool:
 
 
 def fold_attention_factor(tensor: np.ndarray, attention_factor: float) -> np.ndarray:
-    """Moves the factor on cos and sin into a query or key projection, where every engine honours it.
+    """Moves the factor on cos and sin into weights, where every engine honours it.
 
-    Rotation is linear, so `(a cos, a sin)` applied to `W x` is `(cos, sin)` applied to `(a W) x`. Multiplying
-    both the query and the key projection by `a` gives the same logits up to rounding with an attention factor
-    of 1. Engines disagree about the config's own `attention_factor`: transformers honours it, others derive
-    theirs and ignore it.
+    Rotation is linear, so `(a cos, a sin)` applied to `W x + b` is `(cos, sin)` applied to `(a W) x + a b`, and
+    likewise for the weight of a norm on queries and keys. Multiplying both queries and keys by `a` gives the same
+    logits up to rounding with an attention factor of 1. Engines disagree about the config's own
+    `attention_factor`: transformers honours it, others derive theirs and ignore it.
 
     Args:
-        tensor: weights of `q_proj` or `k_proj`, any float dtype and layout.
+        tensor: weights of one of the `folding_rows`, any float dtype and layout.
         attention_factor: a.
 
     Returns:

@@ -40,7 +40,7 @@ def masked_attention(query, key, value, mask):
     return jnp.einsum("bkgts,bskd->btkgd", weights, value).reshape(b, t, h, d)
 
 
-def causal_attention(query, key, value, segment_ids, chunk):
+def causal_attention(query, key, value, segment_ids, chunk, window=None):
     """Causal self-attention that never materialises T x T and never crosses a document boundary.
 
     Queries are taken `chunk` at a time against the keys before them; the backward pass recomputes each
@@ -52,13 +52,15 @@ def causal_attention(query, key, value, segment_ids, chunk):
         value: `[B, T, K, D]`.
         segment_ids: int32 `[B, T]`; a query sees only keys of its own id.
         chunk: queries at a time.
+        window: keys that a query sees, its own included; None is all before it.
 
     Returns:
         `[B, T, H, D]` in the dtype of `query`.
     """
     b, t, h, d = query.shape
     if t <= chunk:
-        return _attend_chunk(query, segment_ids, jnp.arange(t), key, value, segment_ids)
+        rows = jnp.arange(t)
+        return _attend_chunk(query, segment_ids, rows, key, value, segment_ids, rows, window)
     padding = -t % chunk
     # Padded queries carry no segment that a key has; what they return is cut off at the end.
     query = jnp.pad(query, ((0, 0), (0, padding), (0, 0), (0, 0)))
@@ -70,7 +72,9 @@ def causal_attention(query, key, value, segment_ids, chunk):
     for first in range(0, chunks, per_group):
         count = min(per_group, chunks - first)
         start, end = first * chunk, (first + count) * chunk
-        keys = (key[:, :end], value[:, :end], segment_ids[:, :end])
+        low = 0 if window is None else max(0, start - window + 1)  # no query of this group sees further back
+        columns = jnp.arange(low, min(end, t))
+        keys = (key[:, low:end], value[:, low:end], segment_ids[:, low:end], columns, window)
         q = query[:, start:end].reshape(b, count, chunk, h, d).swapaxes(0, 1)
         segments = query_segments[:, start:end].reshape(b, count, chunk).swapaxes(0, 1)
         rows = jnp.arange(start, end).reshape(count, chunk)
@@ -84,13 +88,12 @@ def causal_attention(query, key, value, segment_ids, chunk):
 
 
 @partial(jax.checkpoint, policy=jax.checkpoint_policies.nothing_saveable)
-def _attend_chunk(query, query_segments, rows, key, value, key_segments):
-    causal = jnp.arange(key.shape[1])[None, :] <= rows[:, None]
+def _attend_chunk(query, query_segments, rows, key, value, key_segments, columns, window):
     same = query_segments[:, :, None] == key_segments[:, None, :]
-    return masked_attention(query, key, value, causal[None] & same)
+    return masked_attention(query, key, value, _visible(rows[None], columns, window) & same)
 
 
-def cached_attention(query, key, value, positions):
+def cached_attention(query, key, value, positions, window=None):
     """Attention of new tokens over a key-value cache whose slot `j` holds position `j`.
 
     Args:
@@ -99,9 +102,15 @@ def cached_attention(query, key, value, positions):
         value: `[B, S, K, D]` cache, likewise.
         positions: int32 `[B, T]` of the queries; slots beyond a query's position are not read, whatever they
             hold.
+        window: as in `causal_attention`.
 
     Returns:
         `[B, T, H, D]` in the dtype of `query`.
     """
-    mask = jnp.arange(key.shape[1])[None, None, :] <= positions[:, :, None]
-    return masked_attention(query, key, value, mask)
+    return masked_attention(query, key, value, _visible(positions, jnp.arange(key.shape[1]), window))
+
+
+def _visible(rows, columns, window):
+    """Which keys at `columns [S]` a query at `rows [B, T]` sees: bool `[B, T, S]`."""
+    mask = columns[None, None, :] <= rows[:, :, None]
+    return mask if window is None else mask & (columns[None, None, :] > rows[:, :, None] - window)

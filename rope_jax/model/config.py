@@ -1,10 +1,12 @@
-"""The shape of a LLaMA and how it is computed, as one frozen dataclass."""
+"""The shape of a decoder of the LLaMA family and how it is computed, as one frozen dataclass."""
 
 from __future__ import annotations
 
 import dataclasses
 
 from rope_jax.errors import InputError
+
+ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,6 +24,11 @@ class LlamaConfig:
         rms_norm_eps: epsilon inside the root of RMSNorm.
         rope_base: base of the rotary frequencies.
         tie_embeddings: whether the head is the embedding transposed.
+        architecture: 'llama', 'mistral' (arXiv 2310.06825), 'qwen2' (2407.10671) or 'qwen3' (2505.09388); the last
+            normalises queries and keys.
+        attention_bias: whether the projections of attention have biases; always those of 'qwen2', where the
+            output has none, never those of 'mistral'.
+        sliding_window: tokens that a query sees, itself included, of 'mistral'; None is all before it.
         context: tokens that the model was pre-trained on (`max_position_embeddings`).
         initializer_range: standard deviation of freshly initialised weights.
         dtype: computation dtype of matmuls; norms, rotary phases, softmax and loss are always float32.
@@ -44,6 +51,9 @@ class LlamaConfig:
     rms_norm_eps: float = 1e-5
     rope_base: float = 10000.0
     tie_embeddings: bool = False
+    architecture: str = "llama"
+    attention_bias: bool = False
+    sliding_window: int | None = None
     context: int = 4096
     initializer_range: float = 0.02
     dtype: str = "float32"
@@ -64,8 +74,30 @@ class LlamaConfig:
             )
         if self.head_dim < 2 or self.head_dim % 2:
             raise InputError(f"model.head_dim is {self.head_dim}: rotary embedding turns pairs, so it must be even")
+        if self.architecture not in ARCHITECTURES:
+            raise InputError(f"model.architecture is {self.architecture!r}: use one of {', '.join(ARCHITECTURES)}")
+        required = {"mistral": False, "qwen2": True}.get(self.architecture)
+        if required is not None and self.attention_bias != required:
+            raise InputError(
+                f"model.attention_bias is {self.attention_bias}: '{self.architecture}' asks for {required}"
+            )
+        if self.sliding_window is not None and (self.architecture != "mistral" or self.sliding_window < 1):
+            raise InputError(
+                f"model.sliding_window is {self.sliding_window}: it is a number of tokens for 'mistral', and None for "
+                "the others"
+            )
         if self.rotary not in ("float32", "exact"):
             raise InputError(f"model.rotary is {self.rotary!r}: use 'float32' or 'exact'")
         for field in ("dtype", "param_dtype"):
             if getattr(self, field) not in ("float32", "bfloat16", "float16"):
                 raise InputError(f"model.{field} is {getattr(self, field)!r}: use 'float32', 'bfloat16' or 'float16'")
+
+    @property
+    def qk_norm(self) -> bool:
+        """Whether queries and keys are normalised before they are turned."""
+        return self.architecture == "qwen3"
+
+    @property
+    def output_bias(self) -> bool:
+        """Whether the output projection of attention has a bias too."""
+        return self.attention_bias and self.architecture != "qwen2"

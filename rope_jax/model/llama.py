@@ -1,4 +1,4 @@
-"""LLaMA in Flax Linen. Every parameter carries its logical axes where it is declared."""
+"""LLaMA, Mistral, Qwen2 and Qwen3 in Flax Linen. Every parameter carries its logical axes where it is declared."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class RMSNorm(nn.Module):
 
 
 class Projection(nn.Module):
-    """A linear map without bias over the trailing axes of its input, kernel named by logical axes.
+    """A linear map over the trailing axes of its input, kernel and bias named by logical axes.
 
     Where the collection `lora` holds factors `a` and `b` of this projection, `x a b` is added to its output: two thin
     products in place of a kernel changed by `a b` (see `rope_jax.training.lora`).
@@ -38,12 +38,16 @@ class Projection(nn.Module):
     shape: tuple[int, ...]
     axes: tuple[str, ...]
     contract: int = 1
+    bias: bool = False
 
     @nn.compact
     def __call__(self, x):
         init = nn.with_logical_partitioning(nn.initializers.normal(self.config.initializer_range), self.axes)
         kernel = self.param("kernel", init, self.shape, self.config.param_dtype)
         y = _contract(x, kernel, self.contract)
+        if self.bias:
+            zeros = nn.with_logical_partitioning(nn.initializers.zeros, self.axes[self.contract :])
+            y = y + self.param("bias", zeros, self.shape[self.contract :], self.config.param_dtype).astype(x.dtype)
         if self.has_variable("lora", "a"):
             thin = _contract(x, self.get_variable("lora", "a"), self.contract)
             y = y + _contract(thin, self.get_variable("lora", "b"), 1)
@@ -63,21 +67,28 @@ class Attention(nn.Module):
     @nn.compact
     def __call__(self, x, angles, attention_factor, positions, segment_ids, cache):
         c = self.config
-        q = Projection(c, (c.hidden_size, c.num_heads, c.head_dim), ("embed", "heads", "head_dim"), name="q")(x)
-        k = Projection(c, (c.hidden_size, c.num_kv_heads, c.head_dim), ("embed", "kv_heads", "head_dim"), name="k")(x)
-        v = Projection(c, (c.hidden_size, c.num_kv_heads, c.head_dim), ("embed", "kv_heads", "head_dim"), name="v")(x)
+
+        def project(name, heads, axis):
+            shape, axes = (c.hidden_size, heads, c.head_dim), ("embed", axis, "head_dim")
+            return Projection(c, shape, axes, bias=c.attention_bias, name=name)(x)
+
+        q = project("q", c.num_heads, "heads")
+        k = project("k", c.num_kv_heads, "kv_heads")
+        v = project("v", c.num_kv_heads, "kv_heads")
+        if c.qk_norm:
+            q = RMSNorm(c, name="q_norm")(q)
+            k = RMSNorm(c, name="k_norm")(k)
         q = rotate(q, angles, attention_factor)
         k = rotate(k, angles, attention_factor)
         if cache is None:
-            out = causal_attention(q, k, v, segment_ids, c.attention_chunk)
+            out = causal_attention(q, k, v, segment_ids, c.attention_chunk, c.sliding_window)
         else:
             rows = jnp.arange(x.shape[0])[:, None]
             k = cache[0].at[rows, positions].set(k.astype(cache[0].dtype))
             v = cache[1].at[rows, positions].set(v.astype(cache[1].dtype))
-            out = cached_attention(q, k, v, positions)
-        out = Projection(
-            c, (c.num_heads, c.head_dim, c.hidden_size), ("heads", "head_dim", "embed"), contract=2, name="o"
-        )(out)
+            out = cached_attention(q, k, v, positions, c.sliding_window)
+        shape, axes = (c.num_heads, c.head_dim, c.hidden_size), ("heads", "head_dim", "embed")
+        out = Projection(c, shape, axes, contract=2, bias=c.output_bias, name="o")(out)
         return out, (k, v)
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from experiments import settings
+from rope_jax.data.byte_tokenizer import ByteTokenizer
 from rope_jax.errors import InputError
 from rope_jax.model.config import LlamaConfig
 from rope_jax.model.llama import abstract_params
@@ -72,6 +73,17 @@ def test_local_takes_everything_from_the_model():
     model = LlamaConfig(1000, 64, 128, 2, 4, 2, 16, rope_base=500000.0, context=2048)
     extension = settings.model_extension(config, model, identity(16))
     assert (extension.base, extension.head_dim, extension.original, extension.target) == (500000.0, 16, 2048, 4096)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "mistral", "qwen2", "qwen3"])
+def test_any_architecture_can_be_trained_from_nothing(architecture):
+    config = load("tiny")
+    config.pretrain.architecture = architecture
+    model = settings.pretrained_model(config, ByteTokenizer())
+    assert model.architecture == architecture
+    attention = abstract_params(model)["layers"]["attention"]
+    assert ("q_norm" in attention) == (architecture == "qwen3")
+    assert ("bias" in attention["q"]) == (architecture == "qwen2")
 
 
 def test_explicit_factors_come_from_a_file(tmp_path):

@@ -11,15 +11,18 @@ import torch
 import transformers
 
 
-def write_random_llama(folder: Path, dtype=torch.float32, shard="5GB", seed=0, **overrides) -> Path:
-    """Saves a random LLaMA with transformers' own code.
+def write_random_llama(
+    folder: Path, dtype=torch.float32, shard="5GB", seed=0, architecture="llama", **overrides
+) -> Path:
+    """Saves a random LLaMA, or a model of another architecture, with transformers' own code.
 
     Args:
         folder: folder to create.
         dtype: of the tensors.
         shard: most bytes per file, as transformers takes it.
         seed: of the weights.
-        **overrides: fields of `transformers.LlamaConfig`.
+        architecture: transformers' `model_type`.
+        **overrides: fields of its config class.
 
     Returns:
         `folder`.
@@ -37,10 +40,13 @@ def write_random_llama(folder: Path, dtype=torch.float32, shard="5GB", seed=0, *
     }
     torch.manual_seed(seed)
     with quiet_transformers():
-        model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**(sizes | overrides)))
+        config = transformers.AutoConfig.for_model(architecture, **(sizes | overrides))
+        model = transformers.AutoModelForCausalLM.from_config(config)
         for name, parameter in model.named_parameters():
             if "norm" in name:  # ones, which would hide norms that are swapped
                 torch.nn.init.uniform_(parameter, 0.5, 1.5)
+            if name.endswith("bias"):  # zeros
+                torch.nn.init.normal_(parameter)
         model.to(dtype).save_pretrained(folder, max_shard_size=shard)
     return folder
 
@@ -58,7 +64,7 @@ def reference_logits(folder: Path, tokens: np.ndarray, dtype=torch.float32) -> n
     """
     transformers.utils.logging.warning_once.cache_clear()
     with transformers_messages() as messages:
-        model, info = transformers.LlamaForCausalLM.from_pretrained(
+        model, info = transformers.AutoModelForCausalLM.from_pretrained(
             folder, dtype=dtype, attn_implementation="eager", output_loading_info=True
         )
         with torch.no_grad():

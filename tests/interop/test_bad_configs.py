@@ -63,26 +63,35 @@ def test_llama2(tmp_path):
     assert "_name_or_path" not in source.carried
 
 
-def test_defaults_are_those_of_transformers(tmp_path):
+@pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2", "qwen3"])
+def test_defaults_are_those_of_transformers(tmp_path, kind):
     import transformers
 
     optional = ["num_key_value_heads", "max_position_embeddings", "rms_norm_eps", "rope_theta", "rope_scaling"]
-    optional += ["tie_word_embeddings", "initializer_range", "hidden_act", "torch_dtype"]
-    folder = write(tmp_path, **dict.fromkeys(optional, ...))
-    ours, theirs = read_config(folder).config, transformers.LlamaConfig.from_pretrained(folder)
+    optional += ["tie_word_embeddings", "initializer_range", "hidden_act", "torch_dtype", "attention_bias"]
+    folder = write(tmp_path, model_type=kind, architectures=..., hidden_size=8192, **dict.fromkeys(optional, ...))
+    if kind == "mistral":
+        write(tmp_path, model_type=kind, architectures=..., num_attention_heads=8, **dict.fromkeys(optional, ...))
+    ours, theirs = read_config(folder).config, transformers.AutoConfig.from_pretrained(folder)
+    assert ours.architecture == theirs.model_type
     assert ours.num_kv_heads == theirs.num_key_value_heads
     assert ours.context == theirs.max_position_embeddings
     assert ours.rms_norm_eps == theirs.rms_norm_eps
     assert ours.rope_base == theirs.rope_parameters["rope_theta"]
     assert ours.tie_embeddings == theirs.tie_word_embeddings
     assert ours.initializer_range == theirs.initializer_range
-    assert ours.head_dim == theirs.head_dim
+    # Qwen2 has no such key, and divides.
+    assert ours.head_dim == getattr(theirs, "head_dim", theirs.hidden_size // theirs.num_attention_heads)
+    assert ours.sliding_window == getattr(theirs, "sliding_window", None)
+    # Neither has Qwen2 a switch for its biases.
+    assert ours.attention_bias == getattr(theirs, "attention_bias", kind == "qwen2")
 
 
-def test_what_transformers_writes_by_default_is_understood(tmp_path):
+@pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2", "qwen3"])
+def test_what_transformers_writes_by_default_is_understood(tmp_path, kind):
     import transformers
 
-    config = transformers.LlamaConfig(hidden_size=64, num_attention_heads=4, num_hidden_layers=1)
+    config = transformers.AutoConfig.for_model(kind, hidden_size=64, num_attention_heads=32, num_hidden_layers=1)
     config.save_pretrained(tmp_path / "short")
     read_config(tmp_path / "short")
     # And every key that it knows, not only those that differ from its defaults.
@@ -112,12 +121,16 @@ def test_longrope_without_attention_factor_derives_it(tmp_path):
 LONGROPE = {"rope_type": "longrope", "short_factor": ONES, "long_factor": ONES, "attention_factor": 1.0}
 YARN = {"rope_type": "yarn", "factor": 4.0}
 
+MISTRAL = {"model_type": "mistral", "architectures": ["MistralForCausalLM"], "attention_bias": ...}
+QWEN2 = {"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"], "attention_bias": ...}
+QWEN3 = {"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"]}
+
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         # Another computation.
-        ({"attention_bias": True}, r"attention_bias is true: only false"),
+        ({"attention_bias": "yes"}, r'attention_bias is "yes": give true or false'),
         ({"mlp_bias": True}, r"mlp_bias is true"),
         ({"hidden_act": "gelu"}, r'hidden_act is "gelu": only "silu"'),
         ({"pretraining_tp": 2}, r"pretraining_tp is 2: only 1"),
@@ -127,9 +140,22 @@ YARN = {"rope_type": "yarn", "factor": 4.0}
         ({"partial_rotary_factor": 0.5}, r"partial_rotary_factor is 0.5"),
         ({"quantization_config": {"bits": 4}}, r'quantization_config is {"bits": 4}'),
         ({"auto_map": {"AutoModel": "x.Y"}}, r"auto_map is .*not understood"),
-        ({"sliding_window": 4096}, r"sliding_window is 4096: this key is not understood"),
+        ({"sliding_window": 4096}, r"sliding_window is 4096: only null"),
+        ({"use_sliding_window": False}, r"use_sliding_window is false: this key is not understood"),
+        (MISTRAL | {"sliding_window": 0}, r"sliding_window is 0: give a positive integer"),
+        (MISTRAL | {"sliding_window": True}, r"sliding_window is true: give a positive integer"),
+        (MISTRAL | {"attention_bias": True}, r"attention_bias is true: only false"),
+        (MISTRAL | {"layer_types": ["full_attention"] * 32}, r"layer_types is .*not understood"),
+        (MISTRAL | {"architectures": ["LlamaForCausalLM"]}, r'architectures is .*\["MistralForCausalLM"\]'),
+        (QWEN2 | {"use_sliding_window": True}, r"use_sliding_window is true: only false"),
+        (QWEN2 | {"use_mrope": True}, r"use_mrope is true: only false"),
+        (QWEN2 | {"layer_types": ["sliding_attention"] * 32}, r"layer_types is .*only full attention"),
+        (QWEN2 | {"layer_types": ["full_attention"] * 31}, r"layer_types is .*only full attention"),
+        (QWEN2 | {"attention_bias": False}, r"attention_bias is false: only true"),
+        (QWEN3 | {"use_sliding_window": True}, r"use_sliding_window is true: only false"),
+        (QWEN3 | {"mlp_bias": True}, r"mlp_bias is true: only false"),
         ({"logit_scale": 0.1}, r"logit_scale is 0.1"),
-        ({"model_type": "mistral"}, r'model_type is "mistral": use a model of type llama'),
+        ({"model_type": "gemma"}, r'model_type is "gemma": use a model of type llama, mistral, qwen2, qwen3'),
         ({"model_type": ["llama"]}, r"model_type is"),
         ({"model_type": ...}, r"model_type is null"),
         ({"architectures": ["LlamaForSequenceClassification"]}, r"architectures is .*LlamaForCausalLM"),
@@ -218,7 +244,7 @@ def test_unreadable(tmp_path, text, message):
 
 
 def test_extra_export_keys_are_harmless_ones():
-    check_carried({"eos_token_id": 3, "attention_bias": False})
+    check_carried({"eos_token_id": 3, "mlp_bias": False})
     for extra in ({"attention_bias": True}, {"rope_theta": 1.0}, {"auto_map": {}}):
         with pytest.raises(InputError, match="change no logit"):
             check_carried(extra)

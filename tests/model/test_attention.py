@@ -52,7 +52,23 @@ def test_equals_dense_attention(length, chunk, kv_heads):
     )
 
 
-def test_gradients_do_not_depend_on_the_chunk():
+@pytest.mark.parametrize(("length", "chunk"), [(37, 64), (37, 8), (83, 4)])
+@pytest.mark.parametrize("window", [1, 5, 30, 100])
+def test_a_window_hides_what_is_further_back(length, chunk, window):
+    query, key, value = random_inputs(2, length, 4, 2)
+    segments = random_segments(2, length)
+    back = np.arange(length)[:, None] - np.arange(length)[None, :]
+    allowed = ((back >= 0) & (back < window))[None] & (segments[:, :, None] == segments[:, None, :])
+    np.testing.assert_allclose(
+        jax.jit(causal_attention, static_argnums=(4, 5))(query, key, value, segments, chunk, window),
+        dense(query, key, value, allowed),
+        atol=2e-6,
+        rtol=2e-5,  # as without a window
+    )
+
+
+@pytest.mark.parametrize("window", [None, 6])
+def test_gradients_do_not_depend_on_the_chunk(window):
     inputs = random_inputs(1, 19, 2, 1)
     segments = random_segments(1, 19)
     weights = np.random.default_rng(1).normal(size=inputs[0].shape).astype(np.float32)
@@ -60,7 +76,9 @@ def test_gradients_do_not_depend_on_the_chunk():
     def gradients(chunk):
         return jax.jit(
             jax.grad(
-                lambda query, key, value: (causal_attention(query, key, value, segments, chunk) * weights).sum(),
+                lambda query, key, value: (
+                    causal_attention(query, key, value, segments, chunk, window) * weights
+                ).sum(),
                 argnums=(0, 1, 2),
             )
         )(*inputs)
@@ -80,13 +98,16 @@ def test_masked_keys_do_not_leak_through_large_values():
     np.testing.assert_array_equal(causal_attention(query, key, value, segments, 5)[:, 6:], before[:, 6:])
 
 
-def test_cached_attention_reads_up_to_each_position():
+@pytest.mark.parametrize("window", [None, 4])
+def test_cached_attention_reads_up_to_each_position(window):
     query, key, value = random_inputs(2, 16, 4, 2)
     positions = np.array([[3, 4, 5], [9, 10, 11]], np.int32)
-    allowed = np.arange(16)[None, None, :] <= positions[:, :, None]
+    back = positions[:, :, None] - np.arange(16)[None, None, :]
+    allowed = (back >= 0) & (back < (window or 16))
     key[:, 12:], value[:, 12:] = 1e9, 1e30  # slots nobody has written
     expected = dense(query[:, :3], key, value, allowed)
-    np.testing.assert_allclose(cached_attention(query[:, :3], key, value, positions), expected, atol=2e-6, rtol=2e-5)
+    got = cached_attention(query[:, :3], key, value, positions, window)
+    np.testing.assert_allclose(got, expected, atol=2e-6, rtol=2e-5)
 
 
 def test_bfloat16_keeps_scores_in_float32():

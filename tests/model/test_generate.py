@@ -28,7 +28,7 @@ def load(folder, **overrides):
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "max_position_embeddings": 256}
     write_random_llama(folder, **(sizes | overrides))
     with quiet_transformers():
-        model = transformers.LlamaForCausalLM.from_pretrained(folder).eval()
+        model = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
     ours = read_model(folder)
     return model, ours.params, dataclasses.replace(ours.config, attention_chunk=16)
 
@@ -72,6 +72,14 @@ def test_batch_of_unequal_lengths_equals_transformers(pair):
     want = continuations(model, prompts, 24)
     for row, expected in zip(got, want):
         assert row.dtype == np.int32
+        np.testing.assert_array_equal(row, expected)
+
+
+def test_a_sliding_window_holds_while_decoding(tmp_path):
+    # Prompts and continuations on both sides of the window.
+    model, params, config = load(tmp_path, architecture="mistral", sliding_window=12)
+    prompts = random_prompts([1, 11, 40])
+    for row, expected in zip(greedy(params, config, identity(8), prompts, 24), continuations(model, prompts, 24)):
         np.testing.assert_array_equal(row, expected)
 
 

@@ -219,6 +219,11 @@ def test_every_parameter_names_its_axes():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"architecture": "gemma"}, "model.architecture is 'gemma': use one of llama, mistral, qwen2, qwen3"),
+        ({"architecture": "qwen2"}, "model.attention_bias is False: 'qwen2' asks for True"),
+        ({"architecture": "mistral", "attention_bias": True}, "model.attention_bias is True: 'mistral' asks for False"),
+        ({"architecture": "mistral", "sliding_window": 0}, "model.sliding_window is 0"),
+        ({"sliding_window": 8}, "model.sliding_window is 8: it is a number of tokens for 'mistral'"),
         ({"num_layers": 0}, "model.num_layers is 0"),
         ({"num_kv_heads": 3}, "model.num_heads is 4 and model.num_kv_heads 3"),
         ({"num_kv_heads": 0}, "model.num_kv_heads 0"),
