@@ -33,6 +33,7 @@ setup(
         "matplotlib>=3.9",
         "tqdm>=4.66",
         "tensorboardX>=2.6.4",
+        "PyYAML>=6.0",
     ],
     extras_require={
         # torch is only the tests' reference implementation; this pin has a CPU build of moderate size.
@@ -49,7 +50,8 @@ setup(
         "cuda": ["jax[cuda13]>=0.10.2"],
         "tpu": ["jax[tpu]>=0.10.2"],
         # The Open LLM tasks run through lm_eval, which needs no torch for its task and scoring code.
-        "eval": ["lm_eval>=0.4.13"],
+        # rouge at this very version, for published scores are its; wonderwords has the words of RULER.
+        "eval": ["lm_eval>=0.4.13", "rouge==1.0.1", "wonderwords>=3.0.1"],
         # Preparing PG19 (not reading a prepared copy) needs TensorFlow.
         "pg19": ["tensorflow>=2.18", "importlib_resources>=6"],
         "gguf": ["gguf>=0.17"],

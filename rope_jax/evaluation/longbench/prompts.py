@@ -1,0 +1,133 @@
+"""LongBench-E's prompt templates: from the official file, or from lm_eval with its lost white space restored."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import string
+from pathlib import Path
+
+import yaml
+
+from rope_jax.errors import InputError
+from rope_jax.evaluation.data_files import find_file, missing_file, read_json, read_text
+from rope_jax.evaluation.longbench.sets import SETS
+
+OFFICIAL = "dataset2prompt.json"
+FIELDS = ("context", "input")
+
+# What follows the last visible character of a template. lm_eval strips it, for its YAML ends where the text does.
+_ENDINGS = {"passage_count": " ", "passage_retrieval_en": " ", "lcc": "\n", "repobench-p": "\n"}
+# What stands between the examples and the question; lm_eval has one newline.
+_BLANK_LINE = ("triviaqa", "samsum")
+
+
+def load_prompts(folder: Path) -> dict[str, str]:
+    """The templates of all sets.
+
+    Args:
+        folder: the data folder; if it, or its sub-folder `config` or `data`, holds the official
+            `dataset2prompt.json`, that is read, otherwise the installed lm_eval.
+
+    Returns:
+        Set name to a template for `fill`, with the fields `{context}` and `{input}`.
+
+    Raises:
+        InputError: if there is neither, or a template is missing or has other fields.
+    """
+    path = find_file(folder, (OFFICIAL,)) or find_file(folder / "config", (OFFICIAL,))
+    if path is not None:
+        return official_prompts(path)
+    if importlib.util.find_spec("lm_eval") is None:
+        raise missing_file(
+            folder / OFFICIAL,
+            "LongBench's prompts (github.com/THUDM/LongBench); the package lm_eval, which has them too, is not "
+            "installed either",
+            "pip install 'rope-jax[eval]', or "
+            f"curl -L -o {folder / OFFICIAL} "
+            "https://raw.githubusercontent.com/THUDM/LongBench/main/LongBench/config/dataset2prompt.json",
+        )
+    return harness_prompts()
+
+
+def official_prompts(path: Path) -> dict[str, str]:
+    """Reads the templates from LongBench's own `dataset2prompt.json`.
+
+    Args:
+        path: the file.
+
+    Returns:
+        As `load_prompts`.
+
+    Raises:
+        InputError: if it is not that file.
+    """
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise InputError(f"{path} must hold an object: set name to prompt template")
+    return {name: _checked(value.get(name), name, path) for name in SETS}
+
+
+def harness_prompts() -> dict[str, str]:
+    """The templates of the installed lm_eval, as the official ones have them.
+
+    Returns:
+        As `load_prompts`.
+
+    Raises:
+        InputError: if lm_eval is not installed or has no LongBench tasks.
+    """
+    spec = importlib.util.find_spec("lm_eval")
+    if spec is None or spec.origin is None:
+        raise InputError("the package lm_eval is not installed: pip install 'rope-jax[eval]'")
+    tasks = Path(spec.origin).parent / "tasks" / "longbench"
+    prompts = {}
+    for name in SETS:
+        path = tasks / f"{name}_e.yaml"
+        if not path.is_file():
+            raise InputError(f"the installed lm_eval has no {path}: upgrade it (pip install 'lm_eval>=0.4.13')")
+        template = yaml.load(read_text(path), Loader=_TaskLoader).get("doc_to_text")
+        prompts[name] = _checked(_restored(name, str(template)), name, path)
+    return prompts
+
+
+def fill(template: str, context: str, question: str) -> str:
+    """The prompt of a row.
+
+    Args:
+        template: of its set.
+        context: its `context`.
+        question: its `input`.
+
+    Returns:
+        The text, untruncated.
+    """
+    return template.format(context=context, input=question)
+
+
+class _TaskLoader(yaml.SafeLoader):
+    """Reads lm_eval's tasks without following their `!function` tags."""
+
+
+_TaskLoader.add_multi_constructor("!", lambda loader, suffix, node: None)
+
+
+def _restored(name: str, template: str) -> str:
+    # Jinja's `{{context}}` and `{{question}}`; there are no other braces in these templates.
+    template = template.replace("{{context}}", "{context}")
+    template = re.sub(r"\{\{(question|input)\}\}", "{input}", template)
+    if name in _BLANK_LINE:
+        template = re.sub(r"\{context\}\n+\{input\}", "{context}\n\n{input}", template)
+    return template.rstrip() + _ENDINGS.get(name, "")
+
+
+def _checked(template, name: str, path: Path) -> str:
+    if not isinstance(template, str):
+        raise InputError(f"{path} has no prompt template for {name}")
+    try:
+        fields = {field for _, field, _, _ in string.Formatter().parse(template) if field is not None}
+    except ValueError as error:
+        raise InputError(f"{path}: the template of {name} is not a format string ({error})") from None
+    if "context" not in fields or not fields <= set(FIELDS):
+        raise InputError(f"{path}: the template of {name} must have the field {{context}} and may have {{input}}")
+    return template

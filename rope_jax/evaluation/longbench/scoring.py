@@ -1,0 +1,188 @@
+"""Scores of LongBench-E: of a prediction, of a set by bucket, of a folder of prediction files."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from rope_jax.errors import InputError
+from rope_jax.evaluation.data_files import read_json_lines
+from rope_jax.evaluation.longbench.rows import check_row
+from rope_jax.evaluation.longbench.sets import BUCKETS, SETS, bucket
+from rope_jax.evaluation.scores import AVERAGE, MeanScore, mean_of_means, mean_score
+from rope_jax.report.files import write_json
+
+
+@dataclasses.dataclass(frozen=True)
+class Scored:
+    """A prediction's score.
+
+    Attributes:
+        length: words of the row, which decide the bucket.
+        score: in [0, 1].
+    """
+
+    length: int
+    score: float
+
+
+def score_prediction(name: str, prediction: str, answers: Sequence[str], classes: Sequence[str] | None) -> float:
+    """Scores a prediction by its best match among the answers.
+
+    Args:
+        name: of the set.
+        prediction: generated text.
+        answers: accepted answers.
+        classes: the row's `all_classes`; only trec has any.
+
+    Returns:
+        In [0, 1].
+    """
+    kind = SETS[name]
+    if kind.first_line:
+        prediction = prediction.lstrip("\n").split("\n")[0]
+    return max((kind.metric(prediction, answer, list(classes or [])) for answer in answers), default=0.0)
+
+
+def bucket_scores(scored: Iterable[Scored]) -> dict[str, float]:
+    """Mean of each bucket as the benchmark prints it.
+
+    Args:
+        scored: scores of a set.
+
+    Returns:
+        Bucket name to percent, rounded to two digits; NaN for an empty bucket.
+    """
+    groups = _by_bucket(scored)
+    return {name: round(100 * float(np.mean(group)), 2) if group else math.nan for name, group in groups.items()}
+
+
+def bucket_intervals(scored: dict[str, Iterable[Scored]], seed: int = 0) -> dict[str, dict[str, MeanScore]]:
+    """The benchmark's table with confidence intervals, and the paper's averages.
+
+    Args:
+        scored: scores by set.
+        seed: of the bootstrap.
+
+    Returns:
+        `{set: {bucket: mean}}`, each row ending with `average`, the mean of its buckets, and a last row
+        `average`: the means over the sets, of which the last is the mean over sets, then over buckets. An average
+        over something empty is None.
+    """
+    groups = {name: _by_bucket(rows) for name, rows in scored.items()}
+    table = {}
+    for name, row in groups.items():
+        table[name] = {column: mean_score(group, seed) for column, group in row.items()}
+        table[name][AVERAGE] = mean_of_means(list(row.values()), seed)
+    columns = {column: [row[column] for row in groups.values()] for column, _ in BUCKETS}
+    table[AVERAGE] = {column: mean_of_means(cells, seed) for column, cells in columns.items()}
+    table[AVERAGE][AVERAGE] = mean_of_means([group for cells in columns.values() for group in cells], seed)
+    return table
+
+
+def read_scored(folder: Path) -> dict[str, list[Scored]]:
+    """Scores every prediction file of a folder.
+
+    Args:
+        folder: holds `SET.jsonl` or `SET.jsonl.gz` for some of the sets, with an object per line as the
+            benchmark's own code writes them: `pred`, `answers`, `all_classes` (may be missing or null) and
+            `length`. Other files but prediction files are ignored.
+
+    Returns:
+        Scores by set, in the order of `SETS`.
+
+    Raises:
+        InputError: if there is no such folder or no prediction file in it, a file is none of the sets', or a line
+            lacks a field, naming the file and line.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(f"{folder} is not a folder; name the one that holds the prediction files (qasper.jsonl, ...)")
+    files: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        stem = path.name.removesuffix(".gz")
+        if not stem.endswith(".jsonl") or not path.is_file():
+            continue
+        name = stem.removesuffix(".jsonl")
+        if name not in SETS:
+            raise InputError(
+                f"{path} is not named after a set of LongBench-E ({', '.join(SETS)}): rename it or move it away"
+            )
+        if name in files:
+            raise InputError(f"{files[name]} and {path} are both predictions for {name}: remove one")
+        files[name] = path
+    if not files:
+        raise InputError(f"{folder} has no prediction file; they are named after their set, such as qasper.jsonl")
+    return {name: _score_file(name, files[name]) for name in SETS if name in files}
+
+
+def score_folder(folder: Path) -> dict[str, dict[str, float]]:
+    """Scores a folder of prediction files as LongBench's own code does.
+
+    Args:
+        folder: see `read_scored`.
+
+    Returns:
+        `{set: {"0-4k": percent, "4-8k": percent, "8k+": percent}}`, rounded to two digits; NaN for an empty
+        bucket.
+
+    Raises:
+        InputError: see `read_scored`.
+    """
+    return {name: bucket_scores(rows) for name, rows in read_scored(folder).items()}
+
+
+def write_scores(folder: Path, output: Path) -> dict[str, dict[str, float]]:
+    """Scores a folder of prediction files and writes the results.
+
+    Args:
+        folder: see `read_scored`.
+        output: folder, created if missing, in which `results.json` becomes `{"longbench_e": score_folder(folder)}`,
+            null standing for NaN, which JSON does not have, and `longbench_e.json` the table with intervals, the
+            averages and the sets without a file.
+
+    Returns:
+        As `score_folder`.
+
+    Raises:
+        InputError: see `read_scored`, before anything is written; or if the output cannot be written.
+    """
+    scored = read_scored(folder)
+    scores = {name: bucket_scores(rows) for name, rows in scored.items()}
+    table = {
+        name: {column: dataclasses.asdict(cell) for column, cell in row.items()}
+        for name, row in bucket_intervals(scored).items()
+    }
+    missing = [name for name in SETS if name not in scored]
+    plain = {
+        name: {column: None if math.isnan(score) else score for column, score in row.items()}
+        for name, row in scores.items()
+    }
+    try:
+        write_json(Path(output) / "longbench_e.json", {"table": table, "not_scored": missing})
+        write_json(Path(output) / "results.json", {"longbench_e": plain})
+    except OSError as error:
+        raise InputError(f"cannot write to {output} ({error}): choose another folder") from error
+    return scores
+
+
+def _by_bucket(scored: Iterable[Scored]) -> dict[str, list[float]]:
+    groups: dict[str, list[float]] = {name: [] for name, _ in BUCKETS}
+    for row in scored:
+        groups[bucket(row.length)].append(row.score)
+    return groups
+
+
+def _score_file(name: str, path: Path) -> list[Scored]:
+    scored = []
+    for where, row in read_json_lines(path):
+        if not isinstance(row.get("pred"), str):
+            raise InputError(f'{where} has no "pred": it must be the predicted text')
+        check_row(row, where)
+        score = score_prediction(name, row["pred"], row["answers"], row.get("all_classes"))
+        scored.append(Scored(row["length"], score))
+    return scored

@@ -1,0 +1,105 @@
+"""Mean scores with confidence intervals, and the table of a benchmark."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+
+from rope_jax.evaluation.intervals import bootstrap_ratios, percentile_interval, wilson
+from rope_jax.evaluation.sample import Sample
+
+AVERAGE = "average"
+
+
+@dataclasses.dataclass(frozen=True)
+class MeanScore:
+    """A mean of scores, in percent.
+
+    Attributes:
+        mean: 0 .. 100; None if there was nothing to score.
+        interval: its 95% confidence interval over samples; None where one cannot be told from one sample.
+        samples: number of scores.
+    """
+
+    mean: float | None
+    interval: tuple[float, float] | None
+    samples: int
+
+
+def mean_score(scores: Sequence[float], seed: int = 0) -> MeanScore:
+    """Mean of scores between 0 and 1, in percent, and its interval.
+
+    Scores that are all 0 or 1 get Wilson's interval, which is wide where few samples all agree; other ones the
+    percentile interval of the bootstrap over samples.
+
+    Args:
+        scores: floats `[N]` in [0, 1].
+        seed: of the bootstrap.
+
+    Returns:
+        The mean and its interval.
+    """
+    values = np.asarray(scores, np.float64)
+    if values.size == 0:
+        return MeanScore(None, None, 0)
+    mean = 100 * float(values.mean())
+    if np.isin(values, (0.0, 1.0)).all():
+        low, high = wilson(int(values.sum()), values.size)
+    elif values.size == 1:
+        return MeanScore(mean, None, 1)
+    else:
+        low, high = percentile_interval(bootstrap_ratios(values, np.ones_like(values), seed=seed))
+    return MeanScore(mean, (100 * float(low), 100 * float(high)), values.size)
+
+
+def mean_of_means(groups: Sequence[Sequence[float]], seed: int = 0) -> MeanScore:
+    """Mean of the groups' means, each group with the same weight whatever its size, in percent.
+
+    Args:
+        groups: scores in [0, 1] of every group, for instance of a benchmark's tasks.
+        seed: of the bootstrap.
+
+    Returns:
+        The mean; its interval is the bootstrap's over the samples of every group, the groups held fixed. None
+        for both if there is no group or an empty one: a mean over fewer groups would be another quantity.
+    """
+    values = [np.asarray(group, np.float64) for group in groups]
+    samples = sum(group.size for group in values)
+    if not values or any(group.size == 0 for group in values):
+        return MeanScore(None, None, samples)
+    mean = 100 * float(np.mean([group.mean() for group in values]))
+    if all(group.size == 1 for group in values):
+        return MeanScore(mean, None, samples)
+    resampled = [bootstrap_ratios(group, np.ones_like(group), seed=seed + i) for i, group in enumerate(values)]
+    low, high = percentile_interval(np.mean(resampled, axis=0))
+    return MeanScore(mean, (100 * float(low), 100 * float(high)), samples)
+
+
+def score_table(
+    samples: Iterable[Sample], scores: Mapping[str, float], seed: int = 0
+) -> dict[str, dict[str, MeanScore]]:
+    """A benchmark's table: mean scores by task and length.
+
+    Args:
+        samples: the samples that were run.
+        scores: score in [0, 1] by sample id.
+        seed: of the bootstrap.
+
+    Returns:
+        `{task: {length: mean}}` in the order of the samples, lengths ascending; with more than one task also a
+        row `average`: at each length the mean of the tasks' means, None where a task has no sample.
+    """
+    cells: dict[str, dict[int, list[float]]] = {}
+    for sample in samples:
+        cells.setdefault(sample.task, {}).setdefault(sample.length, []).append(scores[sample.id])
+    lengths = sorted({length for row in cells.values() for length in row})
+    table = {
+        task: {str(length): mean_score(row.get(length, []), seed) for length in lengths} for task, row in cells.items()
+    }
+    if len(cells) > 1:
+        table[AVERAGE] = {
+            str(length): mean_of_means([row.get(length, []) for row in cells.values()], seed) for length in lengths
+        }
+    return table

@@ -1,0 +1,70 @@
+"""Making a prompt as long as fits: how many units of filler it takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from rope_jax.errors import InputError
+
+
+def largest_fit(count: Callable[[int], int], budget: int, least: int, most: int | None = None) -> int | None:
+    """The number of units that fills a budget: n fits, n + 1 does not.
+
+    Each step interpolates between the largest n known to fit and the smallest known not to, since tokens are
+    nearly proportional to units, and every other step halves the interval, which bounds the number of steps.
+
+    Args:
+        count: tokens of the prompt with n units, nearly non-decreasing in n.
+        budget: tokens that it may have.
+        least: fewest units with which there is a prompt.
+        most: most units that there are, if there is a limit.
+
+    Returns:
+        n with `count(n) <= budget`, and `count(n + 1) > budget` unless n is `most`; None if not even `least` fits.
+    """
+    low, low_tokens = least, count(least)
+    if low_tokens > budget:
+        return None
+    step = 1
+    while True:  # Until `high` does not fit.
+        high = low + step if most is None else min(low + step, most)
+        if high == low:
+            return low
+        high_tokens = count(high)
+        if high_tokens > budget:
+            break
+        per_unit = max((high_tokens - low_tokens) / (high - low), 1e-3)
+        low, low_tokens = high, high_tokens
+        # Never more than 16 times as far, so that a first unit of few tokens does not lead far beyond.
+        step = min(max(int((budget - low_tokens) / per_unit) + 1, step), 16 * step)
+    halve = False
+    while high - low > 1:
+        middle = (low + high) // 2
+        if not halve:
+            share = (budget - low_tokens) / (high_tokens - low_tokens)
+            middle = min(max(low + int(share * (high - low)), low + 1), high - 1)
+        tokens = count(middle)
+        if tokens <= budget:
+            low, low_tokens = middle, tokens
+        else:
+            high, high_tokens = middle, tokens
+        halve = not halve
+    return low
+
+
+def does_not_fit(task: str, length: int, tokens: int, answer: int) -> InputError:
+    """The error for a length that not even the smallest prompt of a task fits.
+
+    Args:
+        task: name of the task.
+        length: tokens of prompt and answer together.
+        tokens: of the smallest prompt.
+        answer: tokens to generate.
+
+    Returns:
+        The error, to be raised.
+    """
+    return InputError(
+        f"{task} does not fit a length of {length} tokens: its smallest prompt takes {tokens} and the answer {answer}, "
+        f"so use lengths of at least {tokens + answer}"
+    )
