@@ -46,6 +46,8 @@ setup(
             "nbclient>=0.11",
             "nbformat>=5.11",
             "ipykernel>=7.4",
+            "rouge==1.0.1",
+            "wonderwords>=3.0.1",
         ],
         "cuda": ["jax[cuda13]>=0.10.2"],
         "tpu": ["jax[tpu]>=0.10.2"],

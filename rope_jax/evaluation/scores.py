@@ -78,20 +78,22 @@ def mean_of_means(groups: Sequence[Sequence[float]], seed: int = 0) -> MeanScore
 
 
 def score_table(
-    samples: Iterable[Sample], scores: Mapping[str, float], seed: int = 0
+    samples: Iterable[Sample], scores: Mapping[str, float], tasks: Sequence[str] | None = None, seed: int = 0
 ) -> dict[str, dict[str, MeanScore]]:
     """A benchmark's table: mean scores by task and length.
 
     Args:
         samples: the samples that were run.
         scores: score in [0, 1] by sample id.
+        tasks: rows of the table; default those of the samples, in their order. A task that was not run has its
+            row, so that no average passes over it in silence.
         seed: of the bootstrap.
 
     Returns:
-        `{task: {length: mean}}` in the order of the samples, lengths ascending; with more than one task also a
-        row `average`: at each length the mean of the tasks' means, None where a task has no sample.
+        `{task: {length: mean}}`, lengths ascending; with more than one task also a row `average`: at each length
+        the mean of the tasks' means, None where a task has no sample.
     """
-    cells: dict[str, dict[int, list[float]]] = {}
+    cells: dict[str, dict[int, list[float]]] = {task: {} for task in tasks or ()}
     for sample in samples:
         cells.setdefault(sample.task, {}).setdefault(sample.length, []).append(scores[sample.id])
     lengths = sorted({length for row in cells.values() for length in row})

@@ -1,0 +1,128 @@
+"""Running text as a haystack: words, and where sentences end among them."""
+
+from __future__ import annotations
+
+import bisect
+import dataclasses
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from rope_jax.data.text_files import list_text_files, read_documents
+from rope_jax.errors import InputError
+from rope_jax.evaluation.data_files import missing_file, read_json
+
+ESSAYS_COMMAND = (
+    "git clone https://github.com/NVIDIA/RULER && cd RULER/scripts/data/synthetic/json && "
+    "pip install html2text beautifulsoup4 tqdm && python download_paulgraham_essay.py"
+)
+
+# A word that ends a sentence: a full stop and the like, and quotes or brackets after it.
+_END = re.compile(r".*[.!?][\"'\u2019\u201d)\]]*$")
+# Abbreviations and initials before which a full stop ends nothing.
+_ABBREVIATION = re.compile(
+    r"^[\"'\u2018\u201c(\[]*(?:Mr|Mrs|Ms|Messrs|Dr|Prof|Rev|Hon|Sir|St|Col|Capt|Lt|Sgt|Gen|Jr|Sr|vs|etc|No|vol|i\.e|"
+    r"e\.g|[A-Z])\.$"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Haystack:
+    """A text without line breaks.
+
+    Attributes:
+        words: its words, punctuation included; joined by blanks they are the text.
+        ends: for every sentence one past its last word, ascending; the last is `len(words)`.
+    """
+
+    words: tuple[str, ...]
+    ends: tuple[int, ...]
+
+    def hide(self, needles: Sequence[str], count: int, depths: Sequence[float]) -> str:
+        """The first words of the text with needles between its sentences; a short text starts over.
+
+        Args:
+            needles: sentences to hide, in the order in which they shall stand.
+            count: words of the text; its last sentence may be cut short.
+            depths: for each needle the share of the sentences in front of it, in percent, ascending.
+
+        Returns:
+            The text.
+        """
+        rounds, rest = divmod(count, len(self.words))
+        words = [*(self.words * rounds), *self.words[:rest]]
+        ends = [r * len(self.words) + end for r in range(rounds + 1) for end in self.ends]
+        ends = ends[: bisect.bisect_left(ends, count)]
+        edges = [0, *ends, count]  # Of all sentences, the last of which may be cut short.
+        cuts = [0, *(edges[int((len(edges) - 1) * depth / 100)] for depth in depths), count]
+        parts = []
+        for i, needle in enumerate((*needles, None)):
+            parts.append(" ".join(words[cuts[i] : cuts[i + 1]]))
+            if needle is not None:
+                parts.append(needle)
+        return " ".join(parts)
+
+
+def make_haystack(texts: Iterable[str], max_words: int | None = None) -> Haystack:
+    """Joins texts into a haystack.
+
+    Args:
+        texts: in order; white space of any kind separates words.
+        max_words: stops after the text that reaches it; default all texts.
+
+    Returns:
+        The haystack.
+
+    Raises:
+        InputError: if the texts have no words.
+    """
+    words: list[str] = []
+    ends: list[int] = []
+    for text in texts:
+        words += text.split()
+        start = ends[-1] if ends else 0
+        ends += [i + 1 for i in range(start, len(words)) if _ends_sentence(words, i)]
+        if max_words is not None and len(words) >= max_words:
+            break
+    if not words:
+        raise InputError("the texts of a haystack have no words: name a folder with text in it")
+    return Haystack(tuple(words), tuple(ends))
+
+
+def read_haystack(path: Path, max_words: int) -> Haystack:
+    """Reads texts to hide needles in.
+
+    Args:
+        path: a folder of texts (`.txt` files, or `.jsonl` files with `text`, also gzip), read in order of their
+            names; or RULER's own `PaulGrahamEssays.json`.
+        max_words: no further text is read after that many; the longest prompt's number of tokens is enough.
+
+    Returns:
+        The haystack.
+
+    Raises:
+        InputError: if there is no such path, or it has no text.
+    """
+    path = Path(path)
+    if path.is_file():
+        value = read_json(path)
+        if not (isinstance(value, dict) and isinstance(value.get("text"), str)):
+            raise InputError(f'{path} must be a folder of texts or a JSON file with an object with "text"')
+        return make_haystack([value["text"]], max_words)
+    if not path.is_dir():
+        what = "essays to hide needles in; any folder of .txt files will do, Paul Graham's essays are RULER's own"
+        raise missing_file(path, what, ESSAYS_COMMAND)
+    files = list_text_files(path)
+    if not files:
+        raise InputError(f"{path} has no .txt or .jsonl file: name a folder with text in it")
+    return make_haystack((document.text for document in read_documents(path, files)), max_words)
+
+
+def _ends_sentence(words: Sequence[str], i: int) -> bool:
+    word = words[i]
+    if i + 1 == len(words):
+        return True
+    if not _END.match(word) or _ABBREVIATION.match(word):
+        return False
+    # What goes on in lower case is the same sentence: "What!" said he.
+    return not words[i + 1].lstrip("\"'\u2018\u201c([")[:1].islower()
