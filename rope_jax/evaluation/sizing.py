@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from rope_jax.errors import InputError
-
 
 def largest_fit(count: Callable[[int], int], budget: int, least: int, most: int | None = None) -> int | None:
     """The number of units that fills a budget: n fits, n + 1 does not.
@@ -50,21 +48,3 @@ def largest_fit(count: Callable[[int], int], budget: int, least: int, most: int 
             high, high_tokens = middle, tokens
         halve = not halve
     return low
-
-
-def does_not_fit(task: str, length: int, tokens: int, answer: int) -> InputError:
-    """The error for a length that not even the smallest prompt of a task fits.
-
-    Args:
-        task: name of the task.
-        length: tokens of prompt and answer together.
-        tokens: of the smallest prompt.
-        answer: tokens to generate.
-
-    Returns:
-        The error, to be raised.
-    """
-    return InputError(
-        f"{task} does not fit a length of {length} tokens: its smallest prompt takes {tokens} and the answer {answer}, "
-        f"so use lengths of at least {tokens + answer}"
-    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import islice
 from random import Random
 
-from rope_jax.evaluation.ruler.draft import Draft
+from rope_jax.evaluation.draft import Draft
 from rope_jax.evaluation.ruler.words import WordList
 
 TEMPLATE = (
@@ -44,7 +44,7 @@ def common_words_draft(rng: Random, words: WordList, length: int) -> Draft:
         rare.extend(islice(stream, max(units - len(rare), 0)))
         return example + TEMPLATE.format(context=_numbered(shuffle_seed, common, often, rare[:units], seldom))
 
-    return Draft(build, common, least=1, most=words.count - COMMON)
+    return Draft(build, common, least=1, most=words.count - COMMON, details={"words": words.name})
 
 
 def _numbered(seed: float, common, often: int, rare, seldom: int) -> str:

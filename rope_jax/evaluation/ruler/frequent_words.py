@@ -6,7 +6,7 @@ import math
 import string
 from random import Random
 
-from rope_jax.evaluation.ruler.draft import Draft
+from rope_jax.evaluation.draft import Draft
 
 TEMPLATE = (
     "Read the following coded text and track the frequency of each coded word. Find the three most frequently appeared "

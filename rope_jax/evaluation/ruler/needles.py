@@ -8,8 +8,8 @@ from random import Random
 
 import numpy as np
 
+from rope_jax.evaluation.draft import Draft
 from rope_jax.evaluation.haystack import Haystack
-from rope_jax.evaluation.ruler.draft import Draft
 from rope_jax.evaluation.ruler.words import WordList
 
 NEEDLE = "One of the special magic {kind} for {key} is: {value}."
@@ -98,6 +98,7 @@ def needle_draft(task: NeedleTask, rng: Random, words: WordList, essays: Haystac
         build=lambda units: template.format(kind=kind, context=context(units), query=query),
         references=tuple(value for key in asked for value in hidden[key]),
         least=len(needles),
+        details={"words": words.name},
     )
 
 

@@ -9,15 +9,15 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Callable, Iterator, Mapping
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from random import Random
 
 from rope_jax.data.tokenizer import Tokenizer
 from rope_jax.errors import InputError
+from rope_jax.evaluation.draft import Draft, fitted_samples
 from rope_jax.evaluation.haystack import ESSAYS_COMMAND, Haystack, read_haystack
 from rope_jax.evaluation.ruler.common_words import common_words_draft
-from rope_jax.evaluation.ruler.draft import Draft
 from rope_jax.evaluation.ruler.frequent_words import frequent_words_draft
 from rope_jax.evaluation.ruler.needles import NeedleTask, needle_draft
 from rope_jax.evaluation.ruler.questions import (
@@ -31,7 +31,6 @@ from rope_jax.evaluation.ruler.questions import (
 from rope_jax.evaluation.ruler.variables import variables_draft
 from rope_jax.evaluation.ruler.words import WordList, load_words
 from rope_jax.evaluation.sample import Sample
-from rope_jax.evaluation.sizing import does_not_fit, largest_fit
 
 NEEDLE_TASKS = {
     "niah_single_1": NeedleTask("noise"),
@@ -47,11 +46,6 @@ NEEDLE_TASKS = {
 TASKS: Mapping[str, int] = {**dict.fromkeys(NEEDLE_TASKS, 128), "vt": 30, "cwe": 120, "fwe": 50, "qa_1": 32, "qa_2": 32}
 
 QUESTION_TASKS = ("qa_1", "qa_2")
-
-# A prompt that fills less than this share of its length is drawn again: where a unit is long, whether whole units
-# fill a length is chance, and other keys have other tokens.
-FILLED = 0.99
-ATTEMPTS = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,7 +121,7 @@ def ruler_samples(
 
     Returns:
         The samples; the first is made at once, the others one by one. `details` holds the prompt's
-        `prompt_tokens`, the `units` of filler, and the name of the list of `words` they were drawn from.
+        `prompt_tokens`, the `units` of filler, and where words were drawn the name of their list, `words`.
 
     Raises:
         InputError: if there is no such task, its source is missing, or not even its smallest prompt fits.
@@ -136,8 +130,19 @@ def ruler_samples(
         raise InputError(f"{task} is not a task of RULER, which are {', '.join(TASKS)}")
     if (reason := not_run(sources).get(task)) is not None:
         raise InputError(f"{task} of RULER cannot be run: {reason}")
-    samples = _generate(task, tokenizer, length, count, sources, seed)
-    return itertools.chain([next(samples)], samples)
+    questions = {"qa_1": sources.squad, "qa_2": sources.hotpotqa}.get(task)
+    return fitted_samples(
+        _drafts(task, sources, length, lambda text: len(tokenizer.encode(text))),
+        itertools.count() if questions is None else range(len(questions.questions)),
+        benchmark="RULER",
+        task=task,
+        tokenizer=tokenizer,
+        length=length,
+        count=count,
+        max_new_tokens=TASKS[task],
+        seed=seed,
+        skip_too_long=questions is not None,
+    )
 
 
 def ruler_score(sample: Sample, prediction: str) -> float:
@@ -156,46 +161,6 @@ def ruler_score(sample: Sample, prediction: str) -> float:
     return float(any(found)) if sample.task in QUESTION_TASKS else sum(found) / len(found)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Fitted:
-    prompt: str
-    tokens: int
-    units: int
-    references: tuple[str, ...]
-
-
-def _generate(task, tokenizer, length, count, sources, seed) -> Iterator[Sample]:
-    answer, smallest, made = TASKS[task], None, 0
-
-    def count_tokens(text: str) -> int:
-        return len(tokenizer.encode(text))
-
-    questions = {"qa_1": sources.squad, "qa_2": sources.hotpotqa}.get(task)
-    indices = itertools.count() if questions is None else range(len(questions.questions))
-    make = _drafts(task, sources, length, count_tokens)
-    for index in indices:
-        if made == count:
-            return
-        fitted = _fit(partial(make, index), f"RULER {task} {length} {seed} {index}", count_tokens, length - answer)
-        if fitted.tokens + answer > length:
-            smallest = min(fitted.tokens, smallest or fitted.tokens)
-            if questions is None:
-                break
-            continue
-        made += 1
-        yield Sample(
-            id=f"{task}/{length}/{index}",
-            task=task,
-            prompt=fitted.prompt,
-            references=fitted.references,
-            max_new_tokens=answer,
-            length=length,
-            details={"prompt_tokens": fitted.tokens, "units": fitted.units, "words": sources.words.name},
-        )
-    if smallest is not None and (made == 0 or questions is None):
-        raise does_not_fit(f"{task} of RULER", length, smallest, answer)
-
-
 def _drafts(
     task: str, sources: Sources, length: int, count_tokens: Callable[[str], int]
 ) -> Callable[[int, Random], Draft]:
@@ -211,28 +176,3 @@ def _drafts(
     source = sources.squad if task == "qa_1" else sources.hotpotqa
     document_tokens = cache(lambda i: count_tokens(f"Document 10:\n{source.documents[i]}\n\n"))
     return lambda index, rng: question_draft(rng, source, source.questions[index], document_tokens)
-
-
-def _fit(make: Callable[[Random], Draft], seed: str, count_tokens: Callable[[str], int], budget: int) -> _Fitted:
-    """The best filled of the prompts drawn; one of more than `budget` tokens if even the smallest have more."""
-    best = smallest = None
-    for attempt in range(ATTEMPTS):
-        draft = make(Random(f"{seed} {attempt}"))
-        units = largest_fit(lambda n, draft=draft: count_tokens(draft.build(n)), budget, draft.least, draft.most)
-        prompt = draft.build(draft.least if units is None else units)
-        fitted = _Fitted(prompt, count_tokens(prompt), draft.least if units is None else units, draft.references)
-        if units is None:
-            if smallest is not None and smallest.tokens == fitted.tokens:
-                break  # Drawing again changes nothing.
-            smallest = fitted
-            continue
-        for finer in draft.refine(units, budget - fitted.tokens) if draft.refine else ():
-            tokens = count_tokens(finer)
-            if fitted.tokens < tokens <= budget:
-                fitted = dataclasses.replace(fitted, prompt=finer, tokens=tokens)
-                break
-        if best is None or fitted.tokens > best.tokens:
-            best = fitted
-        if best.tokens >= FILLED * budget or units == draft.most:
-            break
-    return best or smallest

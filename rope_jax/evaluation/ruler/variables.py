@@ -7,7 +7,7 @@ from collections.abc import Callable
 from itertools import pairwise
 from random import Random
 
-from rope_jax.evaluation.ruler.draft import Draft
+from rope_jax.evaluation.draft import Draft
 from rope_jax.evaluation.ruler.needles import NOISE
 from rope_jax.evaluation.sizing import largest_fit
 

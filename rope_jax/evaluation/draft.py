@@ -1,0 +1,172 @@
+"""Prompts whose filler can still grow, and filling them up to a length."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
+from random import Random
+from typing import Any
+
+from rope_jax.data.tokenizer import Tokenizer
+from rope_jax.errors import InputError
+from rope_jax.evaluation.sample import Sample
+from rope_jax.evaluation.sizing import largest_fit
+
+# A prompt that fills less than this share of its length is drawn again: where a unit is long, whether whole units
+# fill a length is chance, and other keys have other tokens.
+FILLED = 0.99
+ATTEMPTS = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class Draft:
+    """A question with its answers, for a number of units of filler that is still open.
+
+    Attributes:
+        build: the prompt with that many units; the same prompt each time.
+        references: the answers, whatever the number of units.
+        least: fewest units.
+        most: most units; None for no limit.
+        refine: from the number of units that fits and the tokens then left over to prompts that may leave fewer,
+            the most promising ones first.
+        details: JSON-able, for the sample's `details`.
+    """
+
+    build: Callable[[int], str]
+    references: tuple[str, ...]
+    least: int
+    most: int | None = None
+    refine: Callable[[int, int], Iterator[str]] | None = None
+    details: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class FittedPrompt:
+    """A draft with its number of units settled.
+
+    Attributes:
+        prompt: the text.
+        tokens: of it.
+        units: of filler in it.
+        draft: what it was built from.
+    """
+
+    prompt: str
+    tokens: int
+    units: int
+    draft: Draft
+
+
+def fit_draft(
+    make: Callable[[Random], Draft], seed: str, count_tokens: Callable[[str], int], budget: int
+) -> FittedPrompt:
+    """Draws prompts until one fills a budget, each with as many units as fit.
+
+    Args:
+        make: draws a draft.
+        seed: text that seeds the draws, the same on every machine and in every process.
+        count_tokens: of a text.
+        budget: tokens that the prompt may have.
+
+    Returns:
+        The first prompt that fills 99% of the budget, or the best of 16; one of more tokens than the budget if
+        not even the smallest prompt fits.
+    """
+    best = smallest = None
+    for attempt in range(ATTEMPTS):
+        draft = make(Random(f"{seed} {attempt}"))
+        units = largest_fit(lambda n, draft=draft: count_tokens(draft.build(n)), budget, draft.least, draft.most)
+        prompt = draft.build(draft.least if units is None else units)
+        fitted = FittedPrompt(prompt, count_tokens(prompt), draft.least if units is None else units, draft)
+        if units is None:
+            if smallest is not None and smallest.tokens == fitted.tokens:
+                break  # Drawing again changes nothing.
+            smallest = fitted
+            continue
+        for finer in draft.refine(units, budget - fitted.tokens) if draft.refine else ():
+            tokens = count_tokens(finer)
+            if fitted.tokens < tokens <= budget:
+                fitted = dataclasses.replace(fitted, prompt=finer, tokens=tokens)
+                break
+        if best is None or fitted.tokens > best.tokens:
+            best = fitted
+        if best.tokens >= FILLED * budget or units == draft.most:
+            break
+    return best or smallest
+
+
+def fitted_samples(
+    make: Callable[[int, Random], Draft],
+    indices: Iterable[int],
+    *,
+    benchmark: str,
+    task: str,
+    tokenizer: Tokenizer,
+    length: int,
+    count: int,
+    max_new_tokens: int,
+    seed: int,
+    stop: tuple[str, ...] = (),
+    skip_too_long: bool = False,
+) -> Iterator[Sample]:
+    """Samples of a task, each as long as fits a length.
+
+    Args:
+        make: draws the draft of sample i.
+        indices: numbers of the samples.
+        benchmark: its name, for messages and seeds.
+        task: its name; ids are `task/length/index`.
+        tokenizer: the model's.
+        length: tokens that prompt, BOS not counted, and answer may take together.
+        count: number of samples, at least 1; there are fewer if `indices` ends before.
+        max_new_tokens: tokens of the answer.
+        seed: of all draws.
+        stop: strings that end an answer.
+        skip_too_long: whether a sample that does not fit is passed over, as long as another one fits.
+
+    Returns:
+        The samples; the first is made at once, the others one by one. `details` holds those of the draft, the
+        prompt's `prompt_tokens` and the `units` of filler.
+
+    Raises:
+        InputError: if the smallest prompt does not fit.
+    """
+    name = f"{benchmark} {task}" if benchmark != task else task
+
+    def generate() -> Iterator[Sample]:
+        made, smallest = 0, None
+        for index in indices:
+            if made == count:
+                return
+            fitted = fit_draft(
+                partial(make, index),
+                f"{benchmark} {task} {length} {seed} {index}",
+                lambda text: len(tokenizer.encode(text)),
+                length - max_new_tokens,
+            )
+            if fitted.tokens + max_new_tokens > length:
+                smallest = fitted.tokens if smallest is None else min(fitted.tokens, smallest)
+                if skip_too_long:
+                    continue
+                break
+            made += 1
+            yield Sample(
+                id=f"{task}/{length}/{index}",
+                task=task,
+                prompt=fitted.prompt,
+                references=fitted.draft.references,
+                max_new_tokens=max_new_tokens,
+                length=length,
+                stop=stop,
+                details={**fitted.draft.details, "prompt_tokens": fitted.tokens, "units": fitted.units},
+            )
+        if smallest is not None and not (made and skip_too_long):
+            raise InputError(
+                f"{name} does not fit a length of {length} tokens: its smallest prompt takes {smallest} and the answer "
+                f"{max_new_tokens}, so use lengths of at least {smallest + max_new_tokens}"
+            )
+
+    samples = generate()
+    return itertools.chain([next(samples)], samples)
