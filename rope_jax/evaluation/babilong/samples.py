@@ -1,0 +1,170 @@
+"""BABILong (Kuratov et al., arXiv 2406.10149): facts of bAbI's stories scattered in books, and a question on them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from random import Random
+
+from rope_jax.data.tokenizer import Tokenizer
+from rope_jax.errors import InputError
+from rope_jax.evaluation.babilong.prompts import TASKS, babilong_prompt
+from rope_jax.evaluation.babilong.stories import ReadySample, Story
+from rope_jax.evaluation.draft import Draft, fitted_samples
+from rope_jax.evaluation.haystack import make_haystack
+from rope_jax.evaluation.sample import Sample
+
+MAX_NEW_TOKENS = 20
+LEAST_TOKENS = 10  # Of a sentence of the background.
+TOKENS_PER_FACT = 8  # A story with more facts than that allows is left out, as in the official generator.
+EXCERPT = 20_000  # Characters read from a random place of a book at a time.
+TRIES = 100  # Excerpts without a usable sentence, after which the books are given up.
+
+
+def babilong_samples(
+    task: str,
+    stories: Sequence[Story],
+    books: Sequence[str],
+    tokenizer: Tokenizer,
+    length: int,
+    count: int,
+    seed: int = 42,
+) -> Iterator[Sample]:
+    """Generates samples.
+
+    As in the official generator the facts of a story keep their order and stand at random places between the
+    sentences of a book, read from a random place on, of which those below ten tokens are left out. Unlike there,
+    prompt and answer together fill `length` in the model's own tokens, not GPT-2's.
+
+    Args:
+        task: `qa1` .. `qa5`.
+        stories: of the task.
+        books: texts of the background.
+        tokenizer: the model's.
+        length: tokens that prompt, BOS not counted, and answer may take together.
+        count: number of samples, no more than there are stories short enough.
+        seed: of all draws.
+
+    Returns:
+        The samples; the first is made at once, the others one by one. `details` holds the `question`, the prompt's
+        `prompt_tokens`, and as `units` the number of words of background.
+
+    Raises:
+        InputError: if no story fits the length, or the books have no sentences.
+    """
+    short = [story for story in stories if (len(story.facts) + 1) * TOKENS_PER_FACT <= length]
+    if not short:
+        raise InputError(f"BABILong {task} does not fit a length of {length} tokens: use longer ones")
+    order = Random(f"BABILong {task} {length} {seed}").sample(range(len(short)), len(short))
+
+    def draft(index: int, rng: Random) -> Draft:
+        story = short[order[index]]
+        places = sorted(rng.random() for _ in story.facts)
+        sentences = _background(books, rng, lambda text: len(tokenizer.encode(text)))
+        drawn: list[list[str]] = []
+
+        def build(units: int) -> str:
+            # Drawn as far as needed, so that fewer units are the first ones of more.
+            while sum(map(len, drawn)) < units:
+                drawn.append(next(sentences))
+            return babilong_prompt(task, _scattered(story.facts, places, drawn, units), story.question)
+
+        return Draft(build, (story.answer,), least=0, details={"question": story.question})
+
+    return fitted_samples(
+        draft,
+        range(len(short)),
+        benchmark="BABILong",
+        task=task,
+        tokenizer=tokenizer,
+        length=length,
+        count=count,
+        max_new_tokens=MAX_NEW_TOKENS,
+        seed=seed,
+        skip_too_long=True,
+    )
+
+
+def ready_babilong_samples(
+    task: str, ready: Sequence[ReadySample], tokenizer: Tokenizer, length: int, count: int
+) -> list[Sample]:
+    """Samples with the contexts that BABILong's authors publish.
+
+    Args:
+        task: `qa1` .. `qa5`.
+        ready: of the task and length.
+        tokenizer: the model's.
+        length: the published length, for the table. Its tokens are GPT-2's: prompts may have more of the model's.
+        count: number of samples, the first ones.
+
+    Returns:
+        The samples; `details` as `babilong_samples` has them, without `units`.
+    """
+    samples = []
+    for index, row in enumerate(ready[:count]):
+        prompt = babilong_prompt(task, row.context, row.question)
+        samples.append(
+            Sample(
+                id=f"{task}/{length}/{index}",
+                task=task,
+                prompt=prompt,
+                references=(row.answer,),
+                max_new_tokens=MAX_NEW_TOKENS,
+                length=length,
+                details={"question": row.question, "prompt_tokens": len(tokenizer.encode(prompt))},
+            )
+        )
+    return samples
+
+
+def babilong_score(sample: Sample, prediction: str) -> float:
+    """Score of a prediction, as BABILong's authors compute it.
+
+    Args:
+        sample: of this module.
+        prediction: generated text.
+
+    Returns:
+        1 if of the task's labels, those in the question apart, the prediction's first sentence names the answer
+        and no other, else 0.
+    """
+    text = prediction.lower().split(".")[0].split("<context>")[0].split("<example>")[0]
+    question = sample.details["question"].lower()
+    labels = {label.lower() for label in TASKS[sample.task].labels}
+    named = {label for label in labels if label in text and label not in question}
+    return float(named == {sample.references[0].lower()})
+
+
+def _background(books: Sequence[str], rng: Random, count_tokens: Callable[[str], int]) -> Iterator[list[str]]:
+    """Sentences, as words, of random excerpts."""
+    tries = 0
+    while tries < TRIES:
+        tries += 1
+        book = rng.choice(books)
+        start = rng.randrange(max(len(book), 1))
+        excerpt = book[start : start + EXCERPT]
+        if not excerpt.strip():
+            continue
+        haystack = make_haystack([excerpt])
+        # The first and last sentence of an excerpt may be cut.
+        for begin, end in zip(haystack.ends[:-2], haystack.ends[1:-1]):
+            words = list(haystack.words[begin:end])
+            if count_tokens(" ".join(words)) >= LEAST_TOKENS:
+                tries = 0
+                yield words
+    raise InputError("the books of BABILong have no sentences of ten tokens: name a folder of longer texts")
+
+
+def _scattered(facts: Sequence[str], places: Sequence[float], sentences: Sequence[list[str]], units: int) -> str:
+    """The first words of the background with facts between its sentences, the last of which may be cut short."""
+    background, left = [], units
+    for words in sentences:
+        if left <= 0:
+            break
+        background.append(" ".join(words[:left]))
+        left -= len(words)
+    parts: list[list[str]] = [[] for _ in range(len(background) + 1)]
+    for fact, place in zip(facts, places):
+        parts[int(place * len(parts))].append(fact)
+    for part, sentence in zip(parts, background):
+        part.append(sentence)
+    return " ".join(text for part in parts for text in part)

@@ -1,0 +1,157 @@
+"""The files that BABILong is made of: bAbI's stories, its own ready samples, and books for background."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+
+from rope_jax.data.text_files import list_text_files, read_documents
+from rope_jax.errors import InputError
+from rope_jax.evaluation.babilong.prompts import TASKS
+from rope_jax.evaluation.data_files import missing_file, read_json, read_json_lines, read_text
+
+BABI_COMMAND = (
+    "git clone https://github.com/booydar/babilong && unzip babilong/data/tasks_1-20_v1-2.zip -d {folder} && "
+    "mv {folder}/tasks_1-20_v1-2/en-10k/qa[1-5]_* {folder}"
+)
+READY_COMMAND = "hf download RMT-team/babilong-1k-samples --repo-type dataset --local-dir {folder}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Story:
+    """A question on what was told before.
+
+    Attributes:
+        facts: sentences, in order.
+        question: the question.
+        answer: one of the task's labels.
+    """
+
+    facts: tuple[str, ...]
+    question: str
+    answer: str
+
+
+@dataclasses.dataclass(frozen=True)
+class ReadySample:
+    """A question with its context, as BABILong's authors publish them."""
+
+    context: str
+    question: str
+    answer: str
+
+
+def read_stories(folder: Path, task: str) -> tuple[Story, ...]:
+    """Reads the stories of a bAbI task.
+
+    A line is a number, a blank and a sentence; with a question also its answer and the numbers of the sentences
+    that tell it, each after a tab. The number 1 begins a new story.
+
+    Args:
+        folder: holds `qaN_*_test.txt` or `qaN_*_train.txt`, also gzip. Both, as BABILong's own samples come from
+            the larger train file, are read test file first.
+        task: `qa1` .. `qa5`.
+
+    Returns:
+        A story for each question, with all sentences told before it; other questions are left out.
+
+    Raises:
+        InputError: if there is no such file, or a line is of another form, naming it.
+    """
+    if task not in TASKS:
+        raise InputError(f"{task} is not a task of BABILong here, which are {', '.join(TASKS)}")
+    folder = Path(folder)
+    paths = [path for kind in ("test", "train") for path in sorted(folder.glob(f"{task}_*_{kind}.txt*"))]
+    if not paths:
+        raise missing_file(
+            folder / f"{task}_*_test.txt",
+            f"the stories of bAbI's task {task[2:]} (Facebook's bAbI tasks 1-20 v1.2, English, 10k)",
+            BABI_COMMAND.format(folder=folder),
+        )
+    stories = tuple(story for path in paths for story in _read(path, task))
+    if not stories:
+        raise InputError(f"{paths[0]} has no question: download it again")
+    return stories
+
+
+def read_ready(path: Path, task: str) -> tuple[ReadySample, ...]:
+    """Reads samples as BABILong's authors publish them for a task and length.
+
+    Args:
+        path: a JSON list, or JSON lines, of objects with `input`, `question` and `target`, also gzip.
+        task: `qa1` .. `qa5`, for the message.
+
+    Returns:
+        The samples.
+
+    Raises:
+        InputError: if there is no such file or an object lacks a field.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise missing_file(
+            path, f"samples of BABILong's {task} (RMT-team/babilong)", READY_COMMAND.format(folder=path.parent)
+        )
+    if ".jsonl" in path.suffixes:
+        rows = list(read_json_lines(path))
+    else:
+        value = read_json(path)
+        rows = [(f"{path}[{i}]", row) for i, row in enumerate(value)] if isinstance(value, list) else []
+    samples = []
+    for where, row in rows:
+        fields = [row.get(name) if isinstance(row, dict) else None for name in ("input", "question", "target")]
+        if not all(isinstance(field, str) for field in fields):
+            raise InputError(f'{where} must have the strings "input", "question" and "target"')
+        samples.append(ReadySample(*fields))
+    if not samples:
+        raise InputError(f"{path} has no samples: it must be a list of objects with input, question and target")
+    return tuple(samples)
+
+
+def read_books(folder: Path) -> tuple[str, ...]:
+    """Reads the texts of a folder (`.txt`, or `.jsonl` with `text`, also gzip) to hide facts in.
+
+    Args:
+        folder: BABILong takes the test split of PG19.
+
+    Returns:
+        The texts, in the order of their names.
+
+    Raises:
+        InputError: if there is no such folder, or no text in it.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise missing_file(
+            folder,
+            "books to hide facts in: any folder of .txt files; BABILong takes the test split of PG19",
+            f"gsutil -m cp -r gs://deepmind-gutenberg/test {folder}",
+        )
+    texts = tuple(document.text for document in read_documents(folder, list_text_files(folder)))
+    if not texts:
+        raise InputError(f"{folder} has no .txt or .jsonl file with text in it: name a folder that has")
+    return texts
+
+
+def _read(path: Path, task: str) -> Iterator[Story]:
+    facts: list[str] = []
+    for number, line in enumerate(read_text(path).split("\n"), 1):
+        if not line.strip():
+            continue
+        order, _, rest = line.strip("\r").partition(" ")
+        text, *told = rest.split("\t")
+        if not order.isdecimal() or not text.strip():
+            raise InputError(f"{path}:{number} is not `NUMBER SENTENCE`, as lines of bAbI's tasks are")
+        if order == "1":
+            facts = []
+        if not told:
+            facts.append(text.strip())
+            continue
+        answer = told[0].strip()
+        if answer not in TASKS[task].labels:
+            raise InputError(
+                f"{path}:{number} has the answer {answer!r}, which {task} does not have in English: "
+                f"{', '.join(TASKS[task].labels)}"
+            )
+        yield Story(tuple(facts), text.strip(), answer)

@@ -1,0 +1,174 @@
+"""Classification learnt from many examples in the prompt, with random numbers for labels, after HELMET.
+
+HELMET (Yen et al., arXiv 2410.02694) fixes the number of examples for each length; here as many are shown as fit.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from random import Random
+
+from rope_jax.data.tokenizer import Tokenizer
+from rope_jax.errors import InputError
+from rope_jax.evaluation.answers import equals
+from rope_jax.evaluation.data_files import missing_file, read_json_lines
+from rope_jax.evaluation.draft import Draft, fitted_samples
+from rope_jax.evaluation.sample import Sample
+
+MAX_NEW_TOKENS = 20
+TEMPLATE = (
+    "Use the provided mapping from the text to label to assign a label to the text. Only output "
+    '"label: {{label}}" and nothing else. \n\n{examples}\n\n{text}\nlabel:'
+)
+TREC_COMMAND = "curl -L -o {path} https://cogcomp.seas.upenn.edu/Data/QA/QC/{name}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """A text and its class."""
+
+    text: str
+    label: str
+
+
+def read_examples(path: Path, coarse: bool = False) -> tuple[Example, ...]:
+    """Reads labelled texts.
+
+    Args:
+        path: a file of TREC's question classification (`train_5500.label`, `TREC_10.label`: a line is
+            `COARSE:fine text`), or `.jsonl`, also gzip, with `text` and `label` on each line.
+        coarse: of TREC's labels only the part before the colon.
+
+    Returns:
+        The texts in the order of the file.
+
+    Raises:
+        InputError: if there is no such file, or a line is none of these, naming it.
+    """
+    path = Path(path)
+    if not path.is_file():
+        name = path.name if path.name.endswith(".label") else "train_5500.label (and TREC_10.label)"
+        raise missing_file(
+            path,
+            "labelled texts, of TREC's question classification or as .jsonl with text and label",
+            TREC_COMMAND.format(path=path, name=name.split()[0]),
+        )
+    examples = tuple(_read_lines(path) if ".jsonl" in path.suffixes else _read_trec(path, coarse))
+    if not examples:
+        raise InputError(f"{path} has no examples: download it again")
+    return examples
+
+
+def many_shot_samples(
+    task: str,
+    train: Sequence[Example],
+    test: Sequence[Example],
+    tokenizer: Tokenizer,
+    length: int,
+    count: int,
+    seed: int = 42,
+) -> Iterator[Sample]:
+    """Generates samples.
+
+    Args:
+        task: name of the data set, for the table.
+        train: examples to show, of two classes at least.
+        test: texts to ask for, all of classes that `train` has.
+        tokenizer: the model's.
+        length: tokens that prompt, BOS not counted, and answer may take together.
+        count: number of samples; of more texts than that, classes are taken by turns.
+        seed: of all draws.
+
+    Returns:
+        The samples; the first is made at once, the others one by one. Every sample shows its own examples, classes
+        by turns, and has its own numbers for them. `details` holds the `class`, the prompt's `prompt_tokens`, and
+        as `units` the number of examples.
+
+    Raises:
+        InputError: if the classes do not fit together, or one example of each does not fit the length.
+    """
+    labels = sorted({example.label for example in train})
+    unknown = {example.label for example in test} - set(labels)
+    if len(labels) < 2 or unknown or not test:
+        raise InputError(
+            f"{task}: "
+            + (f"the test texts have classes without an example: {', '.join(sorted(unknown))}" if unknown else "")
+            + ("there are no test texts" if not test else "")
+            + (f"the examples have {len(labels)} class, too few to tell apart" if len(labels) < 2 else "")
+        )
+    asked = list(test)
+    if count < len(asked):
+        turns = _by_turns(test, Random(f"many-shot {task} {seed}"))
+        asked = [next(turns) for _ in range(count)]
+
+    def draft(index: int, rng: Random) -> Draft:
+        numbers = dict(zip(labels, rng.sample(range(len(labels)), len(labels))))
+        turns = _by_turns(train, rng)
+        shown: list[Example] = []
+
+        def build(units: int) -> str:
+            # Drawn as far as needed, so that fewer units are the first ones of more.
+            shown.extend(next(turns) for _ in range(units - len(shown)))
+            examples = "\n\n".join(f"{example.text}\nlabel: {numbers[example.label]}" for example in shown[:units])
+            return TEMPLATE.format(examples=examples, text=asked[index].text)
+
+        label = asked[index].label
+        return Draft(build, (str(numbers[label]),), least=len(labels), details={"class": label})
+
+    return fitted_samples(
+        draft,
+        range(len(asked)),
+        benchmark="many-shot",
+        task=task,
+        tokenizer=tokenizer,
+        length=length,
+        count=count,
+        max_new_tokens=MAX_NEW_TOKENS,
+        seed=seed,
+        stop=("\n",),
+    )
+
+
+def many_shot_score(sample: Sample, prediction: str) -> float:
+    """1 if a prediction is the label, else 0: what follows `label:` on its line counts, or else the first line."""
+    named = re.search(r"label:(.*)", prediction, re.IGNORECASE)
+    said = named.group(1) if named else prediction.split("\n", 1)[0]
+    said = re.sub(r"^label:", "", said.strip(), flags=re.IGNORECASE)
+    return float(equals(said, sample.references[0]))
+
+
+def _by_turns(examples: Sequence[Example], rng: Random) -> Iterator[Example]:
+    """Rounds in which each class has its turn once, in random order; a class that runs out starts over."""
+    groups: dict[str, list[Example]] = {}
+    for example in examples:
+        groups.setdefault(example.label, []).append(example)
+    queues: dict[str, list[Example]] = {label: [] for label in groups}
+    while True:
+        for label in rng.sample(list(groups), len(groups)):
+            if not queues[label]:
+                queues[label] = rng.sample(groups[label], len(groups[label]))
+            yield queues[label].pop()
+
+
+def _read_lines(path: Path) -> Iterator[Example]:
+    for where, row in read_json_lines(path):
+        label = row.get("label")
+        if not isinstance(row.get("text"), str) or isinstance(label, bool) or not isinstance(label, str | int):
+            raise InputError(f'{where} must have a string "text" and a "label", a string or an integer')
+        yield Example(row["text"], str(label))
+
+
+def _read_trec(path: Path, coarse: bool) -> Iterator[Example]:
+    # TREC's files are Latin-1, in which every byte is a character.
+    for number, line in enumerate(path.read_text(encoding="latin-1").split("\n"), 1):
+        if not line.strip():
+            continue
+        label, _, text = line.strip().partition(" ")
+        if ":" not in label or not text:
+            raise InputError(
+                f"{path}:{number} is not `COARSE:fine text`, as lines of TREC's question classification are"
+            )
+        yield Example(text, label.split(":")[0] if coarse else label)
