@@ -11,6 +11,9 @@ from typing import Any
 
 from rope_jax.errors import InputError
 
+# A decompression bomb must end in a message, not in an exhausted machine.
+FILE_LIMIT = 1 << 30
+
 
 def missing_file(path: Path, what: str, command: str) -> InputError:
     """The error for a data file that is not there.
@@ -48,11 +51,15 @@ def read_text(path: Path) -> str:
     """Reads a UTF-8 file, unpacking it if its name ends in `.gz`; InputError if that cannot be done."""
     try:
         with gzip.open(path) if path.name.lower().endswith(".gz") else open(path, "rb") as file:
-            return file.read().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 at byte {error.start}: download it again") from None
+            data = file.read(FILE_LIMIT + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"cannot read {path} ({error}): repair it or download it again") from error
+    if len(data) > FILE_LIMIT:
+        raise InputError(f"{path} holds more than {FILE_LIMIT >> 20} MiB, which no file of these benchmarks does")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8 at byte {error.start}: download it again") from None
 
 
 def read_json(path: Path) -> Any:

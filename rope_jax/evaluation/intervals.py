@@ -54,6 +54,26 @@ def bootstrap_ratios(numerators, denominators, resamples: int = 1000, seed: int 
     return np.stack(ratios)
 
 
+def interval_of_mean(means, lows, highs) -> tuple[float, float]:
+    """Interval of the mean of independent estimates from their own intervals (Zou and Donner, Stat. Med. 27, 2008).
+
+    With estimates m_i and intervals (l_i, u_i) it is `m - sqrt(sum (m_i - l_i)^2) / K` to
+    `m + sqrt(sum (u_i - m_i)^2) / K`. Unlike a bootstrap it is of positive width also where every estimate is a
+    share of 0 % or 100 %.
+
+    Args:
+        means: float `[K]`, the estimates.
+        lows: float `[K]`, lower ends of their intervals, all of the same coverage.
+        highs: float `[K]`, upper ends.
+
+    Returns:
+        Lower and upper end, of about that coverage.
+    """
+    means, lows, highs = (np.asarray(values, np.float64) for values in (means, lows, highs))
+    down, up = (np.sqrt(np.sum((means - ends) ** 2)) / means.size for ends in (lows, highs))
+    return float(means.mean() - down), float(means.mean() + up)
+
+
 def percentile_interval(resampled: np.ndarray, confidence: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
     """The bootstrap's percentile interval.
 

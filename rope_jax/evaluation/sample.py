@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 
@@ -44,12 +44,3 @@ def to_json(sample: Sample) -> dict[str, Any]:
 def from_json(fields: Mapping[str, Any]) -> Sample:
     """The sample that `to_json` made these fields of."""
     return Sample(**{**fields, "references": tuple(fields["references"]), "stop": tuple(fields["stop"])})
-
-
-def check_unique(samples: Iterable[Sample]) -> None:
-    """Raises ValueError if two samples share an id, which would mix up their predictions."""
-    seen = set()
-    for sample in samples:
-        if sample.id in seen:
-            raise ValueError(f"two samples have the id {sample.id!r}")
-        seen.add(sample.id)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from rope_jax.evaluation.intervals import bootstrap_ratios, percentile_interval, wilson
+from rope_jax.evaluation.intervals import bootstrap_ratios, interval_of_mean, percentile_interval, wilson
 from rope_jax.evaluation.sample import Sample
 
 AVERAGE = "average"
@@ -62,19 +62,18 @@ def mean_of_means(groups: Sequence[Sequence[float]], seed: int = 0) -> MeanScore
         seed: of the bootstrap.
 
     Returns:
-        The mean; its interval is the bootstrap's over the samples of every group, the groups held fixed. None
-        for both if there is no group or an empty one: a mean over fewer groups would be another quantity.
+        The mean; its interval follows from those of the groups, which are held fixed. None for both if there is no
+        group or an empty one: a mean over fewer groups would be another quantity.
     """
-    values = [np.asarray(group, np.float64) for group in groups]
-    samples = sum(group.size for group in values)
-    if not values or any(group.size == 0 for group in values):
+    cells = [mean_score(group, seed) for group in groups]
+    samples = sum(cell.samples for cell in cells)
+    if not cells or any(cell.mean is None for cell in cells):
         return MeanScore(None, None, samples)
-    mean = 100 * float(np.mean([group.mean() for group in values]))
-    if all(group.size == 1 for group in values):
-        return MeanScore(mean, None, samples)
-    resampled = [bootstrap_ratios(group, np.ones_like(group), seed=seed + i) for i, group in enumerate(values)]
-    low, high = percentile_interval(np.mean(resampled, axis=0))
-    return MeanScore(mean, (100 * float(low), 100 * float(high)), samples)
+    means = [cell.mean for cell in cells]
+    if any(cell.interval is None for cell in cells):
+        return MeanScore(float(np.mean(means)), None, samples)
+    interval = interval_of_mean(means, *zip(*(cell.interval for cell in cells)))
+    return MeanScore(float(np.mean(means)), interval, samples)
 
 
 def score_table(
