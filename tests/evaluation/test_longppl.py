@@ -4,6 +4,8 @@ import itertools
 
 import numpy as np
 import pytest
+import torch
+import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -61,6 +63,43 @@ def test_tokens_repeated_from_afar_are_the_key_tokens():
     want[141:180] = True  # The first token of the repetition follows another one than the first time.
     want[181:] = False  # The second repetition is near the first: within the short context.
     np.testing.assert_array_equal(keys, want)
+
+
+def test_losses_of_a_model_equal_those_of_the_published_loop():
+    """The loop of the paper's code over logits of transformers, in float64: its windows, slices and shifts."""
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 40, "hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2}
+    config = transformers.LlamaConfig(**sizes, num_hidden_layers=2, initializer_range=0.5)
+    model = transformers.LlamaForCausalLM(config).double().eval()
+    tokens = np.random.default_rng(0).integers(0, 40, 101)
+
+    def logits(ids):
+        with torch.no_grad():
+            return model(torch.asarray(ids)[None]).logits[0]
+
+    def nll(ids):
+        scores = torch.log_softmax(logits(ids.astype(np.int64)), -1).numpy()
+        return -scores[np.arange(len(ids) - 1), ids[1:]]
+
+    context, stride, full, short = 32, 16, np.full(101, np.nan), np.full(101, np.nan)
+    entropy = torch.nn.CrossEntropyLoss(reduction="none")
+    ids, all_logits = torch.asarray(tokens), logits(tokens)
+    for start in range(0, len(tokens) - context, stride):
+        step = min(stride, len(tokens) - start - context)
+        new = slice(start + context, start + context + step)
+        window = logits(tokens[start : new.stop])
+        full[new] = entropy(all_logits[new.start - 1 : new.stop - 1], ids[new])
+        short[new] = entropy(window[context - 1 : context + step - 1], ids[new])
+    # Float64 of values below 20 through two ways of writing the softmax.
+    np.testing.assert_allclose(short_context_nll(nll, tokens, None, context, stride), short, rtol=1e-10)
+    np.testing.assert_allclose(full_context_nll(nll, tokens, None)[context:], full[context:], rtol=1e-10)
+    # A random model is never sure of anything, so the rule is tried with other numbers.
+    want = (short - full > 1e-3) & (full < 5)
+    assert 0 < want.sum() < 69
+    np.testing.assert_array_equal(
+        is_key(full_context_nll(nll, tokens, None), short_context_nll(nll, tokens, None, context, stride), 1e-3, 5),
+        want,
+    )
 
 
 def test_perplexities_equal_a_plain_loop():

@@ -82,8 +82,11 @@ class WordList:
             Distinct words; there are `count` of them.
         """
         yield from rng.sample(self.single, len(self.single))
-        for i in rng.sample(range(len(self.adjectives) * len(self.nouns)), self.count - len(self.single)):
-            yield f"{self.adjectives[i // len(self.nouns)]}-{self.nouns[i % len(self.nouns)]}"
+        seen = set()
+        while len(seen) < self.count - len(self.single):
+            if (word := self.compound(rng)) not in seen:
+                seen.add(word)
+                yield word
 
     @cached_property
     def single(self) -> list[str]:
@@ -92,8 +95,8 @@ class WordList:
 
     @property
     def count(self) -> int:
-        """Number of words in a stream; more than prompts of millions of tokens take."""
-        return len(self.single) + min(len(self.adjectives) * len(self.nouns) // 2, 10**6)
+        """Number of words in a stream: half of the compounds, so that drawing another one never takes long."""
+        return len(self.single) + len(self.adjectives) * len(self.nouns) // 2
 
 
 def built_in_words() -> WordList:

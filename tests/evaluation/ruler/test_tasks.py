@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from random import Random
 
 import pytest
 
@@ -13,7 +14,7 @@ from rope_jax.data.tokenizer import load_tokenizer
 from rope_jax.errors import InputError
 from rope_jax.evaluation.haystack import make_haystack
 from rope_jax.evaluation.ruler.tasks import TASKS, Sources, not_run, read_sources, ruler_samples, ruler_score
-from rope_jax.evaluation.ruler.words import built_in_words, load_words
+from rope_jax.evaluation.ruler.words import WordList, built_in_words, load_words
 from rope_jax.evaluation.sample import from_json, to_json
 from rope_jax.evaluation.scores import score_table
 from tests.evaluation.ruler.solver import documents, question, solve
@@ -119,7 +120,7 @@ def test_golden_prompts(own_sources):
         "niah_single_3": "a5008ae6",
         "niah_multiquery": "290ee84d",
         "vt": "a5b98873",
-        "cwe": "93ea7523",
+        "cwe": "c0c0817e",
         "fwe": "eaef7303",
     }
 
@@ -225,6 +226,14 @@ def test_tasks_without_data_are_named_and_refused(tmp_path, own_sources):
 def test_scores():
     sample = next(ruler_samples("vt", load_tokenizer("bytes"), 6000, 1, Sources(built_in_words())))
     assert ruler_score(sample, " ".join(sample.references[:3]).lower()) == pytest.approx(0.6)
+
+
+def test_a_stream_has_every_word_once_and_single_ones_first():
+    words = WordList("small", ("blue", "green"), ("boat", "house", "green"), ("run",))
+    drawn = list(words.stream(Random(0)))
+    assert sorted(drawn[:5]) == ["blue", "boat", "green", "house", "run"]
+    assert len(drawn) == len(set(drawn)) == words.count == 8
+    assert set(drawn[5:]) <= {f"{a}-{n}" for a in ("blue", "green") for n in ("boat", "house", "green")}
 
 
 def test_wonderwords_are_rulers_words():
