@@ -29,22 +29,10 @@ def missing_file(path: Path, what: str, command: str) -> InputError:
     return InputError(f"{path} is missing: {what}. Get it with\n  {command}")
 
 
-def find_file(folder: Path, names: tuple[str, ...]) -> Path | None:
-    """The first of several names, plain or with `.gz`, that is a file in a folder or its sub-folder `data`.
-
-    Args:
-        folder: the data folder.
-        names: file names, the preferred one first.
-
-    Returns:
-        The path, or None.
-    """
-    for name in names:
-        for parent in (folder, folder / "data"):
-            for ending in ("", ".gz"):
-                if (path := parent / (name + ending)).is_file():
-                    return path
-    return None
+def find_file(folder: Path, name: str) -> Path | None:
+    """A file of a name, or with `.gz` after it, in a folder or its sub-folder `data`; None if there is none."""
+    paths = (parent / (name + ending) for parent in (folder, folder / "data") for ending in ("", ".gz"))
+    return next((path for path in paths if path.is_file()), None)
 
 
 def read_text(path: Path) -> str:

@@ -35,7 +35,8 @@ def load_prompts(folder: Path) -> dict[str, str]:
     Raises:
         InputError: if there is neither, or a template is missing or has other fields.
     """
-    path = find_file(folder, (OFFICIAL,)) or find_file(folder / "config", (OFFICIAL,))
+    folder = Path(folder)
+    path = find_file(folder, OFFICIAL) or find_file(folder / "config", OFFICIAL)
     if path is not None:
         return official_prompts(path)
     if importlib.util.find_spec("lm_eval") is None:

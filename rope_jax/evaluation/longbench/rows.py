@@ -28,7 +28,8 @@ def find_rows(folder: Path, name: str) -> Path:
     Raises:
         InputError: if there is none, with the command that gets it.
     """
-    path = find_file(folder, (f"{name}_e.jsonl",))
+    folder = Path(folder)
+    path = find_file(folder, f"{name}_e.jsonl")
     if path is None:
         raise missing_file(
             folder / f"{name}_e.jsonl",

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -84,20 +85,21 @@ def bucket_intervals(scored: dict[str, Iterable[Scored]], seed: int = 0) -> dict
     return table
 
 
-def read_scored(folder: Path) -> dict[str, list[Scored]]:
+def read_scored(folder: Path, progress: Callable[[Iterable], Iterable] = iter) -> dict[str, list[Scored]]:
     """Scores every prediction file of a folder.
 
     Args:
         folder: holds `SET.jsonl` or `SET.jsonl.gz` for some of the sets, with an object per line as the
             benchmark's own code writes them: `pred`, `answers`, `all_classes` (may be missing or null) and
-            `length`. Other files but prediction files are ignored.
+            `length`. Files that are not JSON lines are ignored.
+        progress: wraps the list of all rows, for instance `tqdm`.
 
     Returns:
         Scores by set, in the order of `SETS`.
 
     Raises:
         InputError: if there is no such folder or no prediction file in it, a file is none of the sets', or a line
-            lacks a field, naming the file and line.
+            lacks a field, naming the file and line; before anything is scored.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -117,7 +119,12 @@ def read_scored(folder: Path) -> dict[str, list[Scored]]:
         files[name] = path
     if not files:
         raise InputError(f"{folder} has no prediction file; they are named after their set, such as qasper.jsonl")
-    return {name: _score_file(name, files[name]) for name in SETS if name in files}
+    rows = [(name, row) for name in SETS if name in files for row in _read_predictions(files[name])]
+    scored: dict[str, list[Scored]] = {name: [] for name in SETS if name in files}
+    for name, row in progress(rows):
+        score = score_prediction(name, row["pred"], row["answers"], row.get("all_classes"))
+        scored[name].append(Scored(row["length"], score))
+    return scored
 
 
 def score_folder(folder: Path) -> dict[str, dict[str, float]]:
@@ -136,7 +143,9 @@ def score_folder(folder: Path) -> dict[str, dict[str, float]]:
     return {name: bucket_scores(rows) for name, rows in read_scored(folder).items()}
 
 
-def write_scores(folder: Path, output: Path) -> dict[str, dict[str, float]]:
+def write_scores(
+    folder: Path, output: Path, progress: Callable[[Iterable], Iterable] = iter
+) -> dict[str, dict[str, float]]:
     """Scores a folder of prediction files and writes the results.
 
     Args:
@@ -144,6 +153,7 @@ def write_scores(folder: Path, output: Path) -> dict[str, dict[str, float]]:
         output: folder, created if missing, in which `results.json` becomes `{"longbench_e": score_folder(folder)}`,
             null standing for NaN, which JSON does not have, and `longbench_e.json` the table with intervals, the
             averages and the sets without a file.
+        progress: see `read_scored`.
 
     Returns:
         As `score_folder`.
@@ -151,7 +161,7 @@ def write_scores(folder: Path, output: Path) -> dict[str, dict[str, float]]:
     Raises:
         InputError: see `read_scored`, before anything is written; or if the output cannot be written.
     """
-    scored = read_scored(folder)
+    scored = read_scored(folder, progress)
     scores = {name: bucket_scores(rows) for name, rows in scored.items()}
     table = {
         name: {column: dataclasses.asdict(cell) for column, cell in row.items()}
@@ -177,12 +187,9 @@ def _by_bucket(scored: Iterable[Scored]) -> dict[str, list[float]]:
     return groups
 
 
-def _score_file(name: str, path: Path) -> list[Scored]:
-    scored = []
+def _read_predictions(path: Path) -> Iterator[dict[str, Any]]:
     for where, row in read_json_lines(path):
         if not isinstance(row.get("pred"), str):
             raise InputError(f'{where} has no "pred": it must be the predicted text')
         check_row(row, where)
-        score = score_prediction(name, row["pred"], row["answers"], row.get("all_classes"))
-        scored.append(Scored(row["length"], score))
-    return scored
+        yield row

@@ -61,6 +61,7 @@ def read_squad(path: Path) -> QuestionSet:
     Raises:
         InputError: if there is no such file or it is not SQuAD's.
     """
+    path = Path(path)
     if not path.is_file():
         raise missing_file(path, "the questions of SQuAD 2.0 (dev set)", SQUAD_COMMAND.format(path=path))
     return _checked(_parse_squad, path, "dev-v2.0.json of SQuAD 2.0")
@@ -78,6 +79,7 @@ def read_hotpotqa(path: Path) -> QuestionSet:
     Raises:
         InputError: if there is no such file or it is not HotpotQA's.
     """
+    path = Path(path)
     if not path.is_file():
         raise missing_file(path, "the questions of HotpotQA (dev set)", HOTPOTQA_COMMAND.format(path=path))
     return _checked(_parse_hotpotqa, path, "hotpot_dev_distractor_v1.json of HotpotQA")

@@ -133,8 +133,9 @@ def test_best_answer_and_first_line():
 )
 def test_bad_prediction_files_leave_nothing_written(tmp_path, name, line, message):
     (tmp_path / name).write_text(line + "\n")
+    (tmp_path / "lcc.jsonl").write_text('{"pred": "a", "answers": ["a"], "length": 1}\n')
     with pytest.raises(InputError, match=message):
-        write_scores(tmp_path, tmp_path / "out")
+        write_scores(tmp_path, tmp_path / "out", progress=lambda rows: pytest.fail("scored before all was read"))
     assert not (tmp_path / "out").exists()
 
 

@@ -66,12 +66,12 @@ def test_llama2_prompts_fill_the_length_and_can_be_answered(llama2, sources, tas
 @pytest.mark.slow
 @pytest.mark.parametrize("task", TASKS)
 def test_many_llama2_prompts_at_4k(llama2, sources, task):
-    scores, samples = {}, list(ruler_samples(task, llama2, 4096, 60, sources, seed=1))
+    scores, samples = {}, list(ruler_samples(task, llama2, 4096, 30, sources, seed=1))
     for sample in samples:
         assert 0.99 * 4096 <= len(llama2.encode(sample.prompt)) + sample.max_new_tokens <= 4096
         scores[sample.id] = ruler_score(sample, answer(task, sample))
     cell = score_table(samples, scores)[task]["4096"]
-    assert cell.mean == 100 and cell.samples == 60 and cell.interval[0] > 93
+    assert cell.mean == 100 and cell.samples == 30 and cell.interval[0] > 88
 
 
 @pytest.mark.parametrize("task", TASKS)
