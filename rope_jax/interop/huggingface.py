@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
@@ -15,6 +16,7 @@ from jax.experimental import multihost_utils
 from rope_jax.errors import InputError
 from rope_jax.interop.export_config import carried_keys, describe_export
 from rope_jax.interop.hf_config import SourceConfig
+from rope_jax.interop.layout import aligned
 from rope_jax.interop.model_folder import inspect, listed, widest_dtype
 from rope_jax.interop.new_folder import (
     carry_files,
@@ -26,9 +28,12 @@ from rope_jax.interop.new_folder import (
     write_atomically,
 )
 from rope_jax.interop.tensor_files import DTYPES, NewTensor, plan_shards, write_sharded
-from rope_jax.interop.weights import EMBEDDING, Weight, cast, fold_attention_factor, folding_rows, table
+from rope_jax.interop.weights import EMBEDDING, Weight, cast, copy_cast, fold_attention_factor, folding_rows, table
 from rope_jax.model.config import LlamaConfig
 from rope_jax.rope.embedding import ScaleVector
+
+# Tensors that are read at a time; more than a few do not make a disk faster.
+THREADS = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +74,12 @@ def check_model(folder: str | Path) -> SourceConfig:
     return dataclasses.replace(source, config=dataclasses.replace(source.config, param_dtype=widest_dtype(tensors)))
 
 
-def read_model(folder: str | Path, shardings=None, param_dtype: str | None = None) -> HuggingFaceModel:
+def read_model(
+    folder: str | Path,
+    shardings=None,
+    param_dtype: str | None = None,
+    progress: Callable[[int, int], object] | None = None,
+) -> HuggingFaceModel:
     """Reads a model, each parameter straight to where it belongs.
 
     Every check of config, names, shapes, dtypes and file sizes comes before the first tensor is read. Then
@@ -81,6 +91,7 @@ def read_model(folder: str | Path, shardings=None, param_dtype: str | None = Non
         shardings: a `jax.sharding.Sharding` for all parameters, or a tree of them like `params`; None puts
             everything on the default device. `check_model(folder).config` gives the shapes to make one for.
         param_dtype: dtype to keep the weights in; None keeps the folder's.
+        progress: called with the tensor bytes read so far and in all, after each tensor.
 
     Returns:
         The model.
@@ -102,13 +113,15 @@ def read_model(folder: str | Path, shardings=None, param_dtype: str | None = Non
         raise InputError(f"{folder} mixes dtypes ({examples}): give param_dtype, such as '{source_dtype}'")
 
     config = dataclasses.replace(source.config, param_dtype=param_dtype or source_dtype)
+    advance = counter(sum(tensor.bytes for tensor in tensors.values()), progress)
     params: dict = {}
-    for weight in table(config):
-        node = params
-        for key in weight.path[:-1]:
-            node = node.setdefault(key, {})
-        sharding = _leaf(shardings, weight.path) if isinstance(shardings, Mapping) else shardings
-        node[weight.path[-1]] = _read_parameter(weight, tensors, config, sharding)
+    with ThreadPoolExecutor(THREADS) as threads:
+        for weight in table(config):
+            node = params
+            for key in weight.path[:-1]:
+                node = node.setdefault(key, {})
+            sharding = _leaf(shardings, weight.path) if isinstance(shardings, Mapping) else shardings
+            node[weight.path[-1]] = _read_parameter(weight, tensors, config, sharding, threads, advance)
     return HuggingFaceModel(config, params, source.rope, source_dtype, source.provenance)
 
 
@@ -188,7 +201,7 @@ def write_model(
         return
 
     def write(place):
-        digests = write_sharded(place, shards, values, counter(total, progress))
+        digests = write_sharded(place, shards, _one_ahead(values), counter(total, progress))
         carry_files(carried, place)
         for save in (save_tokenizer, extra_files):
             if save is not None:
@@ -203,27 +216,31 @@ def write_model(
 # Reading
 
 
-def _read_parameter(weight: Weight, tensors, config: LlamaConfig, sharding) -> jax.Array:
+def _read_parameter(weight: Weight, tensors, config: LlamaConfig, sharding, threads, advance) -> jax.Array:
     dtype = np.dtype(jnp.dtype(config.param_dtype))
     shape = weight.kept_shape(config)
     names = weight.names(config)
 
-    def layer(name, index):
-        return cast(weight.to_kept(tensors[name].view(), config)[index], dtype, name)
+    left = sum(tensors[name].bytes for name in names)
+
+    def fill(target, name, index):
+        values = weight.to_kept(tensors[name].view(), config)[index]
+        copy_cast(target, values, name)
+        return values.nbytes
 
     def read(index):
-        if not weight.stacked:
-            return np.array(layer(names[0], index), order="C")
-        chosen = names[index[0]]
-        inner = tuple(len(range(*s.indices(size))) for s, size in zip(index[1:], shape[1:]))
-        piece = np.empty((len(chosen), *inner), dtype)
-        for row, name in enumerate(chosen):
-            piece[row] = layer(name, index[1:])
+        nonlocal left
+        index = tuple(slice(*s.indices(size)) for s, size in zip(index, shape))
+        piece = aligned(tuple(s.stop - s.start for s in index), dtype)
+        if weight.stacked:
+            jobs = [(row, name, index[1:]) for row, name in zip(piece, names[index[0]])]
+        else:
+            jobs = [(piece, names[0], index)]
+        for count in threads.map(lambda job: fill(*job), jobs):
+            advance(count)
+            left -= count
         return piece
 
-    whole = tuple(slice(None) for _ in shape)
-    if sharding is None:
-        return jnp.asarray(read(whole))
     # Devices that hold copies of one another share one piece. Slices cannot be keys before Python 3.12.
     pieces: dict = {}
 
@@ -233,7 +250,12 @@ def _read_parameter(weight: Weight, tensors, config: LlamaConfig, sharding) -> j
             pieces[key] = read(index)
         return pieces[key]
 
-    return jax.make_array_from_callback(shape, sharding, shared, dtype=dtype)
+    if sharding is None:
+        array = jax.device_put(read((slice(None),) * len(shape)))
+    else:
+        array = jax.make_array_from_callback(shape, sharding, shared, dtype=dtype)
+    advance(left)  # what other processes read
+    return array
 
 
 # Writing
@@ -278,17 +300,31 @@ def _plan(config, params, dtype) -> list[tuple[NewTensor, Weight, int | None]]:
 def _stored_values(planned, config, params, attention_factor) -> Iterator[np.ndarray]:
     folded = folding_rows(config)
     for tensor, weight, layer in planned:
-        parameter = _leaf(params, weight.path)
-        value = weight.to_stored(_to_host(parameter if layer is None else parameter[layer]), config)
+        value = weight.to_stored(_to_host(_leaf(params, weight.path), layer), config)
         if weight in folded:
             value = fold_attention_factor(value, attention_factor)
         yield cast(value, tensor.dtype, tensor.name)
 
 
-def _to_host(array) -> np.ndarray:
+def _to_host(array, layer: int | None) -> np.ndarray:
+    """A parameter, or one layer of it; on one CPU device a view."""
+    devices = array.devices() if isinstance(array, jax.Array) else set()
+    if len(devices) == 1 and next(iter(devices)).platform == "cpu":
+        array = np.asarray(array)
+    if layer is not None:
+        array = array[layer]
     if isinstance(array, jax.Array) and not array.is_fully_addressable:
         return multihost_utils.process_allgather(array, tiled=True)
     return np.asarray(array)
+
+
+def _one_ahead(values: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+    """Prepares the next tensor while the last one is written."""
+    with ThreadPoolExecutor(1) as thread:
+        coming = thread.submit(next, values, None)
+        while (value := coming.result()) is not None:
+            coming = thread.submit(next, values, None)
+            yield value
 
 
 # Both

@@ -9,6 +9,7 @@ import re
 import numpy as np
 
 from rope_jax.errors import InputError
+from rope_jax.interop.layout import copy, dense
 from rope_jax.model.config import LlamaConfig
 
 
@@ -56,7 +57,7 @@ class Weight:
     def to_stored(self, parameter: np.ndarray, config: LlamaConfig) -> np.ndarray:
         """The inverse of `to_kept`; a copy where the order of axes asks for one."""
         order = [self.kept.index(axis) for axis in self._flat()]
-        return np.ascontiguousarray(parameter.transpose(order)).reshape(self.stored_shape(config))
+        return dense(parameter.transpose(order)).reshape(self.stored_shape(config))
 
     def _flat(self) -> list[str]:
         return [axis for group in self.stored for axis in group]
@@ -211,8 +212,14 @@ def cast(values: np.ndarray, dtype: np.dtype, name: str) -> np.ndarray:
     """
     if values.dtype == dtype:
         return values
-    with np.errstate(over="ignore", invalid="ignore"):
-        cast = values.astype(dtype)
-    if dtype != np.float32 and np.isfinite(values).all() and not np.isfinite(cast).all():
-        raise InputError(f"{name} has values beyond the range of {dtype.name}: use bfloat16 or float32")
-    return cast
+    result = np.empty(values.shape, dtype)
+    copy_cast(result, values, name)
+    return result
+
+
+def copy_cast(target: np.ndarray, values: np.ndarray, name: str) -> None:
+    """Copies a tensor into an array of any layout and float dtype; arguments and errors as `cast`."""
+    copy(target, values)
+    narrower = target.dtype not in (values.dtype, np.float32)
+    if narrower and not np.isfinite(target).all() and np.isfinite(values).all():
+        raise InputError(f"{name} has values beyond the range of {target.dtype.name}: use bfloat16 or float32")

@@ -114,7 +114,11 @@ def test_parameters_arrive_in_their_shardings(tmp_path):
         lambda path, _: NamedSharding(mesh, specs.get(tuple(key.key for key in path), PartitionSpec())),
         whole.params,
     )
-    sharded = read_model(folder, shardings)
+    seen = []
+    sharded = read_model(folder, shardings, progress=lambda done, total: seen.append((done, total)))
+    total = sum(leaf.nbytes for leaf in jax.tree.leaves(whole.params))
+    assert seen == sorted(seen)
+    assert seen[-1] == (total, total)
     assert jax.tree.map(lambda leaf: leaf.sharding, sharded.params) == shardings
     jax.tree.map(np.testing.assert_array_equal, sharded.params, whole.params)
     replicated = read_model(folder, NamedSharding(mesh, PartitionSpec()))
@@ -122,6 +126,19 @@ def test_parameters_arrive_in_their_shardings(tmp_path):
     # And out again, gathered tensor by tensor.
     write_model(tmp_path / "out", sharded.config, sharded.params, sharded.rope, context=128, provenance={})
     assert stored_bytes(tmp_path / "out") == stored_bytes(folder)
+
+
+def test_parameters_may_be_donated(tmp_path):
+    # Copies on several devices, and NumPy's memory, are one; a donation must not write into them.
+    model = read_model(
+        write_random_llama(tmp_path / "in"),
+        NamedSharding(jax.make_mesh((8,), ("x",), axis_types=(AxisType.Auto,)), PartitionSpec()),
+    )
+    before = jax.tree.map(np.array, model.params)
+    after = jax.jit(lambda params: jax.tree.map(lambda x: x + 1, params), donate_argnums=0)(model.params)
+    for was, now in zip(jax.tree.leaves(before), jax.tree.leaves(after)):
+        for shard in now.addressable_shards:
+            np.testing.assert_array_equal(shard.data, was + 1)
 
 
 def test_symbolic_links_as_in_the_hub_cache_are_followed(tmp_path):
