@@ -28,13 +28,12 @@ import numpy as np
 from rope_jax.interop.export_config import describe_export
 from rope_jax.interop.huggingface import read_model, write_model
 from rope_jax.interop.rescale import rescale_folder
-from rope_jax.interop.tensor_files import NewTensor, find_tensors, plan_shards, write_sharded
+from rope_jax.interop.tensor_files import SHARD_BYTES, NewTensor, find_tensors, plan_shards, write_sharded
 from rope_jax.interop.weights import table
 from rope_jax.model.config import LlamaConfig
 from rope_jax.rope.embedding import ScaleVector, identity
 
 LLAMA2_7B = LlamaConfig(32000, 4096, 11008, 32, 32, 32, 128, param_dtype="bfloat16")
-SHARD_BYTES = 5_000_000_000
 
 
 def main() -> None:
@@ -144,7 +143,6 @@ def run_case(case: str, source: Path, target: Path) -> None:
             context=model.config.context,
             provenance={},
             source=source,
-            max_shard_bytes=SHARD_BYTES,
         )
     else:
         factor = 1.0 if case == "zero-shot" else 1.1386

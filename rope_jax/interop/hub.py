@@ -23,7 +23,7 @@ TOKENIZER_FILES = (
     "vocab.json",
 )
 
-# Nothing that runs: no .py, no pickle.
+# No .py; and PyTorch's files, whose pickles are never executed here, only where there is nothing else.
 DOWNLOADED = (
     "config.json",
     "generation_config.json",
@@ -32,6 +32,8 @@ DOWNLOADED = (
     "model-*.safetensors",
     *TOKENIZER_FILES,
 )
+
+WITHOUT_SAFETENSORS = ("pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*.bin")
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
@@ -59,7 +61,10 @@ def resolve_model(path: str | Path, revision: str | None = None) -> Path:
             f"config.model.path is {path}: there is no such folder; give a folder or a Hugging Face model name"
         )
     try:
-        return Path(snapshot_download(path, revision=revision, allow_patterns=list(DOWNLOADED)))
+        folder = Path(snapshot_download(path, revision=revision, allow_patterns=list(DOWNLOADED)))
+        if not any(folder.glob("*.safetensors")):
+            folder = Path(snapshot_download(path, revision=revision, allow_patterns=list(WITHOUT_SAFETENSORS)))
+        return folder
     except LocalEntryNotFoundError:
         state = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "the Hub cannot be reached"
         raise InputError(

@@ -27,7 +27,8 @@ from rope_jax.interop.new_folder import (
     finish,
     write_atomically,
 )
-from rope_jax.interop.tensor_files import DTYPES, NewTensor, plan_shards, write_sharded
+from rope_jax.interop.stored import DTYPES
+from rope_jax.interop.tensor_files import SHARD_BYTES, NewTensor, plan_shards, write_sharded
 from rope_jax.interop.weights import EMBEDDING, Weight, cast, copy_cast, fold_attention_factor, folding_rows, table
 from rope_jax.model.config import LlamaConfig
 from rope_jax.rope.embedding import ScaleVector
@@ -139,7 +140,7 @@ def write_model(
     extra_config: Mapping | None = None,
     dtype: str | None = None,
     overwrite: bool = False,
-    max_shard_bytes: int = 5_000_000_000,
+    max_shard_bytes: int = SHARD_BYTES,
     progress: Callable[[int, int], object] | None = None,
 ) -> None:
     """Writes a folder that transformers and engines that read its format load as a stock LLaMA.

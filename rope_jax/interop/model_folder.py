@@ -9,7 +9,8 @@ import numpy as np
 
 from rope_jax.errors import InputError
 from rope_jax.interop.hf_config import SourceConfig, read_config
-from rope_jax.interop.tensor_files import DTYPES, StoredTensor, find_tensors
+from rope_jax.interop.stored import DTYPES, StoredTensor
+from rope_jax.interop.tensor_files import find_tensors
 from rope_jax.interop.weights import EMBEDDING, HEAD, is_frequency_buffer, table
 
 

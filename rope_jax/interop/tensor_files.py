@@ -17,55 +17,22 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-import ml_dtypes
 import numpy as np
 
 from rope_jax.errors import InputError
 from rope_jax.interop.json_fields import read_json
+from rope_jax.interop.stored import DTYPE_NAMES, DTYPES, MAX_HEADER_BYTES, StoredTensor, corrupt
+from rope_jax.interop.torch_files import read_torch_header
 
 SINGLE = "model.safetensors"
-INDEX = "model.safetensors.index.json"
+INDEX = f"{SINGLE}.index.json"
+TORCH_SINGLE = "pytorch_model.bin"
 
-# Safetensors' names of the dtypes that weights may have here.
-DTYPES = {
-    "F32": np.dtype(np.float32),
-    "BF16": np.dtype(ml_dtypes.bfloat16),
-    "F16": np.dtype(np.float16),
-}
-DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
-
-# The limit that the reference implementation sets.
-MAX_HEADER_BYTES = 100_000_000
+# Tensor bytes per file, the limit of transformers.
+SHARD_BYTES = 5_000_000_000
 
 # Bytes that are copied at a time: enough to keep two threads busy, few enough to stay in the cache.
 COPY_BYTES = 8 << 20
-
-
-@dataclasses.dataclass(frozen=True)
-class StoredTensor:
-    """Where a tensor lies; nothing of it is read until `view`.
-
-    Attributes:
-        name: tensor name.
-        file: the file that holds it.
-        dtype: safetensors' name of its dtype, such as `"BF16"`.
-        shape: its shape.
-        offset: position of its first byte in the file.
-        bytes: its length.
-    """
-
-    name: str
-    file: Path
-    dtype: str
-    shape: tuple[int, ...]
-    offset: int
-    bytes: int
-
-    def view(self) -> np.ndarray:
-        """The tensor, mapped from the file and not yet in memory; its dtype must be in `DTYPES`."""
-        raw = np.memmap(self.file, np.uint8, "r", self.offset, (self.bytes,))
-        # A plain array: np.memmap's own machinery is slow on many small slices.
-        return np.ndarray(self.shape, DTYPES[self.dtype], buffer=raw)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,29 +50,31 @@ class NewTensor:
 
 
 def find_tensors(folder: Path) -> dict[str, StoredTensor]:
-    """Reads the headers of a model folder's safetensors files, and no tensor.
+    """Reads where the weights of a model folder lie, and no tensor.
 
     Args:
-        folder: holds `model.safetensors`, or `model.safetensors.index.json` and the files it names.
+        folder: holds `model.safetensors`, or `model.safetensors.index.json` and the files it names; or, where there
+            are no safetensors, `pytorch_model.bin` or its index and files.
 
     Returns:
         Tensor name -> where it lies.
 
     Raises:
-        InputError: naming the file and the fix, if weights are absent, in pickle format, truncated or
-            corrupt, or if index and files disagree.
+        InputError: naming the file and the fix, if weights are absent, truncated or corrupt, or if index and files
+            disagree.
     """
-    single, index = folder / SINGLE, folder / INDEX
-    if single.exists() and index.exists():
-        raise InputError(f"{folder} holds both {SINGLE} and {INDEX}: remove the one that is out of date")
-    if single.exists():
-        return {tensor.name: tensor for tensor in read_header(single)}
-    if index.exists():
-        return _find_sharded(folder, index)
-    if any(folder.glob("pytorch_model*.bin")) or any(folder.glob("*.pth")):
+    for single, read in ((SINGLE, read_header), (TORCH_SINGLE, read_torch_header)):
+        file, index = folder / single, folder / f"{single}.index.json"
+        if file.exists() and index.exists():
+            raise InputError(f"{folder} holds both {single} and {index.name}: remove the one that is out of date")
+        if file.exists():
+            return {tensor.name: tensor for tensor in read(file)}
+        if index.exists():
+            return _find_sharded(folder, index, read)
+    if any(folder.glob("*.bin")) or any(folder.glob("*.pth")):
         raise InputError(
-            f"{folder} holds its weights as a pickle (.bin or .pth), which can run code and is never loaded here:"
-            " convert it with `safetensors`, for example transformers' save_pretrained"
+            f"{folder} holds its weights as a pickle (.bin or .pth) of another layout than transformers', which is not "
+            "read here: convert it with `safetensors`, for example transformers' save_pretrained"
         )
     raise InputError(f"{folder} holds no weights: it needs {SINGLE}, or {INDEX} and the files it names")
 
@@ -133,26 +102,26 @@ def read_header(file: Path) -> list[StoredTensor]:
         if len(prefix) < 8 or length > size - 8:
             raise InputError(f"{file} is truncated or no safetensors file ({size} bytes): download it again")
         if length > MAX_HEADER_BYTES:
-            raise _corrupt(file, f"its header claims {length} bytes")
+            raise corrupt(file, f"its header claims {length} bytes")
         text = stream.read(length)
     try:
         header = json.loads(text.decode("utf-8"), object_pairs_hook=lambda pairs: _unique(file, pairs))
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError):
-        raise _corrupt(file, "its header is not JSON") from None
+        raise corrupt(file, "its header is not JSON") from None
     if not isinstance(header, dict):
-        raise _corrupt(file, "its header is not an object")
+        raise corrupt(file, "its header is not an object")
 
     tensors = [_header_entry(file, name, entry, 8 + length) for name, entry in header.items() if name != "__metadata__"]
     tensors.sort(key=lambda tensor: (tensor.offset, tensor.bytes))
     end = 8 + length
     for tensor in tensors:
         if tensor.offset != end:
-            raise _corrupt(file, f"tensor {tensor.name} starts at byte {tensor.offset} instead of {end}")
+            raise corrupt(file, f"tensor {tensor.name} starts at byte {tensor.offset} instead of {end}")
         end += tensor.bytes
     if size < end:
         raise InputError(f"{file} is truncated: it has {size} of {end} bytes; download it again")
     if size > end:
-        raise _corrupt(file, f"it has {size} bytes where its header describes {end}")
+        raise corrupt(file, f"it has {size} bytes where its header describes {end}")
     return tensors
 
 
@@ -346,19 +315,20 @@ def write_index(folder: Path, places: Mapping[str, str], total: int) -> None:
     (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
-def _find_sharded(folder, index):
+def _find_sharded(folder, index, read):
     places = read_json(index).get("weight_map")
     if not isinstance(places, dict) or not places:
         raise InputError(f"{index} has no weight_map: download it again")
+    suffix = ".bin" if read is read_torch_header else ".safetensors"
     for name, file in places.items():
-        if not isinstance(file, str) or not _is_plain_name(file) or not file.endswith(".safetensors"):
+        if not isinstance(file, str) or not _is_plain_name(file) or not file.endswith(suffix):
             raise InputError(
-                f"{index}: tensor {name} is said to lie in {file!r}: only .safetensors files of the folder itself"
+                f"{index}: tensor {name} is said to lie in {file!r}: only {suffix} files of the folder itself"
                 " are read; get the model from a source that you trust"
             )
     found: dict[str, StoredTensor] = {}
     for file in sorted(set(places.values())):
-        for tensor in read_header(folder / file):
+        for tensor in read(folder / file):
             if tensor.name in found:
                 raise InputError(
                     f"{folder}: tensor {tensor.name} is in both {found[tensor.name].file.name} and {file}: "
@@ -367,10 +337,12 @@ def _find_sharded(folder, index):
             found[tensor.name] = tensor
     for name, file in places.items():
         if name not in found or found[name].file.name != file:
-            raise InputError(f"{folder / file} lacks tensor {name}, which {INDEX} puts there: download both again")
+            raise InputError(f"{folder / file} lacks tensor {name}, which {index.name} puts there: download both again")
     for name, tensor in found.items():
         if name not in places:
-            raise InputError(f"{tensor.file} holds tensor {name}, which {INDEX} does not list: download both again")
+            raise InputError(
+                f"{tensor.file} holds tensor {name}, which {index.name} does not list: download both again"
+            )
     return found
 
 
@@ -383,10 +355,6 @@ def _encoded(header: dict) -> bytes:
 def _is_plain_name(file):
     # Windows separators and drives too: a folder may be read on one system and made on another.
     return not any(character in file for character in "/\\:\0") and file not in ("", ".", "..")
-
-
-def _corrupt(file, why):
-    return InputError(f"{file} is corrupt: {why}; download it again")
 
 
 def _unique(file, pairs):
@@ -408,10 +376,10 @@ def _header_entry(file, name, entry, start):
 
     known = isinstance(entry, dict) and isinstance(entry.get("dtype"), str)
     if not known or not natural(entry.get("shape")) or not natural(entry.get("data_offsets"), 2):
-        raise _corrupt(file, f"the header entry of tensor {name} is malformed")
+        raise corrupt(file, f"the header entry of tensor {name} is malformed")
     begin, end = entry["data_offsets"]
     dtype, shape = entry["dtype"], tuple(entry["shape"])
     # Buffers of other dtypes may lie in the file, as long as no weight is one; their length is not checked.
     if begin > end or (dtype in DTYPES and end - begin != math.prod(shape) * DTYPES[dtype].itemsize):
-        raise _corrupt(file, f"tensor {name} of {dtype} {list(shape)} is said to take {end - begin} bytes")
+        raise corrupt(file, f"tensor {name} of {dtype} {list(shape)} is said to take {end - begin} bytes")
     return StoredTensor(name, file, dtype, shape, start + begin, end - begin)
