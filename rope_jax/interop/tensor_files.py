@@ -12,7 +12,6 @@ import dataclasses
 import hashlib
 import json
 import math
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -32,7 +31,7 @@ TORCH_SINGLE = "pytorch_model.bin"
 SHARD_BYTES = 5_000_000_000
 
 # Bytes that are copied at a time: enough to keep two threads busy, few enough to stay in the cache.
-COPY_BYTES = 8 << 20
+COPY_BYTES = 16 << 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -219,38 +218,29 @@ def copy_tensors(
     Raises:
         OSError: if a file cannot be read or written.
     """
-    with source.open("rb", buffering=0) as stream, contextlib.closing(SummedFile(file)) as out:
+    with source.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
         prefix = length.to_bytes(8, "little") + stream.read(length)
-        header = json.loads(prefix[8:])
-        # Loaders ask for this mark, and not every writer sets it.
-        if (header.get("__metadata__") or {}).get("format") != "pt":
-            header["__metadata__"] = {**(header.get("__metadata__") or {}), "format": "pt"}
-            prefix = _encoded(header)
+    header = json.loads(prefix[8:])
+    # Loaders ask for this mark, and not every writer sets it.
+    if (header.get("__metadata__") or {}).get("format") != "pt":
+        header["__metadata__"] = {**(header.get("__metadata__") or {}), "format": "pt"}
+        prefix = _encoded(header)
+    with contextlib.closing(SummedFile(file)) as out:
         out.write(prefix)
-
-        buffers = [memoryview(bytearray(COPY_BYTES)) for _ in range(2)]
-
-        def copy(count):
-            while count:
-                buffers.reverse()  # the other one may still be summed
-                size = stream.readinto(buffers[0][: min(count, COPY_BYTES)])
-                if not size:
-                    raise OSError(f"{source} became shorter while it was read")
-                out.write(buffers[0][:size])
-                progress(size)
-                count -= size
-
         for tensor in read_header(source):
-            if tensor.name not in changed:
-                copy(tensor.bytes)
+            if tensor.name in changed:
+                value = np.ascontiguousarray(changed[tensor.name](tensor.view()))
+                if value.nbytes != tensor.bytes:
+                    raise AssertionError(f"{tensor.name}: {value.dtype}{value.shape} where {tensor} is to be replaced")
+                out.write(value.reshape(-1).view(np.uint8))
+                progress(tensor.bytes)
                 continue
-            value = np.ascontiguousarray(changed[tensor.name](tensor.view()))
-            if value.nbytes != tensor.bytes:
-                raise AssertionError(f"{tensor.name}: {value.dtype}{value.shape} where {tensor} is to be replaced")
-            out.write(value.reshape(-1).view(np.uint8))
-            stream.seek(tensor.bytes, os.SEEK_CUR)
-            progress(tensor.bytes)
+            for start in range(0, tensor.bytes, COPY_BYTES):
+                # Mapped, so that summing and writing share what the kernel has read.
+                count = min(COPY_BYTES, tensor.bytes - start)
+                out.write(np.memmap(source, np.uint8, "r", tensor.offset + start, (count,)))
+                progress(count)
         return out.close()
 
 

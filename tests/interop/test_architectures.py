@@ -13,6 +13,7 @@ from rope_jax.interop.rescale import rescale_folder
 from rope_jax.interop.weights import table
 from rope_jax.model.llama import abstract_params
 from rope_jax.rope.embedding import ScaleVector
+from rope_jax.training.sharding import make_mesh, param_shardings
 from tests.interop.references import reference_logits, write_random_llama
 from tests.interop.test_llama_logits import TOLERANCE, our_logits, random_tokens
 from tests.interop.test_round_trip import stored_bytes
@@ -108,3 +109,15 @@ def test_every_tensor_is_byte_equal(tmp_path, model):
         for path, leaf in jax.tree_util.tree_flatten_with_path(abstract_params(ours.config))[0]
     }
     assert shapes == {weight.path: weight.kept_shape(ours.config) for weight in table(ours.config)}
+
+
+@pytest.mark.parametrize("model", ["qwen2-tied", "qwen3-bias"])
+def test_biases_and_norms_are_cut_over_a_mesh(tmp_path, model):
+    folder = write_random_llama(tmp_path / "in", **MODELS[model])
+    whole = read_model(folder)
+    shardings = param_shardings(whole.config, make_mesh(1, 2, 2, jax.devices()[:4]))
+    cut = read_model(folder, shardings)
+    assert jax.tree.map(lambda leaf: leaf.sharding, cut.params) == shardings
+    jax.tree.map(np.testing.assert_array_equal, cut.params, whole.params)
+    write_model(tmp_path / "out", cut.config, cut.params, cut.rope, context=128, provenance={})
+    assert stored_bytes(tmp_path / "out") == stored_bytes(folder)

@@ -11,6 +11,8 @@ from safetensors.numpy import load_file, save_file
 from rope_jax.errors import InputError
 from rope_jax.interop import stored, tensor_files
 from rope_jax.interop.huggingface import check_model, read_model
+from rope_jax.interop.rescale import rescale_folder
+from rope_jax.rope.embedding import identity
 from tests.interop.references import write_random_llama
 
 
@@ -36,11 +38,19 @@ def model(originals, tmp_path, monkeypatch):
 
 
 def refuse(folder, *messages):
-    with pytest.raises(InputError) as error:
-        read_model(folder)
-    assert str(folder) in str(error.value)
-    for message in messages:
-        assert re.search(message, str(error.value)), error.value
+    """Neither is the model read, nor does a copy of it appear, in whole or in part."""
+    before = sorted(folder.parent.rglob("*"))
+    for attempt in (read_model, copy):
+        with pytest.raises(InputError) as error:
+            attempt(folder)
+        assert str(folder) in str(error.value)
+        for message in messages:
+            assert re.search(message, str(error.value)), error.value
+    assert sorted(folder.parent.rglob("*")) == before
+
+
+def copy(folder):
+    rescale_folder(folder, folder.parent / "copy", identity(12), context=256, provenance={})
 
 
 def change_tensors(folder, change):
@@ -84,7 +94,8 @@ def test_headers_suffice_for_a_check(model):
 
 
 def test_no_folder_or_config(model, tmp_path):
-    refuse(tmp_path / "nowhere", "is not a folder")
+    with pytest.raises(InputError, match="nowhere is not a folder"):
+        read_model(tmp_path / "nowhere")
     (model / "single" / "config.json").unlink()
     refuse(model / "single", "holds no config.json")
 
@@ -108,6 +119,31 @@ def test_unexpected_tensors(model):
         lambda tensors: tensors.update({"model.layers.0.self_attn.q_proj.bias": np.zeros(48, np.float32)}),
     )
     refuse(model / "single", r"holds model.layers.0.self_attn.q_proj.bias")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"attention_bias": True}, r"lacks model.layers.0.self_attn.q_proj.bias, .* and 4 more"),
+        ({"model_type": "qwen2"}, r"lacks model.layers.0.self_attn.q_proj.bias, .* and 2 more"),
+        ({"model_type": "qwen3"}, r"lacks model.layers.0.self_attn.q_norm.weight, .*k_norm.weight"),
+    ],
+)
+def test_weights_of_another_architecture(model, changes, message):
+    path = model / "single" / "config.json"
+    config = json.loads(path.read_text()) | {"architectures": None} | changes
+    del config["mlp_bias"]
+    if changes.get("model_type") == "qwen2":
+        del config["attention_bias"]
+    path.write_text(json.dumps(config))
+    refuse(model / "single", message)
+
+
+def test_weights_without_their_config(model, tmp_path):
+    # A Qwen3 that says it is a LLaMA.
+    folder = write_random_llama(tmp_path / "qwen", architecture="qwen3", head_dim=12)
+    shutil.copy(model / "single" / "config.json", folder)
+    refuse(folder, r"holds model.layers.0.self_attn.k_norm.weight, .*q_norm.weight")
 
 
 def test_more_layers_than_the_config_says(model):
@@ -140,7 +176,10 @@ def test_mixed_dtypes_need_a_decision(originals, tmp_path):
         folder,
         lambda tensors: tensors.update({"model.norm.weight": tensors["model.norm.weight"].astype(np.float16)}),
     )
-    refuse(folder, r"mixes dtypes", r"model.norm.weight is float16", r"give param_dtype, such as 'float32'")
+    with pytest.raises(
+        InputError, match=r"mixes dtypes .*model.norm.weight is float16.*give param_dtype, such as 'float32'"
+    ):
+        read_model(folder)
     assert read_model(folder, param_dtype="float32").source_dtype == "float32"
     with pytest.raises(InputError, match="param_dtype is 'int8': use one of float32, bfloat16, float16"):
         read_model(folder, param_dtype="int8")

@@ -168,6 +168,27 @@ def test_overwriting(tmp_path, model, source):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "out"]
 
 
+def test_links_inside_a_replaced_folder_are_not_followed(tmp_path, model):
+    export(tmp_path / "out", model)
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious" / "letters").write_text("dear")
+    (tmp_path / "out" / "folder").symlink_to(tmp_path / "precious")
+    for name in ("model.safetensors", "config.json", "SHA256SUMS"):
+        (tmp_path / "out" / name).unlink()
+        (tmp_path / "out" / name).symlink_to(tmp_path / "precious" / "letters")
+    export(tmp_path / "out", model, overwrite=True)
+    assert (tmp_path / "precious" / "letters").read_text() == "dear"
+    assert not any(path.is_symlink() for path in (tmp_path / "out").iterdir())
+
+
+def test_leftovers_of_a_killed_export_are_removed(tmp_path, model):
+    # And only those: a name may hold characters that mean something to a shell.
+    for name in (".out[1].01234567.new", ".out1.01234567.new"):
+        (tmp_path / name).mkdir()
+    export(tmp_path / "out[1]", model)
+    assert sorted(os.listdir(tmp_path)) == [".out1.01234567.new", "out[1]"]
+
+
 def test_only_model_folders_are_replaced(tmp_path, model):
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "letters").touch()
