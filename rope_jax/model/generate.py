@@ -1,22 +1,45 @@
-"""Greedy decoding with a key-value cache.
+"""Greedy continuation of prompts of any lengths, in batches.
 
-Shapes: B rows, T padded prompt length, N new tokens, S = T + N cache slots, V vocabulary.
+Prompts of a batch end in the same slot of the cache, with padding in front that nothing reads. The host reads
+prompts a chunk at a time and grows the cache as it fills, through few shapes, so that few functions are compiled.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import partial
+import dataclasses
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from rope_jax.errors import InputError
 from rope_jax.model.config import LlamaConfig
-from rope_jax.model.llama import Llama, head_kernel
+from rope_jax.model.decode import SEGMENT, decode, decoding_weights, empty_cache, grown, prefill, replicated_like
 from rope_jax.rope.embedding import ScaleVector
+
+
+@dataclasses.dataclass(frozen=True)
+class Stops:
+    """What ends a continuation before its length does.
+
+    Attributes:
+        tokens: ids that end a row; they are not part of the answer.
+        strings: texts that end a row; the answer keeps the tokens up to the one that completes a string.
+        decode: from token ids to text; needed for `strings`.
+        min_new_tokens: tokens produced before one of `tokens` may come; until then they have no probability.
+    """
+
+    tokens: Collection[int] = ()
+    strings: Sequence[str] = ()
+    decode: Callable[[Sequence[int]], str] | None = None
+    min_new_tokens: int = 0
+
+    def __post_init__(self):
+        if isinstance(self.strings, str) or "" in self.strings:
+            raise InputError(f"generate.stops.strings is {self.strings!r}: it must be a list of texts, none of them empty")
+        if self.strings and self.decode is None:
+            raise InputError("generate.stops.strings needs the tokenizer's decode, to see the text")
 
 
 def greedy(
@@ -24,120 +47,232 @@ def greedy(
     config: LlamaConfig,
     rope: ScaleVector,
     prompts: Sequence[np.ndarray],
-    max_new_tokens: int,
-    *,
-    eos_id: int | None = None,
-    batch_size: int | None = None,
-    batch_sharding: NamedSharding | None = None,
+    max_new_tokens: int | Sequence[int],
+    **options,
 ) -> list[np.ndarray]:
     """The most likely continuation of each prompt, one token at a time.
 
-    Prompts are padded to a length from `bucket_length` and batches to `batch_size` rows, so prompts of many
-    lengths share few compilations; params and scale vector are arguments of the compiled function. Every row
-    keeps its own positions 0, 1, 2, ..., so what else is in its batch changes a row by rounding at most.
-
     Args:
-        params: parameters of `Llama`, without boxes, sharded or not.
-        config: its config. The cache is in the computation dtype.
+        params: as `greedy_batches`, like all that follows.
+        config: model config.
         rope: scale vector.
-        prompts: int `[length]` each, at least one token; BOS included where the model expects it.
-        max_new_tokens: N, at least 1.
-        eos_id: token that ends a row; a batch stops when all its rows have ended. None never stops early.
-        batch_size: prompts decoded together, of neighbouring lengths; default all of them.
-        batch_sharding: sharding of the leading axis of `[B, T]`, for instance
-            `NamedSharding(mesh, PartitionSpec(("data", "fsdp")))`; default one device or XLA's choice.
+        prompts: int `[length]` each.
+        max_new_tokens: of all prompts or of each.
+        **options: of `greedy_batches`.
 
     Returns:
-        int32 `[<= N]` new tokens of each prompt, in the order of `prompts`, without the final `eos_id`.
+        int32 `[<= max_new_tokens]` new tokens of each prompt, in the order of `prompts`.
 
     Raises:
-        InputError: if a prompt is empty, or `max_new_tokens` or `batch_size` is below 1.
+        InputError: as `greedy_batches`.
     """
-    if max_new_tokens < 1:
-        raise InputError(f"generate.max_new_tokens is {max_new_tokens}: it must be at least 1")
-    if batch_size is not None and batch_size < 1:
-        raise InputError(f"generate.batch_size is {batch_size}: it must be at least 1")
-    lengths = np.array([len(prompt) for prompt in prompts], np.int32)
-    if np.any(lengths == 0):
-        raise InputError(f"prompt {int(np.argmin(lengths))} is empty: decoding needs a token to start from")
-    if not len(prompts):
-        return []
-
-    batch_size = batch_size or len(prompts)
-    by_length = np.argsort(lengths, kind="stable")
     answers: list[np.ndarray] = [np.zeros(0, np.int32)] * len(prompts)
-    for first in range(0, len(prompts), batch_size):
-        rows = by_length[first : first + batch_size]
-        tokens = np.zeros((batch_size, bucket_length(int(lengths[rows].max()))), np.int32)
-        row_lengths = np.zeros(batch_size, np.int32)
-        for i, row in enumerate(rows):
-            tokens[i, : lengths[row]] = prompts[row]
-            row_lengths[i] = lengths[row]
-        if batch_sharding is not None:
-            tokens, row_lengths = jax.device_put((tokens, row_lengths), batch_sharding)
-        new = _decode(
-            params,
-            rope,
-            tokens,
-            row_lengths,
-            -1 if eos_id is None else eos_id,
-            config=config,
-            max_new_tokens=max_new_tokens,
-            batch_sharding=batch_sharding,
-        )
-        for row, continuation in zip(rows, np.asarray(new)):
-            ends = np.flatnonzero(continuation == eos_id) if eos_id is not None else ()
-            answers[row] = continuation[: ends[0]] if len(ends) else continuation
+    for batch in greedy_batches(params, config, rope, prompts, max_new_tokens, **options):
+        for row, tokens in batch:
+            answers[row] = tokens
     return answers
 
 
-def bucket_length(length: int) -> int:
-    """The padded length for a prompt: eight lengths per octave, from 16 up, so at most an eighth is padding.
+def greedy_batches(
+    params,
+    config: LlamaConfig,
+    rope: ScaleVector,
+    prompts: Sequence[np.ndarray],
+    max_new_tokens: int | Sequence[int],
+    *,
+    stops: Stops = Stops(),
+    batch_size: int | None = None,
+    chunk: int = 512,
+    cache_dtype: str | None = None,
+    cache_sharding: NamedSharding | None = None,
+    progress: Callable[[Iterable], Iterable] = iter,
+) -> Iterator[list[tuple[int, np.ndarray]]]:
+    """Greedy continuations, batch by batch as they are done, so that a caller can save them.
+
+    What else is in its batch changes a row by rounding at most: padding is masked, positions are the row's own.
 
     Args:
-        length: prompt length, at least 1.
+        params: parameters of `Llama`, without boxes, sharded or not.
+        config: its config.
+        rope: scale vector.
+        prompts: int `[length]` each, at least one token; BOS included where the model expects it.
+        max_new_tokens: tokens that every prompt, or each one, may get; at least 1.
+        stops: what ends a row earlier; a batch is done when all its rows have ended.
+        batch_size: prompts decoded together, of neighbouring lengths; default all of them.
+        chunk: tokens of the prompts read at a time, a multiple of 16; bounds the memory of activations.
+        cache_dtype: of keys and values; default the computation dtype.
+        cache_sharding: of `[B, K, S, D]`, from `rope_jax.training.sharding.cache_sharding`; default one device.
+        progress: wraps the iterable of batches, for instance `tqdm`.
+
+    Yields:
+        For each batch, pairs of a prompt's index and its int32 new tokens, without the stop token.
+
+    Raises:
+        InputError: if a prompt is empty or has a token that is not in the vocabulary, or an option is out of range.
+    """
+    lengths = np.array([len(prompt) for prompt in prompts], np.int64)
+    limits = np.broadcast_to(np.asarray(max_new_tokens, np.int64), lengths.shape)
+    _check(config, prompts, lengths, limits, stops, batch_size, chunk)
+    if not len(prompts):
+        return
+    batch_size = batch_size or len(prompts)
+    order = np.lexsort((limits, lengths))
+    # The longest first: what cannot fit into memory fails at once.
+    starts = range(0, len(prompts), batch_size)[::-1]
+    weights = decoding_weights(params, config)
+    for start in progress(starts):
+        rows = order[start : start + batch_size]
+        batch = _Batch(weights, config, rope, stops, chunk, cache_dtype or config.dtype, cache_sharding)
+        answers = batch.run([prompts[row] for row in rows], limits[rows], batch_size)
+        yield [(int(row), answer) for row, answer in zip(rows, answers)]
+
+
+def bucket_length(length: int) -> int:
+    """The padded length: four lengths per octave, from 16 up, so at most a fifth is padding.
+
+    Args:
+        length: tokens, at least 1.
 
     Returns:
         The smallest bucket that holds it.
     """
-    step = max(16, 2 ** (length.bit_length() - 4))
+    step = max(16, 2 ** (length.bit_length() - 3))
     return -(-length // step) * step
 
 
-@partial(jax.jit, static_argnames=("config", "max_new_tokens", "batch_sharding"))
-def _decode(params, rope, tokens, lengths, eos_id, *, config, max_new_tokens, batch_sharding):
-    """New tokens int32 `[B, N]`; rows of length 0 are padding of the batch, and decode nothing of use."""
-    variables = {"params": params}
-    head = head_kernel(params, config)
-    states, (keys, values) = Llama(config).apply(variables, tokens, rope, project=False, keep_keys=True)
-    last = jnp.maximum(lengths - 1, 0)
-    # Only the last state of each prompt meets the vocabulary: T x V logits are never formed.
-    states = jnp.take_along_axis(states, last[:, None, None], axis=1)[:, 0]
-    logits = jnp.dot(states, head.astype(states.dtype), preferred_element_type=jnp.float32)
-    token = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+def _check(config, prompts, lengths, limits, stops, batch_size, chunk):
+    if np.any(limits < 1):
+        raise InputError(f"generate.max_new_tokens is {int(limits.min())}: it must be at least 1")
+    if batch_size is not None and batch_size < 1:
+        raise InputError(f"generate.batch_size is {batch_size}: it must be at least 1")
+    if chunk < 16 or chunk % 16:
+        raise InputError(f"generate.chunk is {chunk}: it must be a positive multiple of 16")
+    if np.any(lengths == 0):
+        raise InputError(f"prompt {int(np.argmin(lengths))} is empty: decoding needs a token to start from")
+    for i, prompt in enumerate(prompts):
+        if np.min(prompt) < 0 or np.max(prompt) >= config.vocab_size:
+            raise InputError(f"prompt {i} has a token that is not in the model's vocabulary of {config.vocab_size}")
+    if any(not 0 <= token < config.vocab_size for token in stops.tokens):
+        raise InputError(
+            f"generate.stops.tokens is {sorted(stops.tokens)}: they must be in the model's vocabulary of "
+            f"{config.vocab_size}"
+        )
 
-    # Slots of padding hold keys of padding until the token at that position overwrites them; nothing before
-    # that position reads them.
-    room = ((0, 0), (0, 0), (0, max_new_tokens), (0, 0), (0, 0))
-    cache = (jnp.pad(keys, room), jnp.pad(values, room))
-    new = jnp.zeros((tokens.shape[0], max_new_tokens), jnp.int32).at[:, 0].set(token)
-    ended = (token == eos_id) | (lengths == 0)
 
-    def unfinished(carry):
-        step, _, _, _, ended = carry
-        return (step < max_new_tokens) & ~jnp.all(ended)
+@dataclasses.dataclass
+class _Batch:
+    """One batch on its way: the host's side of `decode`."""
 
-    def advance(carry):
-        step, token, cache, new, ended = carry
-        positions = (last + step)[:, None]
-        logits, cache = Llama(config).apply(variables, token[:, None], rope, positions, cache=cache)
-        token = jnp.argmax(logits[:, 0], axis=-1).astype(jnp.int32)
-        # What an ended row computes is of no use, and must not end up as a second answer.
-        token = jnp.where(ended, jnp.maximum(eos_id, 0), token)
-        return step + 1, token, cache, new.at[:, step].set(token), ended | (token == eos_id)
+    weights: dict
+    config: LlamaConfig
+    rope: ScaleVector
+    stops: Stops
+    chunk: int
+    cache_dtype: str
+    cache_sharding: NamedSharding | None
 
-    *_, new, _ = jax.lax.while_loop(unfinished, advance, (jnp.int32(1), token, cache, new, ended))
-    if batch_sharding is not None:
-        # Every process gets every row.
-        new = jax.lax.with_sharding_constraint(new, NamedSharding(batch_sharding.mesh, PartitionSpec()))
-    return new
+    def run(self, prompts, limits, batch_size) -> list[np.ndarray]:
+        """New tokens of each prompt."""
+        stops = np.zeros(self.config.vocab_size, bool)
+        stops[list(self.stops.tokens)] = True
+        free = np.zeros_like(stops)
+        common = {"config": self.config, "replicated": replicated_like(self.cache_sharding)}
+        answers = [_Answer(int(limit), self.stops) for limit in limits]
+        left = np.zeros(batch_size, np.int32)
+
+        token, cache = self._read(prompts, batch_size, int(limits.max()), stops if self.stops.min_new_tokens else free)
+        length, produced = int(cache.used), 1
+        room = bucket_length(length + int(limits.max()))
+        new = np.asarray(token)[:, None]
+        while True:
+            left[: len(answers)] = [answer.take(row) for answer, row in zip(answers, new)]
+            if not left.any():
+                return [np.asarray(answer.tokens, np.int32) for answer in answers]
+            used = length + produced - 1
+            steps = min(SEGMENT, int(left.max()))
+            if used + steps > cache.slots:
+                cache = grown(cache, self._slots(used + steps, room))
+            limit = np.array([steps, self.stops.min_new_tokens - produced], np.int32)
+            new, token, cache, _ = decode(
+                self.weights, self.rope, token, cache, self._spread(left), limit, stops, free, **common
+            )
+            new = np.asarray(new)[:, :steps]
+            produced += steps
+
+    def _read(self, prompts, batch_size, limit, banned):
+        """The first new token and the cache after the prompts."""
+        longest = max(map(len, prompts))
+        whole = (longest - 1) // self.chunk
+        head = min(bucket_length(longest - whole * self.chunk), self.chunk)
+        length = head + whole * self.chunk
+        tokens = np.zeros((batch_size, length), np.int32)
+        first = np.full(batch_size, length - 1, np.int32)
+        for row, prompt in enumerate(prompts):
+            first[row] = length - len(prompt)
+            tokens[row, first[row] :] = prompt
+        slots = self._slots(length + min(SEGMENT, limit), bucket_length(length + limit))
+        cache = empty_cache(self.config, self._spread(first), slots, self.cache_dtype, self.cache_sharding)
+        token, start = None, 0
+        for end in range(head, length + 1, self.chunk):
+            token, cache = prefill(
+                self.weights,
+                self.rope,
+                self._spread(tokens[:, start:end]),
+                cache,
+                banned,
+                config=self.config,
+                replicated=replicated_like(self.cache_sharding),
+            )
+            start = end
+        return token, cache
+
+    @staticmethod
+    def _slots(needed, most):
+        """Slots of a cache that holds what is needed: powers of two, so that shapes are few, or the `most` ever."""
+        return min(1 << (needed - 1).bit_length(), most)
+
+    def _spread(self, rows):
+        """Rows of a batch on the devices that hold their cache."""
+        if self.cache_sharding is None:
+            return rows
+        spec = PartitionSpec(self.cache_sharding.spec[0])
+        return jax.device_put(rows, NamedSharding(self.cache_sharding.mesh, spec))
+
+
+class _Answer:
+    """What one row has produced, and whether it may produce more."""
+
+    def __init__(self, limit: int, stops: Stops):
+        self.tokens: list[int] = []
+        self.left = limit
+        self.stops = stops
+
+    def take(self, new) -> int:
+        """Takes newly decoded tokens as far as they count; gives how many more may come."""
+        before = len(self.tokens)
+        for token in new.tolist():
+            if not self.left:
+                break
+            if token in self.stops.tokens:
+                self.left = 0
+            else:
+                self.tokens.append(token)
+                self.left -= 1
+        if self.stops.strings and len(self.tokens) > before:
+            self._cut(before)
+        return self.left
+
+    def _cut(self, before):
+        """Ends behind the first token with which the text holds a stop string."""
+
+        def stopped(count):
+            text = self.stops.decode(self.tokens[:count])
+            return any(string in text for string in self.stops.strings)
+
+        if not stopped(len(self.tokens)):
+            return
+        count = before + 1
+        while not stopped(count):
+            count += 1
+        del self.tokens[count:]
+        self.left = 0

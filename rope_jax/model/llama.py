@@ -63,33 +63,32 @@ class Attention(nn.Module):
     """Grouped-query self-attention with rotary positions."""
 
     config: LlamaConfig
+    tail: int = 0
 
     @nn.compact
-    def __call__(self, x, angles, attention_factor, positions, segment_ids, cache):
+    def __call__(self, x, angles, attention_factor, segment_ids, cache):
         c = self.config
 
-        def project(name, heads, axis):
+        def project(name, heads, axis, x=x):
             shape, axes = (c.hidden_size, heads, c.head_dim), ("embed", axis, "head_dim")
             return Projection(c, shape, axes, bias=c.attention_bias, name=name)(x)
 
-        q = project("q", c.num_heads, "heads")
+        q = project("q", c.num_heads, "heads", x[:, -self.tail :])
         k = project("k", c.num_kv_heads, "kv_heads")
         v = project("v", c.num_kv_heads, "kv_heads")
         if c.qk_norm:
             q = RMSNorm(c, name="q_norm")(q)
             k = RMSNorm(c, name="k_norm")(k)
-        q = rotate(q, angles, attention_factor)
+        q = rotate(q, angles[:, -self.tail :], attention_factor)
         k = rotate(k, angles, attention_factor)
         if cache is None:
             out = causal_attention(q, k, v, segment_ids, c.attention_chunk, c.sliding_window)
         else:
-            rows = jnp.arange(x.shape[0])[:, None]
-            k = cache[0].at[rows, positions].set(k.astype(cache[0].dtype))
-            v = cache[1].at[rows, positions].set(v.astype(cache[1].dtype))
-            out = cached_attention(q, k, v, positions, c.sliding_window)
+            cache = cache.append(k, v)
+            out = cached_attention(q, cache, c.attention_chunk, c.sliding_window)
         shape, axes = (c.num_heads, c.head_dim, c.hidden_size), ("heads", "head_dim", "embed")
         out = Projection(c, shape, axes, contract=2, bias=c.output_bias, name="o")(out)
-        return out, (k, v)
+        return out, cache
 
 
 class FeedForward(nn.Module):
@@ -106,10 +105,15 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
-    """One pre-norm decoder block; the body of the scan over layers."""
+    """One pre-norm decoder block: the body of the scan over layers, and of decoding, with a `LayerCache`.
+
+    Attributes:
+        config: model config.
+        tail: with a cache, give only so many of the last tokens; 0 gives all. Keys and values are those of all.
+    """
 
     config: LlamaConfig
-    keep_keys: bool = False
+    tail: int = 0
 
     @nn.compact
     def __call__(self, x, factors, cache, attention_factor, positions, segment_ids):
@@ -120,12 +124,12 @@ class Block(nn.Module):
             angles = exact_phases(positions, exact_frequencies(c.rope_base, c.head_dim), factors)
         else:
             angles = phases(positions, periods(c.rope_base, c.head_dim), factors)
-        attended, keys = Attention(c, name="attention")(
-            RMSNorm(c, name="attention_norm")(x), angles, attention_factor, positions, segment_ids, cache
+        attended, cache = Attention(c, self.tail, name="attention")(
+            RMSNorm(c, name="attention_norm")(x), angles, attention_factor, segment_ids, cache
         )
-        x = x + attended
+        x = x[:, -self.tail :] + attended
         x = x + FeedForward(c, name="feed_forward")(RMSNorm(c, name="feed_forward_norm")(x))
-        return x, keys if self.keep_keys else None
+        return x, cache
 
 
 class Llama(nn.Module):
@@ -145,8 +149,6 @@ class Llama(nn.Module):
         positions=None,
         segment_ids=None,
         *,
-        cache=None,
-        keep_keys: bool = False,
         project: bool = True,
     ):
         """Next-token logits, or the states they are projected from.
@@ -157,15 +159,11 @@ class Llama(nn.Module):
             positions: int `[B, T]`; default 0 .. T-1.
             segment_ids: int `[B, T]` documents of a packed row, which never attend to one another; default
                 one document.
-            cache: optional pair of `[layers, B, S, K, D]` keys and values, slot j for position j. The new
-                tokens are written at `positions` and attend to everything before them.
-            keep_keys: return this call's keys and values even without a cache, to start one from.
             project: False returns the final normalised states instead of logits, for callers that project to
                 the vocabulary a chunk at a time (see `head_kernel`).
 
         Returns:
-            float32 logits `[B, T, V]`, or states `[B, T, E]` in the computation dtype if not `project`; with
-            `cache` or `keep_keys` a pair of that and the (updated) keys and values.
+            float32 logits `[B, T, V]`, or states `[B, T, E]` in the computation dtype if not `project`.
         """
         c = self.config
         if positions is None:
@@ -186,13 +184,13 @@ class Llama(nn.Module):
             block,
             variable_axes={"params": 0, "lora": 0},
             split_rngs={"params": True},
-            in_axes=(0, nn.broadcast if cache is None else 0, nn.broadcast, nn.broadcast, nn.broadcast),
+            in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast, nn.broadcast),
             length=c.num_layers,
             unroll=min(c.scan_unroll, c.num_layers),
             metadata_params={nn.PARTITION_NAME: "layers"},
-        )(c, keep_keys=keep_keys or cache is not None, name="layers")
+        )(c, name="layers")
         factors = jnp.broadcast_to(rope.factors, (c.num_layers, c.head_dim // 2))
-        x, keys = layers(x, factors, cache, rope.attention_factor, positions, segment_ids)
+        x, _ = layers(x, factors, None, rope.attention_factor, positions, segment_ids)
         x = RMSNorm(c, name="norm")(x)
 
         if project:
@@ -202,7 +200,7 @@ class Llama(nn.Module):
                 axes = nn.with_logical_partitioning(init, ("embed", "vocab"))
                 head = self.param("head", axes, (c.hidden_size, c.vocab_size), c.param_dtype)
             x = jnp.dot(x, head.astype(x.dtype), preferred_element_type=jnp.float32)
-        return (x, keys) if keys is not None else x
+        return x
 
 
 def head_kernel(params, config: LlamaConfig):

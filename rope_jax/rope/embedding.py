@@ -138,8 +138,9 @@ def rotate(x: jax.Array, angles: jax.Array, attention_factor: jax.Array) -> jax.
     Returns:
         `[B, T, H, D]` in the dtype of `x`; computed in float32.
     """
-    cos = (jnp.cos(angles) * attention_factor)[:, :, None, :]
-    sin = (jnp.sin(angles) * attention_factor)[:, :, None, :]
+    # A barrier, or the compiler computes cosines and sines anew for each head.
+    cos, sin = jax.lax.optimization_barrier((jnp.cos(angles) * attention_factor, jnp.sin(angles) * attention_factor))
+    cos, sin = cos[:, :, None, :], sin[:, :, None, :]
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
     return turned.astype(x.dtype)
