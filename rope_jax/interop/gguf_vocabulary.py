@@ -1,0 +1,155 @@
+"""A Hugging Face folder's tokenizer as llama.cpp's metadata.
+
+llama.cpp has its own tokenizers, so what goes into the file is which of them, and its table. Two kinds are known:
+sentencepiece BPE with bytes as a fallback ("llama"), and byte-level BPE ("gpt2"), which splits text by one of the
+regular expressions that llama.cpp knows by name.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from rope_jax.errors import InputError
+from rope_jax.interop.hf_config import read_json
+
+# The regular expression by which a tokenizer.json splits text -> llama.cpp's name of it.
+_CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
+_REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+SPLITS = {_CONTRACTIONS + r"\p{N}{1,3}" + _REST: "llama-bpe", _CONTRACTIONS + r"\p{N}" + _REST: "qwen2"}
+
+_ADVICE = "set config.export.vocabulary to False to leave the tokenizer out, or convert with llama.cpp's own script"
+
+
+def add_vocabulary(writer, folder: Path, vocab_size: int) -> None:
+    """Adds the tokenizer of a folder to a GGUF file.
+
+    Args:
+        writer: `gguf.GGUFWriter` that has written nothing yet.
+        folder: holds `tokenizer.json` or `tokenizer.model`, and `tokenizer_config.json`.
+        vocab_size: rows of the embedding; ids without a token are filled up.
+
+    Raises:
+        InputError: naming the file, what llama.cpp does not know of it, and the fix.
+    """
+    import gguf
+
+    merges = False
+    if (folder / "tokenizer.json").is_file():
+        tokenizer = read_json(folder / "tokenizer.json")
+        model = tokenizer.get("model") or {}
+        if model.get("type") != "BPE" or not isinstance(model.get("vocab"), dict):
+            raise InputError(
+                f"{folder / 'tokenizer.json'}: llama.cpp's tokenizers for these models are BPE, and this one is "
+                f"{model.get('type')!r}: {_ADVICE}"
+            )
+        if model.get("byte_fallback"):
+            kind, splits, tokens = "llama", "default", _with_byte_fallback(tokenizer)
+        elif _is_bytes(tokenizer):
+            kind, splits, tokens = "llama", "default", _bytes(tokenizer)
+            writer.add_add_space_prefix(False)
+        else:
+            kind, splits, tokens = "gpt2", _split_name(folder, tokenizer), _byte_level(tokenizer)
+            merges = True
+    elif (folder / "tokenizer.model").is_file():
+        kind, splits, tokens = "llama", "default", _sentencepiece(writer, folder)
+    else:
+        raise InputError(f"{folder} has neither tokenizer.json nor tokenizer.model: {_ADVICE}")
+
+    if tokens and max(tokens) >= vocab_size:
+        raise InputError(f"{folder}: the tokenizer has ids up to {max(tokens)}, and the model only {vocab_size} rows")
+    rows = [tokens.get(i, (f"[PAD{i}]", 0.0, gguf.TokenType.UNUSED)) for i in range(vocab_size)]
+    writer.add_tokenizer_model(kind)
+    writer.add_tokenizer_pre(splits)
+    writer.add_token_list([text for text, _, _ in rows])
+    if kind == "llama":
+        writer.add_token_scores([score for _, score, _ in rows])
+    writer.add_token_types([int(token_type) for _, _, token_type in rows])
+    try:
+        gguf.SpecialVocab(folder, load_merges=merges, n_vocab=vocab_size).add_to_gguf(writer, quiet=True)
+    except (ValueError, AttributeError, TypeError, KeyError) as error:
+        raise InputError(f"{folder}: its tokenizer files cannot be read ({error}): {_ADVICE}") from None
+
+
+def _added(tokenizer) -> dict[int, tuple]:
+    """Tokens beside the model's, by id."""
+    import gguf
+
+    types = gguf.TokenType
+    return {
+        entry["id"]: (entry["content"], -1000.0, types.CONTROL if entry.get("special") else types.USER_DEFINED)
+        for entry in tokenizer.get("added_tokens") or []
+    }
+
+
+def _with_byte_fallback(tokenizer) -> dict[int, tuple]:
+    """Sentencepiece BPE as the tokenizers library has it: merges by rank, where llama.cpp merges by score."""
+    import gguf
+
+    model, types = tokenizer["model"], gguf.TokenType
+    ranks: dict[str, int] = {}
+    for rank, merge in enumerate(model.get("merges") or []):
+        ranks.setdefault("".join(merge.split(" ") if isinstance(merge, str) else merge), rank)
+    tokens = {}
+    for text, number in model["vocab"].items():
+        kind = types.NORMAL
+        if re.fullmatch("<0x[0-9A-F]{2}>", text):
+            kind = types.BYTE
+        elif text == model.get("unk_token"):
+            kind = types.UNKNOWN
+        tokens[number] = (text, -float(ranks.get(text, len(ranks))), kind)
+    unknown = model["vocab"].get(model.get("unk_token"))
+    return tokens | {number: entry for number, entry in _added(tokenizer).items() if number != unknown}
+
+
+def _byte_level(tokenizer) -> dict[int, tuple]:
+    import gguf
+
+    tokens = {number: (text, 0.0, gguf.TokenType.NORMAL) for text, number in tokenizer["model"]["vocab"].items()}
+    return tokens | _added(tokenizer)
+
+
+def _is_bytes(tokenizer) -> bool:
+    """Whether the tokens are the 256 bytes and nothing merges."""
+    return not tokenizer["model"].get("merges") and sorted(tokenizer["model"]["vocab"].values()) == list(range(256))
+
+
+def _bytes(tokenizer) -> dict[int, tuple]:
+    import gguf
+
+    tokens = {byte: (f"<0x{byte:02X}>", 0.0, gguf.TokenType.BYTE) for byte in range(256)}
+    return tokens | _added(tokenizer)
+
+
+def _split_name(folder, tokenizer) -> str:
+    steps = tokenizer.get("pre_tokenizer") or {}
+    steps = steps.get("pretokenizers", [steps])
+    kinds = [step.get("type") for step in steps]
+    if kinds == ["ByteLevel"] and steps[0].get("use_regex", True):
+        return "gpt-2"
+    if kinds == ["Split", "ByteLevel"]:
+        pattern = (steps[0].get("pattern") or {}).get("Regex")
+        if pattern in SPLITS:
+            return SPLITS[pattern]
+    raise InputError(
+        f"{folder / 'tokenizer.json'}: it splits text in a way that is not among those known here as llama.cpp's "
+        f"({', '.join((*SPLITS.values(), 'gpt-2'))}): {_ADVICE}"
+    )
+
+
+def _sentencepiece(writer, folder) -> dict[int, tuple]:
+    import gguf
+    import sentencepiece
+
+    file = folder / "tokenizer.model"
+    try:
+        vocabulary = gguf.vocab.SentencePieceVocab(folder)
+    except (OSError, RuntimeError, ValueError, TypeError) as error:
+        raise InputError(f"{file} cannot be read ({error}): {_ADVICE}") from None
+    tokens = dict(enumerate((str(text, "utf-8"), score, kind) for text, score, kind in vocabulary.all_tokens()))
+    # BPE numbers its pieces 0, -1, -2, ...; a unigram model has logarithms of probabilities.
+    if any(score != int(score) for _, score, kind in tokens.values() if kind == gguf.TokenType.NORMAL):
+        raise InputError(f"{file} is a unigram model, and llama.cpp's tokenizer for these models is BPE: {_ADVICE}")
+    pieces = sentencepiece.SentencePieceProcessor(model_file=str(file)).encode("x", out_type=str)
+    writer.add_add_space_prefix(bool(pieces) and pieces[0].startswith("\u2581"))
+    return tokens
