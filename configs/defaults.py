@@ -77,6 +77,20 @@ def get_config() -> ConfigDict:
     config.eval.passkey_new_tokens = 10
     config.eval.passkey_batch = 8
 
+    # Of experiments.export.
+    config.export = ConfigDict()
+    config.export.run = ""  # folder of a run of experiments.extend; empty: model.path with rope.method, untrained
+    config.export.method = ""  # of that run; empty: the one that it trained first
+    config.export.step = 0  # of that run's checkpoints; 0: the newest
+    config.export.formats = ("hf",)  # also 'gguf', and 'adapter' (PEFT) of a run with train.lora
+    config.export.gguf = ""  # a .gguf of the model to put the factors into; empty: the weights are converted
+    config.export.dtype = ""  # of a converted .gguf's matrices; empty: as they are
+    config.export.vocabulary = True  # whether a converted .gguf holds the tokenizer
+    config.export.overwrite = False
+    config.export.verify_lengths = ()  # tokens; empty: 32, the original and the target context
+    config.export.verify_dtype = "float32"  # or 'bfloat16', for a model that does not fit into memory in float32
+    config.verify = False  # load what was exported in transformers and compare logits
+
     config.mesh = ConfigDict({"data": 1, "fsdp": -1, "tensor": 1})
 
     # The small model that is trained from nothing when `model.path` is empty.

@@ -12,13 +12,15 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from rope_jax.errors import InputError
+from rope_jax.interop.verify import VerificationError
 from rope_jax.training.loop import NonFiniteLoss
 
 
 def run(experiment: Callable[[ConfigDict, Path, str], object], default_config: Path) -> None:
     """Defines `--config` and `--workdir`, parses flags and runs an experiment.
 
-    Exit status 2 for unusable input, 1 for a full disk or a loss that is no longer finite, 130 for Ctrl-C; in all
+    Exit status 2 for unusable input, 1 for a full disk, a loss that is no longer finite or an export that
+    computes something else, 130 for Ctrl-C; in all
     cases what was finished before stays, and the same command goes on from it.
 
     Args:
@@ -43,7 +45,7 @@ def run(experiment: Callable[[ConfigDict, Path, str], object], default_config: P
             experiment(config, folder, name)
         except InputError as error:
             _stop(str(error), 2)
-        except NonFiniteLoss as error:
+        except (NonFiniteLoss, VerificationError) as error:
             _stop(str(error), 1)
         except KeyboardInterrupt:
             print(f"\nstopped; the same command goes on from what {folder} holds", file=sys.stderr)

@@ -31,6 +31,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from experiments import cli, settings, workdir
+from experiments.cards import run_card, run_provenance
 from experiments.learned import learned_solution
 from experiments.progress import bar, say, training_bar
 from rope_jax.data.corpus import open_corpus
@@ -41,6 +42,7 @@ from rope_jax.errors import InputError
 from rope_jax.evaluation.suite import EvaluationTexts, SuiteConfig, check_suite, make_evaluate
 from rope_jax.interop.hub import resolve_model
 from rope_jax.interop.huggingface import check_model, read_model, write_model
+from rope_jax.interop.model_card import write_card
 from rope_jax.model.config import LlamaConfig
 from rope_jax.model.llama import abstract_params, init_params
 from rope_jax.report.files import read_json, write_json
@@ -428,20 +430,23 @@ def measure(run: Run, method: str, stage: str, evaluate: Callable, params: dict,
 
 
 def export(run: Run, params: dict, rope: ScaleVector) -> None:
-    """Writes the fine-tuned model of the first method in Hugging Face format."""
+    """Writes the fine-tuned model of the first method in Hugging Face format, with its card."""
+    method = run.methods[0]
+    measured = {stage: read_json(run.folder / "methods" / method / f"{stage}.json") for stage in ("before", "after")}
+    facts = run_card(
+        run.config, method, rope, run.extension.original, run.extension.target, run.tuning.optimizer.steps, **measured
+    )
+    source = run.source if run.config.model.path else None
     write_model(
         run.folder / "export",
         run.model,
         params,
         rope,
         context=run.extension.target,
-        provenance={
-            "method": run.methods[0],
-            "original_context": run.extension.original,
-            "extended_context": run.extension.target,
-            "fine_tuning_steps": run.tuning.optimizer.steps,
-            "fine_tuning_data": run.config.data.name,
-        },
+        provenance=run_provenance(
+            run.config, method, run.extension.original, run.extension.target, run.tuning.optimizer.steps
+        ),
+        extra_files=lambda place: write_card(place, facts, source),
         source=run.source,
         dtype=run.source_dtype,
     )

@@ -21,6 +21,25 @@ def bar(description: str) -> Callable[[Iterable], Iterable]:
 
 
 @contextlib.contextmanager
+def byte_bar(description: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar over bytes written.
+
+    Args:
+        description: what is written.
+
+    Yields:
+        A function of the bytes done and the bytes in all that moves the bar.
+    """
+    with tqdm(desc=f"  {description}", unit="B", unit_scale=True, leave=False, file=sys.stderr) as progress:
+
+        def update(done: int, total: int) -> None:
+            progress.total = total
+            progress.update(done - progress.n)
+
+        yield update
+
+
+@contextlib.contextmanager
 def training_bar(
     description: str, steps: int, start: int, tokens_per_step: int
 ) -> Iterator[Callable[[int, dict], None]]:

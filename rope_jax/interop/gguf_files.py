@@ -11,9 +11,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import shutil
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import ml_dtypes
@@ -22,9 +21,10 @@ import numpy as np
 from rope_jax.errors import InputError
 from rope_jax.interop.gguf_vocabulary import add_vocabulary
 from rope_jax.interop.hf_config import read_json
-from rope_jax.interop.huggingface import check_model, fold_attention_factor
+from rope_jax.interop.huggingface import check_model
+from rope_jax.interop.new_folder import check_space, counter
 from rope_jax.interop.tensor_files import DTYPES, StoredTensor, find_tensors
-from rope_jax.interop.weights import is_frequency_buffer
+from rope_jax.interop.weights import cast, fold_attention_factor, is_frequency_buffer
 from rope_jax.model.config import LlamaConfig
 from rope_jax.rope.embedding import ScaleVector
 
@@ -143,7 +143,7 @@ def write_gguf(
     dtype: str | None = None,
     vocabulary: bool = True,
     overwrite: bool = False,
-    progress: Callable[[Iterable], Iterable] = iter,
+    progress: Callable[[int, int], object] | None = None,
 ) -> None:
     """Converts a Hugging Face folder, one tensor in memory at a time.
 
@@ -158,7 +158,7 @@ def write_gguf(
         dtype: of the matrices; None keeps that of each.
         vocabulary: whether the tokenizer goes in too; without it the file takes token ids only.
         overwrite: replace a file that is already there.
-        progress: wraps the tensors as they are written.
+        progress: called with the tensor bytes written so far and in all.
 
     Raises:
         InputError: naming the folder, file or argument, and the fix. Nothing is left behind.
@@ -208,9 +208,11 @@ def write_gguf(
         _write_header(writer)
         if factors is not None:
             writer.write_tensor_data(factors)
-        for name, kind, tensor in progress(planned):
+        advance = counter(need, progress)
+        for name, kind, tensor in planned:
             value = _converted(name, tensor, kind, config, architecture, float(rope.attention_factor))
             writer.write_tensor_data(value.reshape(-1).view(np.uint8))
+            advance(value.nbytes)
         writer.close()
 
     need = sum(int(np.prod(tensor.shape)) * kind.itemsize for _, kind, tensor in planned)
@@ -226,7 +228,7 @@ def add_factors(
     context: int,
     provenance: Mapping,
     overwrite: bool = False,
-    progress: Callable[[Iterable], Iterable] = iter,
+    progress: Callable[[int, int], object] | None = None,
 ) -> None:
     """Copies a GGUF file and puts a scale vector in; other tensors, quantised or not, stay equal to the byte.
 
@@ -241,7 +243,7 @@ def add_factors(
         context: tokens that the model is now good for.
         provenance: what the scale vector was made from; JSON-serialisable.
         overwrite: replace a file that is already there.
-        progress: wraps the tensors as they are written.
+        progress: called with the tensor bytes written so far and in all.
 
     Raises:
         InputError: naming the file and the fix, if it cannot be read, is of another model, or is one of several
@@ -283,8 +285,10 @@ def add_factors(
             )
         _write_header(writer)
         writer.write_tensor_data(factors)
-        for tensor in progress(kept):
+        advance = counter(sum(tensor.data.nbytes for tensor in kept), progress)
+        for tensor in kept:
             writer.write_tensor_data(tensor.data, tensor_endianess=reader.endianess)
+            advance(tensor.data.nbytes)
         writer.close()
 
     _write_atomically(target, overwrite, existing.stat().st_size, fill)
@@ -381,11 +385,7 @@ def _converted(name, tensor: StoredTensor, kind, config, architecture, attention
             # Hugging Face turns pairs (x[i], x[i + D/2]), and llama.cpp's llama (x[2i], x[2i+1]).
             halves = value.reshape(heads, 2, config.head_dim // 2, *value.shape[1:])
             value = halves.swapaxes(1, 2).reshape(value.shape)
-    with np.errstate(over="ignore"):
-        cast = np.ascontiguousarray(value, dtype=kind)
-    if kind == np.float16 and np.isfinite(value).all() and not np.isfinite(cast).all():
-        raise InputError(f"{tensor.name} has values beyond the range of float16: use bfloat16 or float32")
-    return cast
+    return np.ascontiguousarray(cast(value, kind, tensor.name))
 
 
 def _factors(rope: ScaleVector) -> np.ndarray:
@@ -418,12 +418,7 @@ def _write_atomically(target: Path, overwrite: bool, need: int, fill: Callable[[
         # What a killed export left behind is as large as the model.
         for unfinished in target.parent.glob(f".{target.name}.????????.new"):
             unfinished.unlink(missing_ok=True)
-        free = shutil.disk_usage(target.parent).free
-        if free < need:
-            raise InputError(
-                f"{target} needs {need / 1e9:.3f} GB and its disk has {free / 1e9:.3f} GB free: free some, or write "
-                "elsewhere"
-            )
+        check_space(target, need)
         fill(place)
         place.replace(target)
     except OSError as error:

@@ -23,6 +23,9 @@ TOKENIZER_FILES = (
     "vocab.json",
 )
 
+# What a model says of itself, and the terms that go wherever its weights go.
+DOCUMENTS = ("README.md", "LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
+
 # No .py; and PyTorch's files, whose pickles are never executed here, only where there is nothing else.
 DOWNLOADED = (
     "config.json",
@@ -31,6 +34,7 @@ DOWNLOADED = (
     "model.safetensors.index.json",
     "model-*.safetensors",
     *TOKENIZER_FILES,
+    *DOCUMENTS,
 )
 
 WITHOUT_SAFETENSORS = ("pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*.bin")

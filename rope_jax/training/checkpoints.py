@@ -73,6 +73,41 @@ class Checkpoints:
         return restored["state"], restored["data"]
 
 
+def read_trained(folder: Path, abstract, step: int | None = None) -> tuple[dict, int]:
+    """Reads what was trained from a checkpoint, and neither moments nor anything else; writes nothing.
+
+    Args:
+        folder: where checkpoints live.
+        abstract: `jax.ShapeDtypeStruct` leaves of `TrainState.params` that carry the shardings wanted.
+        step: of the checkpoint; None takes the newest.
+
+    Returns:
+        The trained pytree, and the checkpoint's step.
+
+    Raises:
+        InputError: if there is no such checkpoint, or it is damaged or of another model.
+    """
+    folder = Path(folder).resolve()
+    if not folder.is_dir():
+        raise InputError(f"{folder} does not exist: the run has no checkpoint yet")
+    options = ocp.CheckpointManagerOptions(read_only=True)
+    with ocp.CheckpointManager(folder, options=options, item_names=("state", "data")) as manager:
+        steps = sorted(manager.all_steps())
+        step = steps[-1] if step is None and steps else step
+        if step not in steps:
+            raise InputError(f"{folder} holds no checkpoint of step {step}: it has {steps or 'none'}")
+        item = {"params": abstract}
+        restore = ocp.args.PyTreeRestore(
+            item=item, restore_args=ocp.checkpoint_utils.construct_restore_args(item), partial_restore=True
+        )
+        try:
+            restored = manager.restore(step, args=ocp.args.Composite(state=restore))
+        except Exception as error:  # Orbax raises many types for what is one thing to the user.
+            reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+            raise InputError(f"checkpoint {folder / str(step)} cannot be read ({reason}): take another step") from error
+    return restored["state"]["params"], step
+
+
 def abstract_state(state_shape, shardings) -> TrainState:
     """Shapes and dtypes of a state with the shardings to restore it to.
 

@@ -1,0 +1,165 @@
+"""The README.md of an exported folder: what was done to the model, what it measured, and whose terms it is under."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from huggingface_hub import ModelCardData, metadata_load
+
+from rope_jax.interop.hub import DOCUMENTS
+from rope_jax.rope.embedding import ScaleVector
+
+CARD = "README.md"
+
+_PLAIN = re.compile(r"[\w .,:/()+-]{1,200}")
+
+
+@dataclasses.dataclass(frozen=True)
+class CardFacts:
+    """What a card states.
+
+    Attributes:
+        title: name of the model.
+        source: Hub name of the model it was made from, or a description of it.
+        method: name of the method that gave the scale vector.
+        rope: the scale vector.
+        original: pre-training context, tokens.
+        target: extended context, tokens.
+        training: sentences on how it was fine-tuned; empty for none.
+        data: what it was fine-tuned on.
+        before: record of the evaluation before fine-tuning (see `make_evaluate`), or None.
+        after: the same after it, or None.
+        evaluated_on: what was measured on.
+    """
+
+    title: str
+    source: str
+    method: str
+    rope: ScaleVector
+    original: int
+    target: int
+    training: str = ""
+    data: str = ""
+    before: Mapping | None = None
+    after: Mapping | None = None
+    evaluated_on: str = ""
+
+
+def write_card(folder: Path, facts: CardFacts, source: Path | None) -> None:
+    """Writes the card, and the licence files of the source beside it.
+
+    Args:
+        folder: existing folder of the export.
+        facts: see `CardFacts`.
+        source: folder of the model it was made from; None for one trained from nothing.
+    """
+    licence = {} if source is None else _licence(source)
+    files = [] if source is None else licence_files(source)
+    for file in files:
+        shutil.copyfile(file, folder / file.name)
+    # Only a name on the Hub means anything to the Hub.
+    base = facts.source if facts.source.count("/") == 1 and not Path(facts.source).exists() else None
+    header = ModelCardData(library_name="transformers", tags=["rope", "long-context"], base_model=base, **licence)
+    text = f"---\n{header.to_yaml()}\n---\n\n{_body(facts, licence, [file.name for file in files], source is None)}"
+    (folder / CARD).write_text(text, encoding="utf-8")
+
+
+def licence_files(source: Path) -> list[Path]:
+    """Files of a model folder that state its terms.
+
+    Args:
+        source: model folder.
+
+    Returns:
+        Licences, notices and use policies; no README.
+    """
+    patterns = [pattern for pattern in DOCUMENTS if pattern != CARD]
+    found = {file for pattern in patterns for file in source.glob(pattern)}
+    return sorted(file for file in found if file.is_file())
+
+
+def _licence(source: Path) -> dict[str, str]:
+    """`license` and its companions, as the source's own card states them."""
+    try:
+        stated = metadata_load(source / CARD) or {}
+    # No card, no front matter, or one that is not YAML: nothing that could be passed on.
+    except (OSError, ValueError, AttributeError):
+        return {}
+    keys = ("license", "license_name", "license_link")
+    found = {key: stated.get(key) for key in keys if isinstance(stated, dict)}
+    # Nobody vouches for the file: a line of text is taken, and nothing that could pass for a part of this card.
+    return {key: value for key, value in found.items() if isinstance(value, str) and _PLAIN.fullmatch(value)}
+
+
+def _body(facts: CardFacts, licence: Mapping, files: list[str], trained_here: bool) -> str:
+    factors = np.atleast_2d(np.asarray(facts.rope.factors, float))
+    pairs = factors.shape[-1]
+    moved = int(np.any(factors != 1, axis=0).sum())
+    lines = [
+        f"# {facts.title}",
+        "",
+        f"{facts.source}, its context extended from {facts.original:,} to {facts.target:,} tokens by "
+        "[rope-jax](https://arxiv.org/abs/2410.01490).",
+        "",
+        "## Method",
+        "",
+        f"`{facts.method}`: frequency `i` of the rotary embedding is divided by a factor `f_i`, the same at all lengths.",
+        "",
+        "| | |",
+        "|---|---|",
+        f"| pairs | {pairs}, of which {moved} have a factor other than 1 |",
+        f"| factors | {factors.min():.6g} to {factors.max():.6g}, mean {factors.mean():.6g} |",
+        f"| attention factor | {float(facts.rope.attention_factor):.6g}"
+        + (", folded into the weights |" if facts.rope.attention_factor != 1 else " |"),
+        "",
+        "All factors are in `config.json`, under `rope_scaling`, in a form that transformers and vLLM read without "
+        "custom code. llama.cpp drops them when it converts the folder: use a GGUF file with `rope_freqs.weight`, as "
+        "rope-jax exports it.",
+        "",
+        "## Training and data",
+        "",
+    ]
+    lines += [f"{facts.training} Data: {facts.data}." if facts.training else "None: the weights are the source's."]
+    lines += ["", "## Evaluation", "", *_evaluation(facts), "", "## Licence", ""]
+    if licence:
+        stated = ", ".join(f"{key}: {value}" for key, value in licence.items())
+        lines.append(f"That of the source, as its own card states it ({stated}).")
+    if files:
+        lines.append(f"The source's terms are in {', '.join(f'`{name}`' for name in files)}.")
+    if trained_here:
+        lines.append("None is stated: the model was trained from nothing in the run that exported it.")
+    elif not licence and not files:
+        lines.append(
+            "The source folder states none, and so this card claims none: the terms of the model it was made from "
+            "apply."
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _evaluation(facts: CardFacts) -> list[str]:
+    stages = [(name, record) for name, record in (("before", facts.before), ("after", facts.after)) if record]
+    if not stages:
+        return ["Not measured."]
+    windows = list(stages[0][1]["perplexity"])
+    lines = [
+        f"Sliding-window perplexity on {facts.evaluated_on}, before and after fine-tuning.",
+        "",
+        "| window | " + " | ".join(name for name, _ in stages) + " |",
+        "|---|" + "---|" * len(stages),
+    ]
+    for window in windows:
+        cells = [f"{record['perplexity'][window]['perplexity']:.3f}" for _, record in stages]
+        lines.append(f"| {int(window):,} tokens | {' | '.join(cells)} |")
+    retrieved = stages[-1][1].get("passkey")
+    if retrieved:
+        rates = [
+            f"{rate['successes']} of {rate['trials']} at {length:,} tokens"
+            for length, rate in zip(retrieved["lengths"], retrieved["per_length"])
+        ]
+        lines += ["", f"Passkey retrieved, {stages[-1][0]} fine-tuning: {', '.join(rates)}."]
+    return lines

@@ -1,0 +1,126 @@
+"""Low-rank factors in the format of the PEFT library, for engines that put adapters on a shared model."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from flax.traverse_util import flatten_dict
+from safetensors.numpy import save_file
+
+from rope_jax.errors import InputError
+from rope_jax.interop.new_folder import write_atomically
+from rope_jax.interop.weights import KEY, QUERY, Weight, fold_attention_factor, table
+from rope_jax.model.config import LlamaConfig
+from rope_jax.training.lora import LoraConfig
+
+_PREFIX = "base_model.model."
+
+
+def check_adapter(config: LlamaConfig, lora: LoraConfig) -> None:
+    """Checks that an adapter can be exported on its own.
+
+    Args:
+        config: model shape.
+        lora: what was trained.
+
+    Raises:
+        InputError: for an embedding that is trained whole and is also the head: PEFT trains a copy of one of the two.
+    """
+    if "embedding" in lora.targets and config.tie_embeddings:
+        raise InputError(
+            "config.train.lora.targets has 'embedding', which in this model is also the head; a PEFT adapter would "
+            "change one of the two: export the merged model (config.export.formats = ('hf',))"
+        )
+
+
+def write_adapter(
+    folder: str | Path,
+    base: str | Path,
+    config: LlamaConfig,
+    lora: LoraConfig,
+    trained: Mapping,
+    *,
+    attention_factor: float = 1.0,
+    provenance: Mapping,
+    overwrite: bool = False,
+) -> None:
+    """Writes `adapter_config.json` and `adapter_model.safetensors`, whole or not at all.
+
+    The adapter belongs on `base`, the folder whose config holds the scale vector: on the model from before the
+    extension it is not what was trained.
+
+    Args:
+        folder: folder to create.
+        base: folder, or Hub name, of the model to put it on.
+        config: that model's shape.
+        lora: what was trained.
+        trained: as from `lora.init_trained`.
+        attention_factor: what `base` has folded into its q and k (see `fold_attention_factor`).
+        provenance: what the scale vector was made from; JSON-serialisable.
+        overwrite: replace an adapter that is already there.
+
+    Raises:
+        InputError: naming the argument and the fix. Nothing is left behind.
+    """
+    folder = Path(os.path.abspath(folder))
+    check_adapter(config, lora)
+    _check_folder(folder, overwrite)
+    trained = flatten_dict(trained)
+    modules, whole, values = set(), set(), {}
+    for weight in table(config):
+        module = weight.name.removesuffix(".weight")
+        factors = [trained.get(("factors", *weight.path[:-1], part)) for part in ("a", "b")]
+        if weight.path[-1] == "kernel" and factors[1] is not None:
+            modules.add(module.rpartition(".")[2])
+            a, b = (np.asarray(factor, np.float32) for factor in factors)
+            if weight in (QUERY, KEY):
+                b = fold_attention_factor(b, attention_factor)
+            for layer in range(config.num_layers):
+                name = _PREFIX + module.format(layer)
+                values[f"{name}.lora_A.weight"] = a[layer].reshape(-1, lora.rank).T
+                values[f"{name}.lora_B.weight"] = b[layer].reshape(lora.rank, -1).T
+        elif ("whole", *weight.path) in trained:
+            whole.add(module.rpartition(".")[2])
+            parameter = np.asarray(trained["whole", *weight.path], np.float32)
+            values |= _stored(weight, parameter, config)
+    described = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": str(base),
+        "r": lora.rank,
+        "lora_alpha": lora.alpha,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        "init_lora_weights": True,
+        "target_modules": sorted(modules),
+        "modules_to_save": sorted(whole) or None,
+    }
+
+    def write(place: Path):
+        contiguous = {name: np.ascontiguousarray(value) for name, value in values.items()}
+        save_file(contiguous, place / "adapter_model.safetensors", metadata={"format": "pt"})
+        (place / "provenance.json").write_text(json.dumps(dict(provenance), indent=2) + "\n", encoding="utf-8")
+        (place / "adapter_config.json").write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
+
+    write_atomically(folder, write)
+
+
+def _stored(weight: Weight, parameter: np.ndarray, config: LlamaConfig) -> dict[str, np.ndarray]:
+    names = weight.names(config)
+    layers = parameter if weight.stacked else [parameter]
+    return {_PREFIX + name: weight.to_stored(layer, config) for name, layer in zip(names, layers)}
+
+
+def _check_folder(folder: Path, overwrite: bool):
+    if not os.path.lexists(folder):
+        return
+    if not overwrite:
+        raise InputError(f"{folder} already exists: give another folder, or ask to overwrite it")
+    if not (folder / "adapter_config.json").is_file():
+        raise InputError(f"{folder} is no adapter (no adapter_config.json), so it is not replaced: remove it first")

@@ -1,0 +1,164 @@
+"""Whether an export computes elsewhere what it computes here, from its files alone."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rope_jax.interop.gguf_files import READS_FACTORS, read_gguf_rope
+from rope_jax.interop.hf_config import read_config, read_json
+from rope_jax.interop.huggingface import read_model
+from rope_jax.model.llama import Llama, head_kernel
+from rope_jax.rope.embedding import ScaleVector
+
+# Largest difference of a logit, as a share of the largest logit. float32 sums in another order differ by some 1e-6 per
+# product, and some dozen layers let that grow; bfloat16 rounds every product to 8 bits.
+TOLERANCES = {"float32": 1e-4, "bfloat16": 5e-2}
+
+# Logits at the last positions of a sequence are compared: those that depend on all of it.
+_LAST = 64
+
+
+class VerificationError(Exception):
+    """An export is not what it should be; the message names the file and what differs."""
+
+
+def verify_config(folder: Path) -> None:
+    """Checks that a `config.json` gives stock engines one scale vector at all lengths, and nothing on top.
+
+    transformers switches between `short_factor` and `long_factor` at the original length and honours
+    `attention_factor`. vLLM ignores that and derives its own scale from the ratio of the maximum to the original
+    length: with equal ones it is 1.
+
+    Args:
+        folder: exported folder.
+
+    Raises:
+        VerificationError: naming the key.
+    """
+    path = folder / "config.json"
+    raw = read_json(path)
+    scaling, context = raw.get("rope_scaling"), raw.get("max_position_embeddings")
+    if scaling is None:
+        return
+    expected = {
+        "rope_type": "longrope",
+        "attention_factor": 1.0,
+        "factor": 1.0,
+        "original_max_position_embeddings": context,
+        "long_factor": scaling.get("short_factor"),
+    }
+    for key, value in expected.items():
+        if scaling.get(key) != value:
+            raise VerificationError(
+                f"{path}: rope_scaling.{key} is {scaling.get(key)!r} where {value!r} is served right"
+            )
+    if raw.get("rope_parameters") != {**scaling, "rope_theta": raw.get("rope_theta")}:
+        raise VerificationError(
+            f"{path}: rope_parameters, which transformers 5 reads, is not rope_scaling and rope_theta"
+        )
+    if "original_max_position_embeddings" in raw:
+        raise VerificationError(f"{path}: a top-level original_max_position_embeddings changes the attention factor")
+
+
+def verify_gguf(file: Path, rope: ScaleVector, *, base: float, context: int, folded: bool) -> None:
+    """Checks what a GGUF file makes llama.cpp turn by.
+
+    Args:
+        file: GGUF file.
+        rope: the scale vector that it should hold.
+        base: the rotary base.
+        context: tokens that the model is good for.
+        folded: whether the attention factor is in the weights instead of the metadata.
+
+    Raises:
+        VerificationError: naming what differs.
+    """
+    found = read_gguf_rope(file)
+    expected = np.asarray(rope.factors, np.float32)
+    factors = np.ones_like(expected) if found.factors is None else found.factors
+    attention = np.float32(1.0 if folded else rope.attention_factor)
+    for what, ours, theirs in (
+        ("rope_freqs.weight", expected, factors),
+        ("the rotary base", np.float32(base), np.float32(found.base)),
+        ("the context length", context, found.context),
+        ("the attention factor", attention, np.float32(found.attention_factor)),
+        ("keys for a further scaling", (), found.scaling),
+    ):
+        if not np.array_equal(ours, theirs):
+            raise VerificationError(f"{file}: {what} is {theirs} where {ours} was to be written")
+    if found.factors is not None and found.architecture not in READS_FACTORS:
+        raise VerificationError(f"{file}: llama.cpp reads no rope_freqs.weight for a {found.architecture} model")
+
+
+def verify_logits(folder: Path, lengths: tuple[int, ...], dtype: str = "float32", seed: int = 0) -> list[dict] | None:
+    """Compares the logits of transformers and of this package on random tokens.
+
+    One model is in memory at a time.
+
+    Args:
+        folder: exported folder.
+        lengths: tokens of each sequence.
+        dtype: to load and compute in, a key of `TOLERANCES`.
+        seed: of the tokens.
+
+    Returns:
+        Per length `length`, `difference` (the largest), `largest` (the largest logit) and `allowed`; None if torch
+        is not installed, without which transformers cannot compute.
+
+    Raises:
+        VerificationError: naming the length, if logits differ by more than is allowed.
+    """
+    try:
+        import torch  # noqa: F401
+    except ImportError:
+        return None
+    vocab = read_config(folder).config.vocab_size
+    generator = np.random.default_rng(seed)
+    rows = [generator.integers(0, vocab, (1, length)) for length in lengths]
+    ours = _our_logits(folder, rows, dtype)
+    gc.collect()
+    theirs = _transformers_logits(folder, rows, dtype)
+    results = []
+    for length, a, b in zip(lengths, ours, theirs):
+        difference, largest = float(np.abs(a - b).max()), float(np.abs(b).max())
+        allowed = TOLERANCES[dtype] * max(largest, 1.0)
+        # Not "difference > allowed", which a NaN would pass.
+        if not difference <= allowed:
+            raise VerificationError(
+                f"{folder}: at {length:,} tokens transformers' logits differ by {difference:.3g}, and {allowed:.3g} is "
+                f"what {dtype} allows for logits up to {largest:.3g}"
+            )
+        results.append({"length": length, "difference": difference, "largest": largest, "allowed": allowed})
+    return results
+
+
+def _our_logits(folder, rows, dtype) -> list[np.ndarray]:
+    model = read_model(folder, param_dtype=dtype)
+    config = dataclasses.replace(model.config, dtype=dtype)
+
+    @jax.jit
+    def last(params, tokens):
+        hidden = Llama(config).apply({"params": params}, tokens, model.rope, project=False)[:, -_LAST:]
+        return jnp.dot(hidden, head_kernel(params, config).astype(hidden.dtype), preferred_element_type=jnp.float32)
+
+    return [np.asarray(last(model.params, jnp.asarray(tokens)), np.float32) for tokens in rows]
+
+
+def _transformers_logits(folder, rows, dtype) -> list[np.ndarray]:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=getattr(torch, dtype), trust_remote_code=False, use_safetensors=True
+    )
+    with torch.no_grad():
+        outputs = [
+            model(torch.asarray(tokens), use_cache=False, logits_to_keep=min(_LAST, tokens.shape[1])) for tokens in rows
+        ]
+    return [output.logits.float().numpy() for output in outputs]
