@@ -46,8 +46,9 @@ def add_vocabulary(writer, folder: Path, vocab_size: int) -> None:
         if model.get("byte_fallback"):
             kind, splits, tokens = "llama", "default", _with_byte_fallback(tokenizer)
         elif _is_bytes(tokenizer):
-            kind, splits, tokens = "llama", "default", _bytes(tokenizer)
-            writer.add_add_space_prefix(False)
+            kind, splits, tokens = "gpt2", "gpt-2", _byte_level(tokenizer)
+            # llama.cpp asks for merges; this one is of symbols that nothing makes. How text is split matters to none.
+            writer.add_token_merges(["\u0100\u0100 \u0100\u0100"])
         else:
             kind, splits, tokens = "gpt2", _split_name(folder, tokenizer), _byte_level(tokenizer)
             merges = True
@@ -112,13 +113,6 @@ def _byte_level(tokenizer) -> dict[int, tuple]:
 def _is_bytes(tokenizer) -> bool:
     """Whether the tokens are the 256 bytes and nothing merges."""
     return not tokenizer["model"].get("merges") and sorted(tokenizer["model"]["vocab"].values()) == list(range(256))
-
-
-def _bytes(tokenizer) -> dict[int, tuple]:
-    import gguf
-
-    tokens = {byte: (f"<0x{byte:02X}>", 0.0, gguf.TokenType.BYTE) for byte in range(256)}
-    return tokens | _added(tokenizer)
 
 
 def _split_name(folder, tokenizer) -> str:

@@ -108,7 +108,7 @@ def _body(facts: CardFacts, licence: Mapping, files: list[str], trained_here: bo
         "",
         "## Method",
         "",
-        f"`{facts.method}`: frequency `i` of the rotary embedding is divided by a factor `f_i`, the same at all lengths.",
+        f"`{facts.method}`: frequency `i` of the rotary embedding is divided by a factor `f_i` at all lengths.",
         "",
         "| | |",
         "|---|---|",
