@@ -31,12 +31,15 @@ from rope_jax.interop.model_card import CardFacts, write_card
 from rope_jax.interop.peft_adapter import check_adapter, write_adapter
 from rope_jax.interop.rescale import rescale_folder
 from rope_jax.interop.verify import TOLERANCES, verify_config, verify_gguf, verify_logits
+from rope_jax.model.config import LlamaConfig
 from rope_jax.report.files import write_json
 from rope_jax.rope.embedding import ScaleVector
 from rope_jax.rope.methods import solve_method
+from rope_jax.training import trained
 from rope_jax.training.checkpoints import read_trained
-from rope_jax.training.loop import merged, trained_layout
+from rope_jax.training.learn import from_logarithms
 from rope_jax.training.sharding import make_mesh, param_shardings
+from rope_jax.training.trained import TrainConfig
 
 DEFAULT = Path(__file__).resolve().parents[1] / "configs" / "export.py"
 FORMATS = ("hf", "gguf", "adapter")
@@ -75,13 +78,13 @@ class TrainedRun:
 
     Attributes:
         config: its config.
-        method: which of its methods.
-        folder: of that method.
+        training: how the method was trained.
+        folder: of the method.
         export: the model folder that the run has exported, if it is of that method and its newest step; else None.
     """
 
     config: ConfigDict
-    method: str
+    training: TrainConfig
     folder: Path
     export: Path | None
 
@@ -151,14 +154,13 @@ def prepare(config: ConfigDict, folder: Path) -> Job:
             "method of one vector"
         )
     if "gguf" in fields.formats:
-        kind = read_json(job.source / "config.json").get("model_type")
-        check_gguf(kind, job.rope, job.known.config.head_dim)
+        check_gguf(job.known.config, job.rope, job.target)
         if fields.gguf:
             check_extendable(Path(fields.gguf), job.rope, job.known.config.rope_base)
     elif fields.gguf:
         raise InputError("config.export.gguf is set, but config.export.formats has no 'gguf': add it")
     if "adapter" in fields.formats:
-        lora = job.run and settings.fine_tuning(job.run.config, job.target).lora
+        lora = job.run and job.run.training.lora
         if not lora:
             raise InputError("config.export.formats has 'adapter', which only a run with config.train.lora.rank has")
         check_adapter(job.known.config, lora)
@@ -173,6 +175,8 @@ def prepare(config: ConfigDict, folder: Path) -> Job:
 
 def zero_shot_job(config: ConfigDict) -> Job:
     """The job of a model as it is and a method."""
+    if config.rope.method == settings.LEARNED:
+        raise InputError("config.rope.method is 'learned', which takes texts: run experiments.extend and export that")
     if not config.model.path:
         raise InputError("config.model.path and config.export.run are empty: name the model, or the run, to export")
     source = resolve_model(config.model.path)
@@ -221,7 +225,12 @@ def trained_job(config: ConfigDict) -> Job:
     whole = method == methods[0] and not fields.step and (finished / "config.json").is_file()
     if not whole and not (place / "checkpoints").is_dir():
         raise InputError(f"{place} has no checkpoints: the run has not come to method {method}; let it go on")
+    training = settings.method_tuning(ran, target, method)
     steps = ran.train.steps if whole else _step(place, fields.step)
+    if training.learn:
+        abstract, shardings = trained.layout(known.config, training, make_mesh(**config.mesh), rope)
+        vector = {"rope": _abstract(abstract["rope"], shardings["rope"])}
+        rope = from_logarithms(read_trained(place / "checkpoints", vector, steps)["rope"])
     measured = {}
     if steps == ran.train.steps:
         measured = {stage: _read(place / f"{stage}.json") for stage in ("before", "after")}
@@ -234,7 +243,7 @@ def trained_job(config: ConfigDict) -> Job:
         provenance=run_provenance(ran, method, original, target, steps),
         facts=run_card(ran, method, rope, original, target, steps, **measured),
         licensed=source if ran.model.path else None,
-        run=TrainedRun(ran, method, place, finished if whole else None),
+        run=TrainedRun(ran, training, place, finished if whole else None),
     )
 
 
@@ -267,7 +276,7 @@ def write_folder(config: ConfigDict, job: Job, target: Path) -> Path:
     return target
 
 
-def trained_model(config: ConfigDict, job: Job):
+def trained_model(config: ConfigDict, job: Job) -> tuple[LlamaConfig, dict]:
     """A run's model and trained parameters, from its checkpoint; low-rank updates merged.
 
     Args:
@@ -277,11 +286,12 @@ def trained_model(config: ConfigDict, job: Job):
     Returns:
         Shape, and sharded parameters.
     """
-    model, training, mesh, trained = _restored(config, job)
-    if training.lora is None:
-        return model, trained
-    frozen = read_model(job.source, param_shardings(model, mesh), model.param_dtype).params
-    return model, merged(model, training, mesh, frozen, trained)
+    model, mesh, state = _restored(config, job)
+    frozen = None
+    if job.run.training.lora:
+        frozen = read_model(job.source, param_shardings(model, mesh), model.param_dtype).params
+    params, _ = trained.outcome(model, job.run.training, mesh, frozen, state, job.rope)
+    return model, params
 
 
 def write_gguf_file(config: ConfigDict, job: Job, source: Path, rope: ScaleVector, target: Path) -> None:
@@ -313,7 +323,8 @@ def write_peft(config: ConfigDict, job: Job, folder: Path) -> None:
         job: a run's job.
         folder: where `base` and `adapter` are created.
     """
-    model, training, _, trained = _restored(config, job)
+    model, _, state = _restored(config, job)
+    training = job.run.training
     facts = dataclasses.replace(job.facts, training="", before=None, after=None)
     common = {"provenance": job.provenance, "overwrite": config.export.overwrite}
     with byte_bar("writing the model below the adapter") as progress:
@@ -326,10 +337,10 @@ def write_peft(config: ConfigDict, job: Job, folder: Path) -> None:
             progress=progress,
             **common,
         )
+    weights = jax.device_get(state["weights"] if training.learn else state)
     attention = float(job.rope.attention_factor)
-    trained = jax.device_get(trained)
     write_adapter(
-        folder / "adapter", folder / "base", model, training.lora, trained, attention_factor=attention, **common
+        folder / "adapter", folder / "base", model, training.lora, weights, attention_factor=attention, **common
     )
 
 
@@ -372,15 +383,17 @@ def verify(config: ConfigDict, job: Job, exported: Path | None, folder: Path, ro
 
 
 def _restored(config: ConfigDict, job: Job):
+    """The model's shape, the mesh, and what the run trained."""
     mesh = make_mesh(**config.mesh)
     model = settings.computed(job.run.config, job.known.config)
-    training = settings.fine_tuning(job.run.config, job.target)
-    abstract, shardings = trained_layout(model, training, mesh)
-    abstract = jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), abstract, shardings
+    abstract = _abstract(*trained.layout(model, job.run.training, mesh, job.rope))
+    return model, mesh, read_trained(job.run.folder / "checkpoints", abstract, config.export.step or None)
+
+
+def _abstract(shapes, shardings):
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes, shardings
     )
-    trained, _ = read_trained(job.run.folder / "checkpoints", abstract, config.export.step or None)
-    return model, training, mesh, trained
 
 
 def _step(place: Path, wanted: int) -> int:

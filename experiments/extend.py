@@ -329,8 +329,7 @@ def evaluate_and_tune(run: Run, vectors: dict[str, ScaleVector]) -> dict[str, di
         exported = method != run.methods[0] or (run.folder / "export").exists()
         if done(method, "after") and exported:
             continue
-        joint = method == settings.LEARNED and run.config.learn.joint
-        tuning = dataclasses.replace(run.tuning, learn=settings.learning(run.config)) if joint else run.tuning
+        tuning = settings.method_tuning(run.config, run.extension.target, method)
         tuned, vector = fit(run, vectors[method], tuning, base, folders[method], method)
         if not done(method, "after"):
             measure(run, method, "after", evaluate, tuned, vector)

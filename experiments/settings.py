@@ -243,6 +243,21 @@ def fine_tuning(config: ConfigDict, target: int) -> TrainConfig:
     )
 
 
+def method_tuning(config: ConfigDict, target: int, method: str) -> TrainConfig:
+    """`fine_tuning` of one method: 'learned' may go on learning its vector.
+
+    Args:
+        config: the run's config.
+        target: extended context, tokens per sequence.
+        method: name of the method.
+
+    Returns:
+        The run.
+    """
+    joint = method == LEARNED and config.learn.joint
+    return dataclasses.replace(fine_tuning(config, target), learn=learning(config) if joint else None)
+
+
 def _lora(config: ConfigDict) -> LoraConfig | None:
     lora = config.train.lora
     if lora.rank == 0:

@@ -20,11 +20,10 @@ import numpy as np
 
 from rope_jax.errors import InputError
 from rope_jax.interop.gguf_vocabulary import add_vocabulary
-from rope_jax.interop.hf_config import read_json
 from rope_jax.interop.huggingface import check_model
 from rope_jax.interop.new_folder import check_space, counter
-from rope_jax.interop.tensor_files import DTYPES, StoredTensor, find_tensors
-from rope_jax.interop.weights import cast, fold_attention_factor, is_frequency_buffer
+from rope_jax.interop.tensor_files import DTYPES, find_tensors
+from rope_jax.interop.weights import cast, fold_attention_factor, folding_rows, is_frequency_buffer
 from rope_jax.model.config import LlamaConfig
 from rope_jax.rope.embedding import ScaleVector
 
@@ -106,30 +105,35 @@ def read_gguf_rope(file: str | Path) -> GgufRope:
     )
 
 
-def check_gguf(model_type: str, rope: ScaleVector, head_dim: int) -> None:
-    """Checks, before anything is computed or written, that llama.cpp can compute with a scale vector.
+def check_gguf(config: LlamaConfig, rope: ScaleVector, context: int) -> None:
+    """Checks, before anything is computed or written, that llama.cpp can compute a model with a scale vector.
 
     Args:
-        model_type: Hugging Face's name of the architecture.
+        config: model shape.
         rope: scale vector.
-        head_dim: head dimension D.
+        context: tokens that it is to be good for.
 
     Raises:
         InputError: for a missing package, an architecture that has no place for the vector, or a vector per layer.
     """
     _gguf()
-    if model_type not in ARCHITECTURES:
-        raise InputError(f"a {model_type!r} model cannot be written as GGUF: use one of {', '.join(ARCHITECTURES)}")
-    factors = np.asarray(rope.factors)
-    if factors.shape != (head_dim // 2,):
+    kind, factors, pairs = config.architecture, np.asarray(rope.factors), config.head_dim // 2
+    if kind not in ARCHITECTURES:
+        raise InputError(f"a {kind!r} model cannot be written as GGUF: use one of {', '.join(ARCHITECTURES)}")
+    if factors.shape != (pairs,):
         raise InputError(
-            f"the factors have shape {list(factors.shape)}, and GGUF holds one of {head_dim // 2} for all: "
-            "export one vector for the whole model"
+            f"the factors have shape {list(factors.shape)}, and GGUF holds one of {pairs} for all: export one vector "
+            "for the whole model"
         )
-    if ARCHITECTURES[model_type] not in READS_FACTORS and not np.all(factors == 1):
+    if ARCHITECTURES[kind] not in READS_FACTORS and not np.all(factors == 1):
         raise InputError(
-            f"llama.cpp reads no scale vector for a {model_type} model: its GGUF would turn at the old frequencies; "
-            "leave 'gguf' out of config.export.formats and serve the Hugging Face folder"
+            f"llama.cpp reads no scale vector for a {kind} model: its GGUF would turn at the old frequencies; leave "
+            "'gguf' out of config.export.formats and serve the Hugging Face folder"
+        )
+    if config.sliding_window is not None and config.sliding_window < context:
+        raise InputError(
+            f"this model attends to {config.sliding_window} tokens, and llama.cpp's {ARCHITECTURES[kind]} to all "
+            f"{context}: serve the Hugging Face folder"
         )
 
 
@@ -147,7 +151,7 @@ def write_gguf(
 ) -> None:
     """Converts a Hugging Face folder, one tensor in memory at a time.
 
-    An attention factor is folded into the weights of q and k. Norms and biases are float32, as llama.cpp expects.
+    An attention factor is folded into the weights. Norms and biases are float32, as llama.cpp expects.
 
     Args:
         target: file to create; it appears whole or not at all.
@@ -166,14 +170,14 @@ def write_gguf(
     gguf = _gguf()
     target, folder = Path(os.path.abspath(target)), Path(folder)
     config = check_model(folder).config
-    raw = read_json(folder / "config.json")
-    check_gguf(raw["model_type"], rope, config.head_dim)
+    check_gguf(config, rope, context)
     if dtype is not None and dtype not in ("float32", "float16", "bfloat16"):
         raise InputError(f"config.export.dtype is {dtype!r}: use 'float32', 'float16' or 'bfloat16'")
-    architecture = ARCHITECTURES[raw["model_type"]]
+    architecture = ARCHITECTURES[config.architecture]
     names = gguf.get_tensor_name_map(
         next(arch for arch, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture), config.num_layers
     )
+    folded = {name for row in folding_rows(config) for name in row.names(config)}
     planned = []
     for name, tensor in sorted(find_tensors(folder).items(), key=lambda item: (item[1].file.name, item[1].offset)):
         if is_frequency_buffer(name) or (config.tie_embeddings and name == "lm_head.weight"):
@@ -210,7 +214,12 @@ def write_gguf(
             writer.write_tensor_data(factors)
         advance = counter(need, progress)
         for name, kind, tensor in planned:
-            value = _converted(name, tensor, kind, config, architecture, float(rope.attention_factor))
+            value = tensor.view()
+            if tensor.name in folded:
+                value = fold_attention_factor(value, float(rope.attention_factor))
+            if architecture == "llama":
+                value = _interleaved(name, value, config)
+            value = np.ascontiguousarray(cast(value, kind, tensor.name))
             writer.write_tensor_data(value.reshape(-1).view(np.uint8))
             advance(value.nbytes)
         writer.close()
@@ -376,16 +385,12 @@ def _write_header(writer):
     writer.write_ti_data_to_file()
 
 
-def _converted(name, tensor: StoredTensor, kind, config, architecture, attention_factor) -> np.ndarray:
-    value = tensor.view()
+def _interleaved(name: str, value: np.ndarray, config: LlamaConfig) -> np.ndarray:
+    """Hugging Face turns pairs (x[i], x[i + D/2]), and llama.cpp's llama (x[2i], x[2i+1]): the rows of q and k move."""
     heads = {"attn_q": config.num_heads, "attn_k": config.num_kv_heads}.get(name.split(".")[-2])
-    if heads is not None:
-        value = fold_attention_factor(value, attention_factor)
-        if architecture == "llama":
-            # Hugging Face turns pairs (x[i], x[i + D/2]), and llama.cpp's llama (x[2i], x[2i+1]).
-            halves = value.reshape(heads, 2, config.head_dim // 2, *value.shape[1:])
-            value = halves.swapaxes(1, 2).reshape(value.shape)
-    return np.ascontiguousarray(cast(value, kind, tensor.name))
+    if heads is None:
+        return value
+    return value.reshape(heads, 2, config.head_dim // 2, *value.shape[1:]).swapaxes(1, 2).reshape(value.shape)
 
 
 def _factors(rope: ScaleVector) -> np.ndarray:

@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 
 from rope_jax.errors import InputError
 from rope_jax.interop.new_folder import write_atomically
-from rope_jax.interop.weights import KEY, QUERY, Weight, fold_attention_factor, table
+from rope_jax.interop.weights import Weight, fold_attention_factor, folding_rows, table
 from rope_jax.model.config import LlamaConfig
 from rope_jax.training.lora import LoraConfig
 
@@ -59,7 +59,7 @@ def write_adapter(
         config: that model's shape.
         lora: what was trained.
         trained: as from `lora.init_trained`.
-        attention_factor: what `base` has folded into its q and k (see `fold_attention_factor`).
+        attention_factor: what `base` has folded into its weights (see `fold_attention_factor`).
         provenance: what the scale vector was made from; JSON-serialisable.
         overwrite: replace an adapter that is already there.
 
@@ -70,14 +70,14 @@ def write_adapter(
     check_adapter(config, lora)
     _check_folder(folder, overwrite)
     trained = flatten_dict(trained)
-    modules, whole, values = set(), set(), {}
+    modules, whole, values, folded = set(), set(), {}, folding_rows(config)
     for weight in table(config):
         module = weight.name.removesuffix(".weight")
         factors = [trained.get(("factors", *weight.path[:-1], part)) for part in ("a", "b")]
         if weight.path[-1] == "kernel" and factors[1] is not None:
             modules.add(module.rpartition(".")[2])
             a, b = (np.asarray(factor, np.float32) for factor in factors)
-            if weight in (QUERY, KEY):
+            if weight in folded:
                 b = fold_attention_factor(b, attention_factor)
             for layer in range(config.num_layers):
                 name = _PREFIX + module.format(layer)
@@ -86,6 +86,8 @@ def write_adapter(
         elif ("whole", *weight.path) in trained:
             whole.add(module.rpartition(".")[2])
             parameter = np.asarray(trained["whole", *weight.path], np.float32)
+            if weight in folded:
+                parameter = fold_attention_factor(parameter, attention_factor)
             values |= _stored(weight, parameter, config)
     described = {
         "peft_type": "LORA",

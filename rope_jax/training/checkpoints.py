@@ -73,16 +73,17 @@ class Checkpoints:
         return restored["state"], restored["data"]
 
 
-def read_trained(folder: Path, abstract, step: int | None = None) -> tuple[dict, int]:
+def read_trained(folder: Path, abstract, step: int | None = None) -> dict:
     """Reads what was trained from a checkpoint, and neither moments nor anything else; writes nothing.
 
     Args:
         folder: where checkpoints live.
-        abstract: `jax.ShapeDtypeStruct` leaves of `TrainState.params` that carry the shardings wanted.
+        abstract: `jax.ShapeDtypeStruct` leaves of `TrainState.params`, or a part of these, that carry the shardings
+            wanted.
         step: of the checkpoint; None takes the newest.
 
     Returns:
-        The trained pytree, and the checkpoint's step.
+        What was trained, shaped like `abstract`.
 
     Raises:
         InputError: if there is no such checkpoint, or it is damaged or of another model.
@@ -105,7 +106,7 @@ def read_trained(folder: Path, abstract, step: int | None = None) -> tuple[dict,
         except Exception as error:  # Orbax raises many types for what is one thing to the user.
             reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
             raise InputError(f"checkpoint {folder / str(step)} cannot be read ({reason}): take another step") from error
-    return restored["state"]["params"], step
+    return restored["state"]["params"]
 
 
 def abstract_state(state_shape, shardings) -> TrainState:

@@ -1,6 +1,7 @@
 """GGUF against llama.cpp itself: what it computes with our files, and what it makes of text."""
 
 import builtins
+import dataclasses
 import json
 
 import gguf
@@ -296,10 +297,14 @@ def test_unusable_arguments(folder, plain, tmp_path, monkeypatch):
     refused(folder, tmp_path, "GGUF holds one of 8 for all", rope=ScaleVector.create(np.ones((2, 8))))
     with pytest.raises(InputError, match="already exists"):
         converted(folder, plain)
+    config = read_config(folder).config
+    qwen3 = dataclasses.replace(config, architecture="qwen3")
     with pytest.raises(InputError, match="reads no scale vector for a qwen3 model"):
-        check_gguf("qwen3", ROPE, 16)
-    with pytest.raises(InputError, match="'phi3' model cannot be written"):
-        check_gguf("phi3", ROPE, 16)
+        check_gguf(qwen3, ROPE, 256)
+    check_gguf(qwen3, identity(16), 256)
+    window = dataclasses.replace(config, architecture="mistral", sliding_window=100)
+    with pytest.raises(InputError, match="attends to 100 tokens"):
+        check_gguf(window, ROPE, 256)
     common = {"context": 256, "provenance": {}}
     with pytest.raises(InputError, match="has rotary base 10000 where the model has 500000"):
         add_factors(tmp_path / "a.gguf", plain, ROPE, base=500000.0, **common)
@@ -317,7 +322,7 @@ def test_unusable_arguments(folder, plain, tmp_path, monkeypatch):
     missing = lambda name, *rest: (_ for _ in ()).throw(ImportError) if name == "gguf" else real(name, *rest)  # noqa: E731
     monkeypatch.setattr(builtins, "__import__", missing)
     with pytest.raises(InputError, match=r"pip install -e '\.\[gguf\]'"):
-        check_gguf("llama", ROPE, 16)
+        check_gguf(config, ROPE, 256)
 
 
 def test_a_split_file_is_refused(plain, tmp_path):

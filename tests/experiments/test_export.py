@@ -1,0 +1,262 @@
+"""The export command: zero-shot and from runs, every format, cards, verification, and what it refuses."""
+
+import importlib
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import peft
+import pytest
+import torch
+import transformers
+from huggingface_hub import metadata_load
+
+from experiments.export import export
+from experiments.extend import extend
+from rope_jax.errors import InputError
+from rope_jax.interop.gguf_files import read_gguf_rope
+from rope_jax.interop.huggingface import read_model
+from rope_jax.interop.verify import VerificationError, verify_config, verify_gguf, verify_logits
+from rope_jax.model.llama import Llama
+from rope_jax.rope.embedding import identity
+from tests.experiments.helpers import small_config, write_texts
+from tests.interop.references import reference_logits, write_random_llama
+
+
+def config_of(**fields):
+    """`configs/export.py` with fields named as on the command line, dots as underscores."""
+    config = importlib.import_module("configs.export").get_config()
+    for name, value in fields.items():
+        section, _, field = name.partition("__")
+        if field:
+            config[section][field] = value
+        else:
+            config[section] = value
+    return config
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = write_random_llama(tmp_path_factory.mktemp("export") / "a-model", hidden_size=64, vocab_size=258)
+    importlib.import_module("rope_jax.data.byte_tokenizer").ByteTokenizer().save(folder)
+    card = "---\nlicense: llama2\nlicense_link: LICENSE.txt\nextra: 1\n---\n# A model\n"
+    (folder / "README.md").write_text(card)
+    (folder / "LICENSE.txt").write_text("terms")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def lora_run(tmp_path_factory):
+    """A whole run with low-rank updates, two methods."""
+    place = tmp_path_factory.mktemp("lora")
+    config = small_config(write_texts(place / "texts"))
+    config.train.lora.rank = 3
+    config.train.lora.targets = ("q", "o", "up", "norm")
+    config.train.learning_rate = 1e-2
+    config.train.keep = 2
+    folder = place / "small"
+    return folder, extend(config, folder, "small")
+
+
+def test_zero_shot_in_one_command(model, tmp_path):
+    formats = ("hf", "gguf")
+    results = export(
+        config_of(model__path=str(model), rope__method="yarn", export__formats=formats, verify=True), tmp_path, "export"
+    )
+    rows = results["export"]["logits"]
+    assert [row["length"] for row in rows] == [32, 128, 256]
+    assert all(row["difference"] <= row["allowed"] for row in rows)
+    assert json.loads((tmp_path / "verify.json").read_text()) == results
+    exported, source = read_model(tmp_path / "export"), read_model(model)
+    assert exported.provenance["method"] == "yarn" and exported.provenance["fine_tuning_steps"] == 0
+    assert exported.config.context == read_gguf_rope(tmp_path / "model.gguf").context == 256
+    np.testing.assert_array_equal(exported.params["embedding"], source.params["embedding"])
+    np.testing.assert_array_equal(read_gguf_rope(tmp_path / "model.gguf").factors, exported.rope.factors)
+
+
+def test_card_inherits_the_licence_it_finds_and_claims_no_other(model, tmp_path):
+    export(config_of(model__path=str(model), rope__method="pi"), tmp_path / "a", "export")
+    card = tmp_path / "a/export/README.md"
+    assert metadata_load(card) == {
+        "library_name": "transformers",
+        "license": "llama2",
+        "license_link": "LICENSE.txt",
+        "tags": ["rope", "long-context"],
+    }
+    text = card.read_text()
+    for said in ("`pi`", "from 128 to 256 tokens", "6 have a factor other than 1", "None: the weights", "Not measured"):
+        assert said in text
+    assert str(model.parent) not in text
+    assert (tmp_path / "a/export/LICENSE.txt").read_text() == "terms"
+    sums = (tmp_path / "a/export/SHA256SUMS").read_text()
+    assert "README.md" in sums and "LICENSE.txt" in sums
+
+    bare = tmp_path / "bare"
+    shutil.copytree(model, bare, ignore=shutil.ignore_patterns("README.md", "LICENSE.txt"))
+    for content in (
+        None,
+        "# no header\n",
+        "---\nlicense: [a, b]\n---\n",
+        "---\n: : {\n---\n",
+        "---\nlicense: |\n a\n b\n---\n",
+    ):
+        if content is not None:
+            (bare / "README.md").write_text(content)
+        config = config_of(model__path=str(bare), rope__method="pi", export__overwrite=True)
+        export(config, tmp_path / "b", "export")
+        card = tmp_path / "b/export/README.md"
+        assert "license" not in metadata_load(card)
+        assert "claims none" in card.read_text()
+
+
+def test_factors_into_an_existing_gguf(model, tmp_path):
+    plain = config_of(model__path=str(model), rope__method="extrapolation", export__formats=("gguf",))
+    export(plain, tmp_path / "a", "export")
+    file = tmp_path / "a/model.gguf"
+    assert read_gguf_rope(file).factors is None
+    more = config_of(
+        model__path=str(model), rope__method="yarn", export__formats=("gguf",), export__gguf=str(file), verify=True
+    )
+    export(more, tmp_path / "b", "export")
+    found = read_gguf_rope(tmp_path / "b/model.gguf")
+    # 0.1 ln 2 + 1, YaRN's factor for twice the context; it cannot be folded into tensors that stay as they are.
+    assert found.attention_factor == pytest.approx(0.1 * np.log(2) + 1)
+    assert found.factors.max() == 2
+
+
+def test_a_run_with_lora(lora_run, tmp_path):
+    """Its export is the merged model; as an adapter on the scaled base it gives the same logits; so does a checkpoint."""
+    folder, results = lora_run
+    assert results["methods"]["dprope"]["after"]["perplexity"] != results["methods"]["dprope"]["before"]["perplexity"]
+    found = read_model(folder / "export")
+    np.testing.assert_array_equal(found.rope.factors, np.float32(results["methods"]["dprope"]["scale"]["factors"]))
+    tokens = np.random.default_rng(0).integers(0, 258, (1, 100))
+    expected = np.asarray(Llama(found.config).apply({"params": found.params}, jnp.asarray(tokens), found.rope))
+    np.testing.assert_allclose(reference_logits(folder / "export", tokens), expected, atol=1e-4)
+    assert not np.array_equal(
+        read_model(folder / "model").params["layers"]["attention"]["q"]["kernel"],
+        found.params["layers"]["attention"]["q"]["kernel"],
+    )
+
+    config = config_of(export__run=str(folder), export__formats=("adapter", "gguf"), verify=True)
+    export(config, tmp_path / "a", "export")
+    np.testing.assert_array_equal(read_gguf_rope(tmp_path / "a/model.gguf").factors, found.rope.factors)
+    base = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "a/base", dtype=torch.float32)
+    adapted = peft.PeftModel.from_pretrained(base, tmp_path / "a/adapter")
+    with torch.no_grad():
+        theirs = adapted(torch.asarray(tokens)).logits.numpy()
+    np.testing.assert_allclose(theirs, expected, atol=1e-4)
+
+    # Without the run's own export the checkpoint gives the same folder.
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    shutil.rmtree(copy / "export")
+    export(config_of(export__run=str(copy)), tmp_path / "b", "export")
+    again = read_model(tmp_path / "b/export")
+    jax.tree.map(np.testing.assert_array_equal, again.params, found.params)
+    assert (tmp_path / "b/export/README.md").read_text() == (folder / "export/README.md").read_text()
+
+
+def test_another_method_and_step_of_a_run(lora_run, tmp_path):
+    folder, results = lora_run
+    export(config_of(export__run=str(folder), export__method="yarn", export__step=2), tmp_path, "export")
+    found = read_model(tmp_path / "export")
+    assert found.provenance["method"] == "yarn" and found.provenance["fine_tuning_steps"] == 2
+    assert found.provenance["folded_attention_factor"] == pytest.approx(0.1 * np.log(2) + 1)
+    np.testing.assert_array_equal(found.rope.factors, np.float32(results["methods"]["yarn"]["scale"]["factors"]))
+
+
+def test_card_of_a_run(lora_run):
+    folder, results = lora_run
+    text = (folder / "export/README.md").read_text()
+    for said in (
+        "4 steps of 8 sequences of 128 tokens, low-rank updates (rank 3, q, o, up, norm)",
+        "texts of the folder texts",
+        f"| 128 tokens | {results['methods']['dprope']['before']['perplexity']['128']['perplexity']:.3f} | "
+        f"{results['methods']['dprope']['after']['perplexity']['128']['perplexity']:.3f} |",
+        "None is stated: the model was trained from nothing",
+    ):
+        assert said in text
+
+
+def test_checkpoints_hold_what_is_trained_alone(lora_run):
+    folder, _ = lora_run
+    size = sum(file.stat().st_size for file in (folder / "methods/dprope/checkpoints/4").rglob("*") if file.is_file())
+    weights = (folder / "export/model.safetensors").stat().st_size
+    # All weights and two moments would be three times the weights.
+    assert size < 2 * weights
+
+
+BAD = [
+    ({}, r"config\.model\.path and config\.export\.run are empty"),
+    ({"export__formats": ("onnx",)}, r"config\.export\.formats is \('onnx',\): name some of hf, gguf, adapter"),
+    ({"export__formats": ()}, r"config\.export\.formats is \(\)"),
+    ({"verify": True, "export__verify_dtype": "int8"}, r"verify_dtype is 'int8'"),
+    ({"export__verify_lengths": (0,)}, r"verify_lengths is \(0,\)"),
+    ({"export__run": "/nowhere"}, r"config\.export\.run is /nowhere"),
+    ({"model__path": "MODEL", "export__formats": ("adapter",)}, r"only a run with config\.train\.lora\.rank has"),
+    ({"model__path": "MODEL", "export__gguf": "a.gguf"}, r"formats has no 'gguf'"),
+    ({"model__path": "MODEL", "export__gguf": "/no.gguf", "export__formats": ("gguf",)}, r"/no\.gguf is no file"),
+    ({"model__path": "MODEL", "rope__method": "learned"}, r"run experiments\.extend"),
+    ({"model__path": "MODEL", "rope__method": "alibi"}, r"rope\.method is 'alibi'"),
+    ({"model__path": "MODEL", "context__target": 100}, r"context\.target is 100"),
+    ({"model__path": "MODEL", "rope__factors": "LAYERS", "rope__method": "explicit"}, r"differ from layer to layer"),
+]
+
+
+@pytest.mark.parametrize(("fields", "message"), BAD, ids=[str(list(fields.items())[-1:]) for fields, _ in BAD])
+def test_bad_input_is_refused_before_anything_is_written(model, tmp_path, fields, message):
+    layers = tmp_path / "layers.json"
+    layers.write_text(json.dumps([[1.0] * 8, [2.0] * 8]))
+    known = {"MODEL": str(model), "LAYERS": str(layers)}
+    fields = {name: known.get(value, value) if isinstance(value, str) else value for name, value in fields.items()}
+    with pytest.raises(InputError, match=message):
+        export(config_of(**fields), tmp_path / "out", "export")
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_a_run_does_not_have(lora_run, model, tmp_path):
+    folder, _ = lora_run
+    for fields, message in (
+        ({"export__method": "pi"}, r"config\.export\.method is 'pi': the run in .* has dprope, yarn"),
+        ({"export__step": 3}, r"config\.export\.step is 3: .* has \[2, 4\]"),
+    ):
+        with pytest.raises(InputError, match=message):
+            export(config_of(export__run=str(folder), **fields), tmp_path / "out", "export")
+    export(config_of(model__path=str(model)), tmp_path / "out", "export")
+    with pytest.raises(InputError, match=r"already exists: choose another --workdir"):
+        export(config_of(model__path=str(model)), tmp_path / "out", "export")
+
+
+def test_verification_sees_what_differs(model, tmp_path):
+    export(config_of(model__path=str(model), export__formats=("hf", "gguf"), rope__method="pi"), tmp_path, "export")
+    path = tmp_path / "export/config.json"
+    good = json.loads(path.read_text())
+
+    def changed(**scaling):
+        path.write_text(json.dumps(good | {key: good[key] | scaling for key in ("rope_scaling", "rope_parameters")}))
+
+    # What vLLM would take for an extension and scale by.
+    changed(original_max_position_embeddings=128)
+    with pytest.raises(VerificationError, match="original_max_position_embeddings is 128 where 256"):
+        verify_config(tmp_path / "export")
+    changed(attention_factor=1.1)
+    with pytest.raises(VerificationError, match="attention_factor is 1.1"):
+        verify_config(tmp_path / "export")
+    path.write_text(json.dumps(good | {"rope_parameters": {"rope_type": "default"}}))
+    with pytest.raises(VerificationError, match="which transformers 5 reads"):
+        verify_config(tmp_path / "export")
+    with pytest.raises(VerificationError, match=r"rope_freqs\.weight is \[2\. 2"):
+        verify_gguf(tmp_path / "model.gguf", identity(16), base=10000.0, context=256, folded=True)
+    path.write_text(json.dumps(good))
+    verify_config(tmp_path / "export")
+
+
+def test_verification_compares_logits(model, tmp_path, monkeypatch):
+    rows = verify_logits(model, (5, 100), "bfloat16")
+    assert 0 < rows[1]["difference"] <= rows[1]["allowed"]
+    monkeypatch.setattr("rope_jax.interop.verify._transformers_logits", lambda *_: [np.full((1, 5, 258), np.nan)])
+    with pytest.raises(VerificationError, match="at 5 tokens transformers' logits differ by nan"):
+        verify_logits(model, (5,))
