@@ -27,6 +27,7 @@ setup(
         "ml_dtypes>=0.5",
         "huggingface_hub>=1.0",
         "safetensors>=0.8.0",
+        "pyyaml>=6.0",
         "transformers>=5.0",
         "tokenizers>=0.22",
         "sentencepiece>=0.2.1",
@@ -43,6 +44,10 @@ setup(
             "hypothesis>=6.150",
             "ruff>=0.14",
             "torch==2.13.0",
+            # What exports are for: adapters in PEFT, GGUF files in llama.cpp itself (wheels of which xllamacpp has).
+            "peft>=0.21",
+            "gguf>=0.19",
+            "xllamacpp>=2026.10",
             "nbclient>=0.11",
             "nbformat>=5.11",
             "ipykernel>=7.4",
@@ -56,6 +61,6 @@ setup(
         "eval": ["lm_eval>=0.4.13", "rouge==1.0.1", "wonderwords>=3.0.1"],
         # Preparing PG19 (not reading a prepared copy) needs TensorFlow.
         "pg19": ["tensorflow>=2.18", "importlib_resources>=6"],
-        "gguf": ["gguf>=0.17"],
+        "gguf": ["gguf>=0.19"],
     },
 )

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+import yaml
 from huggingface_hub import ModelCardData, metadata_load
 
 from rope_jax.interop.hub import DOCUMENTS
@@ -88,7 +89,7 @@ def _licence(source: Path) -> dict[str, str]:
     try:
         stated = metadata_load(source / CARD) or {}
     # No card, no front matter, or one that is not YAML: nothing that could be passed on.
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, yaml.YAMLError):
         return {}
     keys = ("license", "license_name", "license_link")
     found = {key: stated.get(key) for key in keys if isinstance(stated, dict)}

@@ -7,6 +7,7 @@ import shutil
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import peft
 import pytest
 import torch
@@ -49,13 +50,15 @@ def model(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def lora_run(tmp_path_factory):
-    """A whole run with low-rank updates, two methods."""
+    """A whole run with low-rank updates; its second method learns the vector, too."""
     place = tmp_path_factory.mktemp("lora")
     config = small_config(write_texts(place / "texts"))
     config.train.lora.rank = 3
     config.train.lora.targets = ("q", "o", "up", "norm")
     config.train.learning_rate = 1e-2
     config.train.keep = 2
+    config.compare = ("learned",)
+    config.learn.steps, config.learn.joint, config.learn.attention_factor = 2, True, True
     folder = place / "small"
     return folder, extend(config, folder, "small")
 
@@ -86,7 +89,7 @@ def test_card_inherits_the_licence_it_finds_and_claims_no_other(model, tmp_path)
         "tags": ["rope", "long-context"],
     }
     text = card.read_text()
-    for said in ("`pi`", "from 128 to 256 tokens", "6 have a factor other than 1", "None: the weights", "Not measured"):
+    for said in ("`pi`", "from 128 to 256 tokens", "8 have a factor other than 1", "None: the weights", "Not measured"):
         assert said in text
     assert str(model.parent) not in text
     assert (tmp_path / "a/export/LICENSE.txt").read_text() == "terms"
@@ -127,7 +130,7 @@ def test_factors_into_an_existing_gguf(model, tmp_path):
 
 
 def test_a_run_with_lora(lora_run, tmp_path):
-    """Its export is the merged model; as an adapter on the scaled base it gives the same logits; so does a checkpoint."""
+    """Its export is the merged model; as an adapter on the scaled base it gives the same; so does a checkpoint."""
     folder, results = lora_run
     assert results["methods"]["dprope"]["after"]["perplexity"] != results["methods"]["dprope"]["before"]["perplexity"]
     found = read_model(folder / "export")
@@ -160,12 +163,25 @@ def test_a_run_with_lora(lora_run, tmp_path):
 
 
 def test_another_method_and_step_of_a_run(lora_run, tmp_path):
+    """The vector that was learned with the weights is that of the checkpoint, its attention factor in the weights."""
     folder, results = lora_run
-    export(config_of(export__run=str(folder), export__method="yarn", export__step=2), tmp_path, "export")
+    config = config_of(
+        export__run=str(folder), export__method="learned", export__step=2, export__formats=("hf", "adapter")
+    )
+    export(config, tmp_path, "export")
     found = read_model(tmp_path / "export")
-    assert found.provenance["method"] == "yarn" and found.provenance["fine_tuning_steps"] == 2
-    assert found.provenance["folded_attention_factor"] == pytest.approx(0.1 * np.log(2) + 1)
-    np.testing.assert_array_equal(found.rope.factors, np.float32(results["methods"]["yarn"]["scale"]["factors"]))
+    assert found.provenance["method"] == "learned" and found.provenance["fine_tuning_steps"] == 2
+    stored = ocp.StandardCheckpointer().restore(folder / "methods/learned/checkpoints/2/state")["params"]["rope"]
+    np.testing.assert_allclose(found.rope.factors, np.exp(stored["factors"]), rtol=1e-6)
+    assert found.provenance["folded_attention_factor"] == pytest.approx(float(np.exp(stored["attention_factor"])))
+    assert not np.array_equal(found.rope.factors, np.float32(results["methods"]["learned"]["scale"]["factors"]))
+
+    tokens = np.random.default_rng(0).integers(0, 258, (1, 100))
+    base = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype=torch.float32)
+    adapted = peft.PeftModel.from_pretrained(base, tmp_path / "adapter")
+    with torch.no_grad():
+        theirs = adapted(torch.asarray(tokens)).logits.numpy()
+    np.testing.assert_allclose(theirs, reference_logits(tmp_path / "export", tokens), atol=1e-4)
 
 
 def test_card_of_a_run(lora_run):
@@ -220,7 +236,7 @@ def test_bad_input_is_refused_before_anything_is_written(model, tmp_path, fields
 def test_what_a_run_does_not_have(lora_run, model, tmp_path):
     folder, _ = lora_run
     for fields, message in (
-        ({"export__method": "pi"}, r"config\.export\.method is 'pi': the run in .* has dprope, yarn"),
+        ({"export__method": "pi"}, r"config\.export\.method is 'pi': the run in .* has dprope, learned"),
         ({"export__step": 3}, r"config\.export\.step is 3: .* has \[2, 4\]"),
     ):
         with pytest.raises(InputError, match=message):
@@ -243,7 +259,7 @@ def test_verification_sees_what_differs(model, tmp_path):
     with pytest.raises(VerificationError, match="original_max_position_embeddings is 128 where 256"):
         verify_config(tmp_path / "export")
     changed(attention_factor=1.1)
-    with pytest.raises(VerificationError, match="attention_factor is 1.1"):
+    with pytest.raises(VerificationError, match=r"attention_factor is 1\.1"):
         verify_config(tmp_path / "export")
     path.write_text(json.dumps(good | {"rope_parameters": {"rope_type": "default"}}))
     with pytest.raises(VerificationError, match="which transformers 5 reads"):

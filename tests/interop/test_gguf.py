@@ -88,16 +88,34 @@ def test_without_the_tensor_it_computes_something_else(folder, exported, tmp_pat
     assert np.abs(found - reference(exported)).max() > 0.1
 
 
-@pytest.mark.parametrize("options", [{"tie_word_embeddings": True}, {"num_key_value_heads": 4, "head_dim": 32}])
-def test_other_shapes(tmp_path, options):
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"tie_word_embeddings": True},
+        {"num_key_value_heads": 4, "head_dim": 32, "attention_bias": True},
+        {"architecture": "mistral", "sliding_window": None},
+        {"architecture": "qwen2"},
+    ],
+    ids=str,
+)
+def test_other_models(tmp_path, options):
     folder = write_random_llama(tmp_path / "a", vocab_size=VOCAB, hidden_size=64, **options)
     ByteTokenizer().save(folder)
-    pairs = options.get("head_dim", 16) // 2
-    rope = ScaleVector.create(np.linspace(1, 3, pairs))
+    rope = ScaleVector.create(np.linspace(1, 3, options.get("head_dim", 16) // 2), 1.2)
     file = converted(folder, tmp_path / "a.gguf", rope)
     rescale_folder(folder, tmp_path / "b", rope, context=256, provenance={})
     found = log_probabilities(file, TOKENS[0].tolist(), VOCAB, 256)
     np.testing.assert_allclose(found, reference(tmp_path / "b"), atol=1e-4)
+
+
+def test_qwen3_without_factors(tmp_path):
+    """Its graph has no place for them; a model that needs none converts."""
+    folder = write_random_llama(tmp_path / "a", vocab_size=VOCAB, hidden_size=64, architecture="qwen3", head_dim=32)
+    ByteTokenizer().save(folder)
+    refused(folder, tmp_path, "reads no scale vector for a qwen3 model", rope=ScaleVector.create(np.full(16, 2.0)))
+    file = converted(folder, tmp_path / "a.gguf", identity(32))
+    found = log_probabilities(file, TOKENS[0].tolist(), VOCAB, 256)
+    np.testing.assert_allclose(found, reference(folder), atol=1e-4)
 
 
 @pytest.mark.parametrize(("dtype", "kind", "bits"), [("float16", "F16", 11), ("bfloat16", "BF16", 8)])
