@@ -20,10 +20,10 @@ import numpy as np
 
 from rope_jax.errors import InputError
 from rope_jax.interop.gguf_vocabulary import add_vocabulary
-from rope_jax.interop.huggingface import check_model
+from rope_jax.interop.model_folder import inspect
 from rope_jax.interop.new_folder import check_space, counter
-from rope_jax.interop.tensor_files import DTYPES, find_tensors
-from rope_jax.interop.weights import cast, fold_attention_factor, folding_rows, is_frequency_buffer
+from rope_jax.interop.tensor_files import DTYPES
+from rope_jax.interop.weights import cast, fold_attention_factor, folding_rows
 from rope_jax.model.config import LlamaConfig
 from rope_jax.rope.embedding import ScaleVector
 
@@ -169,7 +169,8 @@ def write_gguf(
     """
     gguf = _gguf()
     target, folder = Path(os.path.abspath(target)), Path(folder)
-    config = check_model(folder).config
+    known, tensors = inspect(folder)
+    config = known.config
     check_gguf(config, rope, context)
     if dtype is not None and dtype not in ("float32", "float16", "bfloat16"):
         raise InputError(f"config.export.dtype is {dtype!r}: use 'float32', 'float16' or 'bfloat16'")
@@ -179,12 +180,8 @@ def write_gguf(
     )
     folded = {name for row in folding_rows(config) for name in row.names(config)}
     planned = []
-    for name, tensor in sorted(find_tensors(folder).items(), key=lambda item: (item[1].file.name, item[1].offset)):
-        if is_frequency_buffer(name) or (config.tie_embeddings and name == "lm_head.weight"):
-            continue
+    for name, tensor in sorted(tensors.items(), key=lambda item: (item[1].file.name, item[1].offset)):
         new_name = names.get_name(name, (".weight", ".bias"))
-        if new_name is None:
-            raise InputError(f"{tensor.file}: llama.cpp has no name for tensor {name} in a {architecture} model")
         kind = np.dtype(np.float32) if len(tensor.shape) == 1 else _dtype(dtype or DTYPES[tensor.dtype].name)
         planned.append((new_name, kind, tensor))
 
