@@ -4,14 +4,15 @@ python -m experiments.export --config.model.path=MODEL --config.context.target=8
 python -m experiments.export --config.export.run=runs/local --config.export.formats="('hf','gguf')" --workdir=OUT
 
 Without a run, a method (`config.rope.method`) gives the vector, and the weights are the model's own. `OUT/export` is a
-Hugging Face folder, `OUT/model.gguf` for llama.cpp, `OUT/adapter` a PEFT adapter on `OUT/base`. `--config.verify=True`
-loads what was written and compares.
+Hugging Face folder; `OUT/model.gguf`, its card beside it, is for llama.cpp; `OUT/adapter` is a PEFT adapter on
+`OUT/base`. `--config.verify=True` loads what was written and compares.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 from pathlib import Path
 
 import jax
@@ -115,6 +116,7 @@ def export(config: ConfigDict, folder: Path, name: str) -> dict:
         # A run's folder has the attention factor in its weights already.
         rope = read_config(exported).rope if job.run else rope
         write_gguf_file(config, job, exported if job.run else job.source, rope, folder / "model.gguf")
+        write_card(folder, job.facts, job.licensed)
         say(f"gguf     {folder / 'model.gguf'}")
     if "adapter" in fields.formats:
         write_peft(config, job, folder)
@@ -416,4 +418,6 @@ def _tuples(value):
 
 
 if __name__ == "__main__":
+    # It warns of templates for pairs of texts, which no language model is given.
+    logging.getLogger("gguf").setLevel(logging.ERROR)
     cli.run(export, DEFAULT)

@@ -118,9 +118,9 @@ def _body(facts: CardFacts, licence: Mapping, files: list[str], trained_here: bo
         f"| attention factor | {float(facts.rope.attention_factor):.6g}"
         + (", folded into the weights |" if facts.rope.attention_factor != 1 else " |"),
         "",
-        "All factors are in `config.json`, under `rope_scaling`, in a form that transformers and vLLM read without "
-        "custom code. llama.cpp drops them when it converts the folder: use a GGUF file with `rope_freqs.weight`, as "
-        "rope-jax exports it.",
+        "For transformers and vLLM all factors are in `config.json`, under `rope_scaling`, in a form that they read "
+        "without custom code. llama.cpp drops them when it converts such a folder; it reads them as the tensor "
+        "`rope_freqs.weight` of a GGUF file as rope-jax exports it.",
         "",
         "## Training and data",
         "",

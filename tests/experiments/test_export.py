@@ -77,6 +77,8 @@ def test_zero_shot_in_one_command(model, tmp_path):
     assert exported.config.context == read_gguf_rope(tmp_path / "model.gguf").context == 256
     np.testing.assert_array_equal(exported.params["embedding"], source.params["embedding"])
     np.testing.assert_array_equal(read_gguf_rope(tmp_path / "model.gguf").factors, exported.rope.factors)
+    assert (tmp_path / "README.md").read_text() == (tmp_path / "export/README.md").read_text()
+    assert (tmp_path / "LICENSE.txt").exists()
 
 
 def test_card_inherits_the_licence_it_finds_and_claims_no_other(model, tmp_path):
