@@ -58,16 +58,16 @@ def run_card(
     Returns:
         The facts.
     """
-    # A local folder's path is the business of its machine.
-    path = Path(config.model.path).expanduser()
-    source = path.resolve().name if path.is_dir() else config.model.path
-    source = source or "a small model that was pre-trained in the same run"
+    name = config.model.path
+    path = Path(name).expanduser()
+    if name and path.is_dir():
+        name = path.resolve().name  # the rest of a path is the business of its machine
     data = config.data.name
     if config.data.path and data == "text_folder":
         data = f"texts of the folder {Path(config.data.path).resolve().name}"
     return CardFacts(
-        title=f"{source if config.model.path else 'A small model'}, {target} tokens",
-        source=source,
+        title=f"{name or 'A small model'}, {target:,} tokens",
+        source=name or "A small model, pre-trained in the same run",
         method=method,
         rope=rope,
         original=original,

@@ -194,6 +194,8 @@ def test_card_of_a_run(lora_run):
         "texts of the folder texts",
         f"| 128 tokens | {results['methods']['dprope']['before']['perplexity']['128']['perplexity']:.3f} | "
         f"{results['methods']['dprope']['after']['perplexity']['128']['perplexity']:.3f} |",
+        "# A small model, 128 tokens",
+        "A small model, pre-trained in the same run, its context extended from 64 to 128 tokens",
         "None is stated: the model was trained from nothing",
     ):
         assert said in text
