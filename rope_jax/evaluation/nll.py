@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from rope_jax.model.config import LlamaConfig
-from rope_jax.model.llama import Llama, head_kernel
+from rope_jax.model.generate import bucket_length
+from rope_jax.model.llama import head_kernel
+from rope_jax.model.tail import tail_states
 from rope_jax.training.loss import token_nll
 
 
 def make_token_nll(
     config: LlamaConfig, chunk: int, batch_sharding: NamedSharding | None = None
-) -> Callable[..., jax.Array]:
+) -> Callable[..., np.ndarray]:
     """Compiles, once per shape of batch, the scoring that the perplexities need.
 
     Rows need no mask for padding on the right: attention is causal, so nothing before it sees it.
@@ -30,22 +34,120 @@ def make_token_nll(
     Returns:
         `score(params, rope, tokens, wanted)`, with tokens int32 `[B, T]` and wanted bool `[B, T]`, gives
         float32 `[B, T]`: at `[b, t]` the NLL in nats of `tokens[b, t + 1]` after `tokens[b, : t + 1]` where
-        that is wanted, else 0; chunks in which nothing is wanted cost no logits. A new scale vector recompiles
-        nothing. `functools.partial(score, params, rope)` is what `rope_jax.evaluation.perplexity` takes.
+        that is wanted, else 0. What lies before the first wanted column of the batch passes through the last
+        layer as keys and values only, and chunks in which nothing is wanted cost no logits; so batches whose
+        rows want the same columns are the cheapest. A new scale vector recompiles nothing.
+        `functools.partial(score, params, rope)` is what `rope_jax.evaluation.perplexity` takes.
     """
 
-    def score(params, rope, tokens, wanted):
-        hidden = Llama(config).apply({"params": params}, tokens, rope, project=False)
-        targets = jnp.pad(tokens[:, 1:], ((0, 0), (0, 1)))
-        wanted = wanted.at[:, -1].set(False)
-        return token_nll(hidden, head_kernel(params, config), targets, chunk, wanted)
+    compiled = _compiled(partial(tail_nll, config=config, chunk=chunk), batch_sharding, "tail")
 
+    def score_tail(params, rope, tokens, wanted):
+        width = tokens.shape[1]
+        columns = np.flatnonzero(wanted[:, :-1].any(axis=0))
+        nll = np.zeros(tokens.shape, np.float32)
+        if len(columns):
+            # In buckets, so that compilations are few.
+            tail = min(bucket_length(width - int(columns[0])), width)
+            nll[:, -tail:] = compiled(params, rope, *_spread((tokens, wanted), batch_sharding), tail=tail)
+        return nll
+
+    return score_tail
+
+
+def tail_nll(params, rope, tokens, wanted, *, config: LlamaConfig, chunk: int, tail: int):
+    """Negative log likelihoods of the tokens after each of the last ones of a row.
+
+    Args:
+        params: parameters of `Llama`.
+        rope: scale vector.
+        tokens: int32 `[B, T]`.
+        wanted: bool `[B, T]`, see `make_token_nll`.
+        config: model shape.
+        chunk: tokens of a row whose logits are formed at a time.
+        tail: columns that are given, the last ones.
+
+    Returns:
+        float32 `[B, tail]`, nats; 0 where nothing is wanted, and in the last column.
+    """
+    first = jnp.zeros(tokens.shape[0], jnp.int32)
+    hidden = tail_states(params, config, rope, tokens, first, tail)
+    targets = jnp.pad(tokens[:, 1:], ((0, 0), (0, 1)))
+    wanted = wanted.at[:, -1].set(False)
+    return token_nll(hidden, head_kernel(params, config), targets[:, -tail:], chunk, wanted[:, -tail:])
+
+
+def make_continuation_scores(
+    config: LlamaConfig, chunk: int, batch_sharding: NamedSharding | None = None
+) -> Callable[..., tuple[jax.Array, jax.Array]]:
+    """Compiles, once per shape, the scoring of given continuations.
+
+    Args:
+        config: model shape.
+        chunk: tokens of a row whose logits are formed at a time.
+        batch_sharding: as for `make_token_nll`.
+
+    Returns:
+        `score(params, rope, tokens, first, targets)`, with tokens int32 `[B, T]` that end in the last column and
+        begin in column `first` (int32 `[B]`), and targets int32 `[B, C]` that follow the last C tokens (-1: none),
+        gives the sum of the log likelihoods of each row's targets, float32 `[B]`, and whether greedy decoding
+        would produce all of them, bool `[B]`.
+    """
+
+    def score(params, rope, tokens, first, targets):
+        hidden = tail_states(params, config, rope, tokens, first, targets.shape[1])
+        head = head_kernel(params, config).astype(hidden.dtype)
+        b, c = targets.shape
+        size = min(chunk, c)
+        padding = -c % size
+
+        def part(inputs):
+            h, t = inputs
+            logits = jnp.einsum("bte,ev->btv", h, head, preferred_element_type=jnp.float32)
+            hit = jnp.arange(logits.shape[-1]) == t[..., None]
+            of_target = jnp.sum(jnp.where(hit, logits, 0.0), axis=-1)
+            log_likelihood = of_target - jax.nn.logsumexp(logits, axis=-1)
+            return jnp.where(t >= 0, log_likelihood, 0.0), (t < 0) | (jnp.argmax(logits, axis=-1) == t)
+
+        hidden = jnp.pad(hidden, ((0, 0), (0, padding), (0, 0))).reshape(b, -1, size, hidden.shape[-1])
+        targets = jnp.pad(targets, ((0, 0), (0, padding)), constant_values=-1).reshape(b, -1, size)
+        log_likelihood, greedy = jax.lax.map(part, (hidden.swapaxes(0, 1), targets.swapaxes(0, 1)))
+        return jnp.sum(log_likelihood, axis=(0, 2)), jnp.all(greedy, axis=(0, 2))
+
+    compiled = _compiled(score, batch_sharding)
+    return lambda params, rope, *rows: compiled(params, rope, *_spread(rows, batch_sharding))
+
+
+def make_next_token_scores(
+    config: LlamaConfig, batch_sharding: NamedSharding | None = None
+) -> Callable[..., jax.Array]:
+    """Compiles, once per shape, the distribution of the token that comes next.
+
+    Args:
+        config: model shape.
+        batch_sharding: as for `make_token_nll`.
+
+    Returns:
+        `score(params, rope, tokens, first)`, rows as for `make_continuation_scores`, gives log probabilities float32
+        `[B, V]`.
+    """
+
+    def score(params, rope, tokens, first):
+        hidden = tail_states(params, config, rope, tokens, first, 1)[:, 0]
+        logits = jnp.dot(hidden, head_kernel(params, config).astype(hidden.dtype), preferred_element_type=jnp.float32)
+        return jax.nn.log_softmax(logits)
+
+    compiled = _compiled(score, batch_sharding)
+    return lambda params, rope, *rows: compiled(params, rope, *_spread(rows, batch_sharding))
+
+
+def _compiled(score, batch_sharding, *static):
     if batch_sharding is None:
-        return jax.jit(score)
+        return jax.jit(score, static_argnames=static)
     # Every process gets every row.
-    compiled = jax.jit(score, out_shardings=NamedSharding(batch_sharding.mesh, PartitionSpec()))
+    replicated = NamedSharding(batch_sharding.mesh, PartitionSpec())
+    return jax.jit(score, static_argnames=static, out_shardings=replicated)
 
-    def score_sharded(params, rope, tokens, wanted):
-        return compiled(params, rope, *jax.device_put((tokens, wanted), batch_sharding))
 
-    return score_sharded
+def _spread(rows, batch_sharding):
+    return rows if batch_sharding is None else jax.device_put(rows, batch_sharding)

@@ -210,6 +210,10 @@ def perplexity(
                 windows.append(w._replace(first_scored=first))
     if not windows:
         raise InputError("no document holds a token that could be scored: perplexity needs text")
+    # Windows that score all their tokens together, and those that score a few at their end: a batch costs what the
+    # earliest of its scored positions asks for.
+    order = sorted(range(len(windows)), key=lambda i: windows[i].first_scored - windows[i].start)
+    owners, windows = [owners[i] for i in order], [windows[i] for i in order]
 
     sums = np.zeros(len(windows))
     done = 0

@@ -16,7 +16,7 @@ from rope_jax.evaluation.passkey import make_prompts, passkey
 from rope_jax.evaluation.perplexity import perplexity, perplexity_by_position, position_edges
 from rope_jax.model.config import LlamaConfig
 from rope_jax.model.generate import greedy
-from rope_jax.training.sharding import batch_sharding
+from rope_jax.training.sharding import batch_sharding, cache_sharding
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,7 +158,7 @@ def make_evaluate(
                     prompts,
                     suite.passkey_new_tokens,
                     batch_size=suite.passkey_batch,
-                    batch_sharding=rows,
+                    cache_sharding=cache_sharding(mesh),
                 )
 
             result = passkey(

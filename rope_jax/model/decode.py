@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from functools import partial
+from operator import itemgetter
 
 import jax
 import jax.numpy as jnp
@@ -40,7 +41,8 @@ def decoding_weights(params, config: LlamaConfig):
 
 @partial(jax.jit, static_argnames="config")
 def _separate(layers, config):
-    return tuple(jax.tree.map(lambda x: x[i].astype(config.dtype), layers) for i in range(config.num_layers))
+    layers = jax.tree.map(lambda x: x.astype(config.dtype), layers)
+    return tuple(jax.tree.map(itemgetter(i), layers) for i in range(config.num_layers))
 
 
 @jax.tree_util.register_dataclass
@@ -80,9 +82,7 @@ def empty_cache(config: LlamaConfig, first, slots: int, dtype, sharding: NamedSh
         The cache.
     """
     shape = (len(first), config.num_kv_heads, slots, config.head_dim)
-    keys, values = (
-        tuple(jnp.zeros(shape, dtype, device=sharding) for _ in range(config.num_layers)) for _ in range(2)
-    )
+    keys, values = (tuple(jnp.zeros(shape, dtype, device=sharding) for _ in range(config.num_layers)) for _ in range(2))
     return Cache(keys, values, jnp.asarray(first), jnp.int32(0))
 
 
@@ -178,9 +178,7 @@ def _forward(weights, config, rope, tokens, cache):
         layer = LayerCache(cache.keys[i], cache.values[i], cache.first, cache.used)
         # Of the last layer, only the last state is looked at.
         block = Block(config, tail=1 if i == config.num_layers - 1 else 0)
-        x, layer = block.apply(
-            {"params": params}, x, factors[i], layer, rope.attention_factor, positions, None
-        )
+        x, layer = block.apply({"params": params}, x, factors[i], layer, rope.attention_factor, positions, None)
         layers.append(layer)
     # Only the last state meets the vocabulary: T x V logits are never formed.
     x = RMSNorm(config).apply({"params": weights["norm"]}, x[:, -1])

@@ -37,7 +37,9 @@ class Stops:
 
     def __post_init__(self):
         if isinstance(self.strings, str) or "" in self.strings:
-            raise InputError(f"generate.stops.strings is {self.strings!r}: it must be a list of texts, none of them empty")
+            raise InputError(
+                f"generate.stops.strings is {self.strings!r}: it must be a list of texts, none of them empty"
+            )
         if self.strings and self.decode is None:
             raise InputError("generate.stops.strings needs the tokenizer's decode, to see the text")
 

@@ -118,6 +118,18 @@ def batch_sharding(mesh: Mesh, leading: int = 0) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(*(None,) * leading, dict(RULES)["batch"]))
 
 
+def cache_sharding(mesh: Mesh) -> NamedSharding:
+    """Sharding of a layer's keys and values while decoding.
+
+    Args:
+        mesh: from `make_mesh`.
+
+    Returns:
+        Sharding of `[B, K, S, D]` that spreads rows over `data` and `fsdp`, heads over `tensor`.
+    """
+    return NamedSharding(mesh, PartitionSpec(dict(RULES)["batch"], dict(RULES)["kv_heads"]))
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """Sharding of an array that every device holds whole."""
     return NamedSharding(mesh, PartitionSpec())

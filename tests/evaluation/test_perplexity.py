@@ -17,7 +17,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from rope_jax.errors import InputError
-from rope_jax.evaluation.nll import make_token_nll
+from rope_jax.evaluation.nll import make_token_nll, tail_nll
 from rope_jax.evaluation.perplexity import (
     Window,
     perplexity,
@@ -274,13 +274,16 @@ def test_edges_are_finer_around_the_context():
     assert position_edges(40, 16) == (1, 2, 4, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30, 32, 40)
 
 
-def test_scale_vectors_share_a_compilation_and_change_the_result(tmp_path):
+def test_scale_vectors_share_a_compilation_and_change_the_result(tmp_path, caplog):
     ours = read_model(write_random_llama(tmp_path))
     score = make_token_nll(ours.config, chunk=8)
     tokens = np.arange(2, 34, dtype=np.int32).reshape(2, 16)
     wanted = np.ones(tokens.shape, bool)
-    results = [score(ours.params, ScaleVector.create(np.full(6, s)), tokens, wanted) for s in (1.0, 2.0)]
-    assert score._cache_size() == 1
+    ropes = [ScaleVector.create(np.full(6, s)) for s in (1.0, 2.0)]
+    first = score(ours.params, ropes[0], tokens, wanted)
+    with jax.log_compiles():
+        results = [first, score(ours.params, ropes[1], tokens, wanted)]
+    assert not [message for message in caplog.messages if "Compiling" in message]
     assert np.abs(results[0] - results[1]).max() > 1e-3
     assert not np.any(results[0][:, -1])
 
@@ -301,12 +304,26 @@ def test_rows_over_devices_score_the_same(tmp_path, documents):
     np.testing.assert_allclose(got.perplexity, want.perplexity, rtol=1e-5)
 
 
+@pytest.mark.parametrize("first", [0, 9, 21])
+def test_scoring_the_end_of_a_window_equals_scoring_it_all(tmp_path, first):
+    ours = read_model(write_random_llama(tmp_path, num_hidden_layers=3))
+    score = functools.partial(make_token_nll(dataclasses.replace(ours.config, attention_chunk=8), 5), ours.params)
+    tokens = np.random.default_rng(0).integers(2, 96, (3, 40)).astype(np.int32)
+    whole = score(ours.rope, tokens, np.ones(tokens.shape, bool))
+    wanted = np.zeros(tokens.shape, bool)
+    wanted[1, first:30] = True
+    # The same float32 sums, over chunks that begin elsewhere.
+    np.testing.assert_allclose(score(ours.rope, tokens, wanted), np.where(wanted, whole, 0), rtol=2e-5, atol=2e-5)
+    assert not score(ours.rope, tokens, np.zeros(tokens.shape, bool)).any()
+
+
 def test_scoring_forms_no_array_of_all_logits(tmp_path):
     ours = read_model(write_random_llama(tmp_path, vocab_size=8192, num_hidden_layers=1))
     t = 512
     # Attention's own chunks are kept small: it is the logits that are looked for.
+    config = dataclasses.replace(ours.config, attention_chunk=16)
     compiled = (
-        make_token_nll(dataclasses.replace(ours.config, attention_chunk=16), chunk=32)
+        jax.jit(functools.partial(tail_nll, config=config, chunk=32, tail=t))
         .lower(
             ours.params,
             ours.rope,

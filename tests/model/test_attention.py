@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rope_jax.model.attention import cached_attention, causal_attention
+from rope_jax.model.attention import LayerCache, cached_attention, causal_attention
 
 
 def dense(query, key, value, allowed):
@@ -99,15 +99,21 @@ def test_masked_keys_do_not_leak_through_large_values():
 
 
 @pytest.mark.parametrize("window", [None, 4])
-def test_cached_attention_reads_up_to_each_position(window):
+@pytest.mark.parametrize("chunk", [3, 4, 5, 32])
+@pytest.mark.parametrize("count", [1, 7])
+def test_cached_attention_reads_from_the_first_slot_to_the_query(window, chunk, count):
     query, key, value = random_inputs(2, 16, 4, 2)
-    positions = np.array([[3, 4, 5], [9, 10, 11]], np.int32)
-    back = positions[:, :, None] - np.arange(16)[None, None, :]
-    allowed = (back >= 0) & (back < (window or 16))
-    key[:, 12:], value[:, 12:] = 1e9, 1e30  # slots nobody has written
-    expected = dense(query[:, :3], key, value, allowed)
-    got = cached_attention(query[:, :3], key, value, positions, window)
-    np.testing.assert_allclose(got, expected, atol=2e-6, rtol=2e-5)
+    first, used = np.array([0, 6], np.int32), 13
+    rows = used - count + np.arange(count)
+    back = rows[:, None] - np.arange(16)[None, :]
+    allowed = ((back >= 0) & (back < (window or 16)))[None] & (np.arange(16) >= first[:, None, None])
+    for empty in ((0, slice(used, None)), (1, slice(used, None)), (1, slice(0, 6))):
+        key[empty], value[empty] = 1e9, 1e30  # padding, and slots nobody has written
+    cache = LayerCache(key.swapaxes(1, 2), value.swapaxes(1, 2), first, jnp.int32(used))
+    got = jax.jit(cached_attention, static_argnums=(2, 3))(query[:, :count], cache, chunk, window)
+    seen = allowed.any(-1)  # a padding query sees nothing, and what it gives is not read
+    expected = dense(query[:, :count], key, value, allowed)
+    np.testing.assert_allclose(np.asarray(got)[seen], expected[seen], atol=2e-6, rtol=2e-5)
 
 
 def test_bfloat16_keeps_scores_in_float32():

@@ -69,37 +69,6 @@ def test_logits_depend_on_relative_positions_only(logits):
     )
 
 
-def test_decoding_with_a_cache_equals_the_full_forward(params, logits):
-    rope = ScaleVector.create(FACTORS, 1.1)
-    tokens = random_tokens(2, 24)
-    expected = logits(tokens, rope)
-    model = Llama(CONFIG)
-    prompt, keys = model.apply({"params": params}, tokens[:, :10], rope, keep_keys=True)
-    np.testing.assert_allclose(prompt, expected[:, :10], **TOLERANCE)
-    # Slots that nothing has been written to hold large numbers, which must not be read.
-    cache = jax.tree.map(lambda new: jnp.full((*new.shape[:2], 24, *new.shape[3:]), 1e9).at[:, :, :10].set(new), keys)
-    step = jax.jit(
-        lambda tokens, positions, cache: model.apply({"params": params}, tokens, rope, positions, cache=cache)
-    )
-    for start, end in ((10, 11), (11, 12), (12, 17), (17, 24)):
-        positions = jnp.broadcast_to(jnp.arange(start, end), (2, end - start))
-        out, cache = step(tokens[:, start:end], positions, cache)
-        np.testing.assert_allclose(out, expected[:, start:end], **TOLERANCE)
-
-
-def test_cache_rows_may_be_at_different_positions(params, logits):
-    rope = ScaleVector.create(FACTORS)
-    tokens = random_tokens(2, 20)
-    expected = logits(tokens, rope)
-    _, cache = Llama(CONFIG).apply({"params": params}, tokens, rope, keep_keys=True)
-    positions = np.array([[7], [15]])
-    cache = jax.tree.map(lambda x: x.at[:, 0, 8:].set(1e9).at[:, 1, 16:].set(1e9), cache)
-    out, _ = Llama(CONFIG).apply(
-        {"params": params}, np.take_along_axis(tokens, positions, 1), rope, positions, cache=cache
-    )
-    np.testing.assert_allclose(out[:, 0], [expected[0, 7], expected[1, 15]], **TOLERANCE)
-
-
 def test_factors_per_layer(params, logits):
     tokens = random_tokens(1, 40)
     rows = np.stack([FACTORS, np.ones(4, np.float32), FACTORS[::-1]])
