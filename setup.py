@@ -51,6 +51,7 @@ setup(
             "nbclient>=0.11",
             "nbformat>=5.11",
             "ipykernel>=7.4",
+            "lm_eval>=0.4.13",
             "rouge==1.0.1",
             "wonderwords>=3.0.1",
         ],
