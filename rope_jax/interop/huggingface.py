@@ -27,8 +27,8 @@ from rope_jax.interop.new_folder import (
     finish,
     write_atomically,
 )
+from rope_jax.interop.new_tensor_files import SHARD_BYTES, NewTensor, plan_shards, write_sharded
 from rope_jax.interop.stored import DTYPES
-from rope_jax.interop.tensor_files import SHARD_BYTES, NewTensor, plan_shards, write_sharded
 from rope_jax.interop.weights import EMBEDDING, Weight, cast, copy_cast, fold_attention_factor, folding_rows, table
 from rope_jax.model.config import LlamaConfig
 from rope_jax.rope.embedding import ScaleVector

@@ -17,17 +17,16 @@ from rope_jax.interop.new_folder import (
     finish,
     write_atomically,
 )
-from rope_jax.interop.stored import DTYPES, StoredTensor
-from rope_jax.interop.tensor_files import (
+from rope_jax.interop.new_tensor_files import (
     SHARD_BYTES,
-    SINGLE,
     NewTensor,
     copy_tensors,
-    find_tensors,
     plan_shards,
     write_index,
     write_sharded,
 )
+from rope_jax.interop.stored import DTYPES, StoredTensor
+from rope_jax.interop.tensor_files import SINGLE, find_tensors
 from rope_jax.interop.weights import EMBEDDING, cast, fold_attention_factor, folding_rows
 from rope_jax.rope.embedding import ScaleVector
 
