@@ -136,7 +136,9 @@ class HarnessModel(TemplateLM):
         # Continuations of like lengths together as well: a batch looks at as many tokens as its longest has.
         for batch in self._batches(longer, key=lambda i: (bucket_length(len(rows[i])), len(targets[i]))):
             tokens, first = self._padded([rows[i] for i in batch])
-            width = min(bucket_length(max(len(targets[i]) for i in batch)), tokens.shape[1])
+            # Powers of two: compiling for another width costs more than a few positions too many.
+            longest = max(len(targets[i]) for i in batch)
+            width = min(max(32, 1 << (longest - 1).bit_length()), tokens.shape[1])
             wanted = np.full((self.batch_size, width), -1, np.int32)
             for row, i in enumerate(batch):
                 wanted[row, width - len(targets[i]) :] = targets[i]

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from rope_jax.data.tokenizer import load_tokenizer
 from rope_jax.errors import InputError
 from rope_jax.evaluation.nll import make_token_nll, tail_nll
 from rope_jax.evaluation.perplexity import (
@@ -28,6 +29,7 @@ from rope_jax.evaluation.perplexity import (
 from rope_jax.interop.huggingface import read_model
 from rope_jax.rope.embedding import ScaleVector
 from tests.interop.references import quiet_transformers, write_random_llama
+from tests.interop.stories import write_stories260k
 
 BOS = 1
 WINDOW, STRIDE = 24, 7
@@ -127,6 +129,29 @@ def test_conventions_match_a_loop_over_transformers_logits(model, documents, con
         np.testing.assert_allclose(got.word_perplexity, np.exp(got.nll / 40))
     if convention == "token":
         np.testing.assert_allclose(np.exp(got.nll / got.tokens), got.perplexity)
+
+
+@pytest.mark.parametrize("convention", ["token", "yarn", "longlora"])
+def test_a_real_model_has_the_perplexity_of_a_loop_over_transformers_logits(shared, tmp_path, convention):
+    folder = write_stories260k(shared / "data", tmp_path)
+    ours = read_model(folder)
+    with quiet_transformers():
+        theirs = transformers.LlamaForCausalLM.from_pretrained(folder, dtype=torch.float64)
+
+    @functools.cache
+    def log_probabilities(tokens):
+        with torch.no_grad():
+            return scipy.special.log_softmax(theirs(torch.tensor([tokens])).logits[0].numpy(), axis=-1)
+
+    text = "Lily went to the park with her mom. She saw a big dog and a red ball. The dog was sad. "
+    tokenizer = load_tokenizer(folder)
+    documents = [tokenizer.encode(text * count)[: 40 + 9 * count] for count in (1, 2, 4)]
+    score = functools.partial(make_token_nll(ours.config, chunk=16), ours.params, ours.rope)
+    got = perplexity(score, documents, WINDOW, STRIDE, bos_id=BOS, convention=convention, batch_size=4)
+    want, count = expected(log_probabilities, documents, convention, bos=True)
+    # The agreed bound; float32 is some 1e-6 off.
+    np.testing.assert_allclose(got.perplexity, want, rtol=1e-4)
+    assert got.tokens == count
 
 
 @pytest.mark.parametrize("bos", [True, False], ids=["bos", "no bos"])

@@ -1,0 +1,107 @@
+"""Greedy decoding beside transformers' `generate`, both interleaved in one run.
+
+python benchmarks/generate.py                        # 15M parameters, batch 8, prompts of 64 tokens, 512 new tokens
+python benchmarks/generate.py --layers=2 --new=64    # quicker
+
+The model is random; both sides get the same float32 weights and must give the same tokens.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import jax
+import numpy as np
+import torch
+import transformers
+
+from rope_jax.interop.huggingface import read_model
+from rope_jax.model.generate import greedy
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--layers", type=int, default=6)
+    parser.add_argument("--vocabulary", type=int, default=32000)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--prompt", type=int, default=64, help="tokens of a prompt that is continued")
+    parser.add_argument("--new", type=int, default=512, help="new tokens")
+    parser.add_argument("--prefill", type=int, nargs="*", default=[512, 2048], help="tokens of prompts that are read")
+    parser.add_argument("--repeats", type=int, default=5)
+    arguments = parser.parse_args()
+    print(f"{os.cpu_count()} CPUs; load {os.getloadavg()[0]:.1f}; {jax.default_backend()}")
+    versions = {"JAX": jax.__version__, "transformers": transformers.__version__, "torch": torch.__version__}
+    print(f"Python {platform.python_version()}, " + ", ".join(f"{k} {v}" for k, v in versions.items()))
+
+    with tempfile.TemporaryDirectory() as folder:
+        model = random_model(Path(folder), arguments)
+        ours = read_model(folder)
+    print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f}M parameters, batch {arguments.batch}\n")
+
+    def transformers_side(prompts, new):
+        ids = torch.tensor(np.stack(prompts), dtype=torch.long)
+        options = {"do_sample": False, "max_new_tokens": new, "pad_token_id": 0}
+        return model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **options)[:, ids.shape[1] :].numpy()
+
+    def our_side(prompts, new):
+        return np.stack(greedy(ours.params, ours.config, ours.rope, prompts, new))
+
+    print("| prompt | new tokens | ours | transformers | ours, tokens/s | transformers, tokens/s | ratio | equal |")
+    print("|---|---|---|---|---|---|---|---|")
+    for length, new in [(arguments.prompt, arguments.new), *((length, 1) for length in arguments.prefill)]:
+        rng = np.random.default_rng(length)
+        prompts = [rng.integers(3, arguments.vocabulary, length).astype(np.int32) for _ in range(arguments.batch)]
+        equal = np.array_equal(our_side(prompts, new), transformers_side(prompts, new))  # compiles, too
+        pairs = [
+            (timed(our_side, prompts, new), timed(transformers_side, prompts, new)) for _ in range(arguments.repeats)
+        ]
+        mine, other = (statistics.median(times) for times in zip(*pairs))
+        ratio = statistics.median(b / a for a, b in pairs)
+        tokens = arguments.batch * (new if new > 1 else length)
+        print(
+            f"| {length} | {new if new > 1 else '- (prefill)'} | {mine:.2f} s | {other:.2f} s | {tokens / mine:,.0f} "
+            f"| {tokens / other:,.0f} | {ratio:.2f} | {'yes' if equal else 'NO'} |",
+            flush=True,
+        )
+
+
+def random_model(folder: Path, arguments):
+    """A random LLaMA of the size of stories15M, saved and loaded; it never ends a text."""
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=arguments.vocabulary,
+        hidden_size=288,
+        intermediate_size=768,
+        num_hidden_layers=arguments.layers,
+        num_attention_heads=6,
+        num_key_value_heads=6,
+        max_position_embeddings=4096,
+        tie_word_embeddings=True,
+        # Ten times the usual, so that the likeliest token is clear and rounding does not decide.
+        initializer_range=0.2,
+        eos_token_id=None,
+    )
+    model = transformers.LlamaForCausalLM(config).eval()
+    model.generation_config.eos_token_id = None
+    model.save_pretrained(folder)
+    return model
+
+
+def timed(function, *arguments) -> float:
+    start = time.perf_counter()
+    function(*arguments)
+    return time.perf_counter() - start
+
+
+if __name__ == "__main__":
+    main()
