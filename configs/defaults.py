@@ -15,7 +15,7 @@ def get_config() -> ConfigDict:
     # A Hugging Face folder, or the id of one on the hub. Empty: pre-train a small model first (`pretrain`).
     config.model.path = ""
     config.model.dtype = "auto"  # of matrix products: bfloat16, but float32 on a CPU, which emulates bfloat16
-    config.model.param_dtype = "float32"  # of the master weights while training
+    config.model.param_dtype = "float32"  # of the master weights while training; 'auto': as they are stored
     config.model.rotary = "float32"  # or 'exact': rotary angles exact at any position, where float32 drifts
     config.model.remat = True  # recompute blocks in the backward pass
     config.model.scan_unroll = 1  # blocks per iteration of the scan over layers
@@ -76,6 +76,27 @@ def get_config() -> ConfigDict:
     config.eval.passkey_depths = 10
     config.eval.passkey_new_tokens = 10
     config.eval.passkey_batch = 8
+
+    # Of experiments.evaluate, as is what follows: names separated by commas. Of perplexity, passkey, longbench_e,
+    # ruler, leaderboard, longppl, key_value, many_shot, babilong. The table in README.md says what each needs.
+    config.suite = "perplexity,passkey"
+    config.eval.lengths = ()  # tokens of windows and prompts; empty: the original and the target context
+    config.eval.samples = 100  # of ruler, key_value, many_shot and babilong, per task and length; RULER has 500
+    config.eval.generate_batch = 8  # prompts decoded together
+    config.eval.conventions = ("token", "yarn", "longlora")  # of perplexity
+    config.eval.longbench = ""  # folder of LongBench-E's files
+    config.eval.longbench_rows = 0  # of each set and bucket; 0: all
+    config.eval.longbench_max_length = 0  # tokens of a prompt; 0: the longest window less 500
+    config.eval.essays = ""  # folder of texts, or RULER's PaulGrahamEssays.json
+    config.eval.squad = ""  # file dev-v2.0.json, for RULER
+    config.eval.hotpotqa = ""  # file hotpot_dev_distractor_v1.json, for RULER
+    config.eval.babilong = ""  # folder of bAbI's stories
+    config.eval.books = ""  # folder of texts, for BABILong
+    config.eval.many_shot = ""  # folder of TREC's questions, or with train.jsonl and test.jsonl
+    config.eval.leaderboard = ""  # folder of questions; empty: the Hugging Face hub
+    config.eval.leaderboard_limit = 0  # questions of each task; 0: all
+    config.eval.longppl_evaluator = ""  # model that finds the key tokens
+    config.eval.longppl_context = 4096  # its short context, tokens
 
     # Of experiments.export.
     config.export = ConfigDict()

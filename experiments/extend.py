@@ -34,8 +34,9 @@ from experiments import cli, settings, workdir
 from experiments.cards import run_card, run_provenance
 from experiments.learned import learned_solution
 from experiments.progress import bar, say, training_bar
+from experiments.texts import evaluation_texts
 from rope_jax.data.corpus import open_corpus
-from rope_jax.data.pipeline import token_documents, training_batches
+from rope_jax.data.pipeline import training_batches
 from rope_jax.data.source import TextSource
 from rope_jax.data.tokenizer import Tokenizer, load_tokenizer
 from rope_jax.errors import InputError
@@ -381,38 +382,6 @@ def fit(run: Run, rope: ScaleVector, training: TrainConfig, initial: Callable, f
             yield on_step
 
     return train(run.model, rope, training, run.mesh, initial, batches, folder / "checkpoints", report)
-
-
-def evaluation_texts(fields: ConfigDict, source: TextSource, tokenizer: Tokenizer) -> EvaluationTexts:
-    """Tokenises a split, up to the configured numbers of tokens.
-
-    Args:
-        fields: `config.eval`.
-        source: the split's documents.
-        tokenizer: the model's.
-
-    Returns:
-        The documents for both perplexities.
-    """
-    most = max(fields.max_tokens, fields.position_tokens)
-    documents = [ids for _, ids in token_documents(source, tokenizer, most, fields.document_tokens or None)]
-    sliding = first_tokens(documents, fields.max_tokens)
-    return EvaluationTexts(
-        sliding=sliding,
-        sliding_bytes=[len(tokenizer.decode(ids).encode()) for ids in sliding],
-        position=first_tokens(documents, fields.position_tokens),
-    )
-
-
-def first_tokens(documents: list[np.ndarray], budget: int) -> list[np.ndarray]:
-    """The first documents, the last one cut, up to a number of tokens in all."""
-    kept = []
-    for ids in documents:
-        if budget <= 0:
-            break
-        kept.append(ids[:budget])
-        budget -= len(kept[-1])
-    return kept
 
 
 def measure(run: Run, method: str, stage: str, evaluate: Callable, params: dict, rope: ScaleVector) -> None:

@@ -23,6 +23,8 @@ from rope_jax.training.trained import TrainConfig
 
 # The method that asks the model itself; the others need no weights.
 LEARNED = "learned"
+# The scaling that the model's own config says, which is nothing to solve for.
+OWN = "own"
 
 
 def methods(config: ConfigDict) -> tuple[str, ...]:
@@ -82,7 +84,7 @@ def computed(config: ConfigDict, model: LlamaConfig) -> LlamaConfig:
     return dataclasses.replace(
         model,
         dtype=dtype,
-        param_dtype=m.param_dtype,
+        param_dtype=model.param_dtype if m.param_dtype == "auto" else m.param_dtype,
         rotary=m.rotary,
         remat=m.remat,
         scan_unroll=m.scan_unroll,
@@ -90,34 +92,43 @@ def computed(config: ConfigDict, model: LlamaConfig) -> LlamaConfig:
     )
 
 
-def model_extension(config: ConfigDict, model: LlamaConfig, own: ScaleVector) -> Extension:
+def model_extension(
+    config: ConfigDict, model: LlamaConfig, own: ScaleVector, wanted: tuple[str, ...] | None = None
+) -> Extension:
     """What is extended, from the run's fields and the model's own config.
 
     Args:
         config: the run's config.
         model: shape of the model.
         own: the scaling its config already carries.
+        wanted: methods to check it for; None for those of the run.
 
     Returns:
-        The extension, checked for every method of the run.
+        The extension, checked.
 
     Raises:
         InputError: naming the field that is wrong or disagrees with the model.
     """
-    for field, wanted, found in (
+    for field, value, found in (
         ("rope.base", config.rope.base, model.rope_base),
         ("rope.head_dim", config.rope.head_dim, model.head_dim),
     ):
-        if wanted and wanted != found:
+        if value and value != found:
             raise InputError(
-                f"config.{field} is {wanted:g}, but the model's is {found:g}: set it to 0 to take the model's"
+                f"config.{field} is {value:g}, but the model's is {found:g}: set it to 0 to take the model's"
             )
     original = config.context.original or model.context
-    return extension(config, model.rope_base, model.head_dim, original, own, model.num_layers)
+    return extension(config, model.rope_base, model.head_dim, original, own, model.num_layers, wanted)
 
 
 def extension(
-    config: ConfigDict, base: float, head_dim: int, original: int, own: ScaleVector, layers: int | None
+    config: ConfigDict,
+    base: float,
+    head_dim: int,
+    original: int,
+    own: ScaleVector,
+    layers: int | None,
+    wanted: tuple[str, ...] | None = None,
 ) -> Extension:
     """What is extended, from the run's fields and a geometry.
 
@@ -128,9 +139,10 @@ def extension(
         original: pre-training context, tokens.
         own: scaling that the model's config already carries.
         layers: layers of the model; None allows no factors per layer.
+        wanted: methods to check it for; None for those of the run.
 
     Returns:
-        The extension, checked for every method of the run.
+        The extension, checked.
 
     Raises:
         InputError: naming the field that is wrong.
@@ -155,7 +167,7 @@ def extension(
         resolution=config.solve.resolution,
         angles=config.angles.arithmetic,
     )
-    wanted = methods(config)
+    wanted = methods(config) if wanted is None else wanted
     if LEARNED in wanted:
         learning(config)
         if config.learn.start not in METHODS:

@@ -18,12 +18,13 @@ from rope_jax.report.files import read_json, write_json
 MAY_CHANGE = ("compare", "mesh")
 
 
-def check(folder: Path, config: ConfigDict) -> None:
+def check(folder: Path, config: ConfigDict, may_change: tuple[str, ...] = MAY_CHANGE) -> None:
     """Checks that a folder can be this config's, without writing to it.
 
     Args:
         folder: the run's folder.
         config: the run's config.
+        may_change: fields, or sections of fields, that may differ.
 
     Raises:
         InputError: if the folder holds a run of another config, naming the fields, or cannot be created.
@@ -41,7 +42,7 @@ def check(folder: Path, config: ConfigDict) -> None:
     differing = [
         field
         for field in sorted(old.keys() | new.keys())
-        if old.get(field) != new.get(field) and field.split(".")[0] not in MAY_CHANGE
+        if old.get(field) != new.get(field) and not {field, field.split(".")[0]} & set(may_change)
     ]
     if differing:
         field = differing[0]

@@ -11,6 +11,7 @@ from rope_jax.evaluation.intervals import bootstrap_ratios, interval_of_mean, pe
 from rope_jax.evaluation.sample import Sample
 
 AVERAGE = "average"
+AVERAGE_OF_RUN = "average of those run"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,3 +105,28 @@ def score_table(
             str(length): mean_of_means([row.get(length, []) for row in cells.values()], seed) for length in lengths
         }
     return table
+
+
+def average_of_run(table: Mapping[str, Mapping[str, MeanScore]]) -> dict[str, dict[str, MeanScore]]:
+    """The table, with a row for what was run where a task is missing, so that its average is None.
+
+    Args:
+        table: of `score_table` or `rope_jax.evaluation.longbench.scoring.bucket_intervals`.
+
+    Returns:
+        The table itself if no average is missing; else with a last row `average of those run`, at each column the
+        mean of the tasks' means that there are: another quantity than the benchmark's average.
+    """
+    rows = {task: dict(row) for task, row in table.items()}
+    if all(cell.mean is not None for cell in rows.get(AVERAGE, {}).values()):
+        return rows
+    partial = {}
+    for column in rows[AVERAGE]:
+        cells = [row[column] for task, row in rows.items() if task != AVERAGE and column in row]
+        cells = [cell for cell in cells if cell.mean is not None]
+        interval = None
+        if cells and all(cell.interval is not None for cell in cells):
+            interval = interval_of_mean([cell.mean for cell in cells], *zip(*(cell.interval for cell in cells)))
+        mean = float(np.mean([cell.mean for cell in cells])) if cells else None
+        partial[column] = MeanScore(mean, interval, sum(cell.samples for cell in cells))
+    return {**rows, AVERAGE_OF_RUN: partial}

@@ -13,6 +13,7 @@ from matplotlib.ticker import LogLocator, NullLocator
 # Okabe and Ito's colours, which stay apart for colour-blind readers, for what is compared most; one per method in
 # every picture.
 STYLES = {
+    "own": ("as its config says", "#222222"),
     "extrapolation": ("extrapolation", "#777777"),
     "pi": ("PI", "#E69F00"),
     "ntk": ("NTK", "#009E73"),

@@ -1,0 +1,423 @@
+"""Evaluates a model on the paper's benchmarks and stronger ones, under one scale vector or several.
+
+python -m experiments.evaluate --config.model.path=MODEL --config.suite=passkey,key_value
+python -m experiments.evaluate --config.model.path=runs/tiny --config.suite=perplexity --config.data.path=TEXTS
+python -m experiments.evaluate --score DIR --workdir OUT      # LongBench-E's prediction files, without a model
+
+MODEL is a Hugging Face folder or hub id, or the folder of a run of experiments.extend. Every prediction is kept as it
+is made: interrupted anywhere, the same command goes on, and later ones may add suites and methods. The workdir then
+holds `report.md`, `results.json` with every number, and `predictions/`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shlex
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+# On a shared CPU the libraries below greet on standard error; a user's first screen should be ours.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+
+import jax
+import numpy as np
+from absl import flags
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from experiments import cli, measured, settings, workdir
+from experiments.prepared import NotRun, Prepared, prepare_samples, read_part
+from experiments.progress import bar, byte_bar, say
+from experiments.suites import SUITES, Bench
+from experiments.texts import evaluation_texts
+from rope_jax.data.corpus import open_corpus
+from rope_jax.data.tokenizer import Tokenizer, load_tokenizer
+from rope_jax.errors import InputError
+from rope_jax.evaluation.answering import answer_samples
+from rope_jax.evaluation.depths import depth_grids
+from rope_jax.evaluation.longbench.samples import prediction_row
+from rope_jax.evaluation.longbench.scoring import write_scores
+from rope_jax.evaluation.scores import average_of_run
+from rope_jax.evaluation.suite import EvaluationTexts
+from rope_jax.interop.hf_config import SourceConfig
+from rope_jax.interop.hub import resolve_model
+from rope_jax.interop.huggingface import check_model, read_model
+from rope_jax.interop.json_fields import read_json as read_object
+from rope_jax.model.config import LlamaConfig
+from rope_jax.model.generate import greedy_batches
+from rope_jax.report.evaluation_page import write_evaluation_page
+from rope_jax.report.files import write_json, write_text
+from rope_jax.rope.embedding import ScaleVector
+from rope_jax.rope.methods import solve_method
+from rope_jax.training.sharding import cache_sharding, check_batch, make_mesh, param_shardings
+
+DEFAULT = Path(__file__).resolve().parents[1] / "configs" / "eval.py"
+MEASURED = ("perplexity", "longppl", "leaderboard")
+# Fields that name files: what was made from one keeps its name, and is never mixed with what is made from another.
+PATHS = (
+    *("data.name", "data.path", "eval.longbench", "eval.essays", "eval.squad", "eval.hotpotqa", "eval.babilong"),
+    *("eval.books", "eval.many_shot", "eval.leaderboard", "eval.longppl_evaluator"),
+)
+
+SCORE = flags.DEFINE_string("score", "", "Folder of LongBench-E prediction files to score; no model is read.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """An evaluation after every check that needs no weights.
+
+    Attributes:
+        config: its config.
+        folder: where everything is written.
+        source: folder of the model.
+        model: its shape, and how it is computed here.
+        vectors: method to scale vector.
+        tokenizer: the model's.
+        mesh: devices.
+        original: pre-training context, tokens.
+        lengths: tokens of windows and prompts.
+        texts: of the suites that measure on texts; None without.
+        samples: what the other suites ask.
+        harness: lm_eval's tasks by name.
+        evaluator: folder of LongPPL's evaluator; None without.
+        measured: suites of `MEASURED` that can be run.
+        not_run: what cannot be run, and why.
+    """
+
+    config: ConfigDict
+    folder: Path
+    source: Path
+    model: LlamaConfig
+    vectors: dict[str, ScaleVector]
+    tokenizer: Tokenizer
+    mesh: Mesh
+    original: int
+    lengths: tuple[int, ...]
+    texts: EvaluationTexts | None
+    samples: dict[str, list[Prepared]]
+    harness: dict
+    evaluator: Path | None
+    measured: tuple[str, ...]
+    not_run: list[NotRun]
+
+
+def evaluate(config: ConfigDict, folder: Path, name: str) -> dict:
+    """Runs every suite under every scale vector.
+
+    Args:
+        config: the evaluation's config.
+        folder: where everything is written.
+        name: of the config.
+
+    Returns:
+        What `results.json` holds.
+
+    Raises:
+        InputError: naming the field or file that cannot be used, or if no suite can be run, before the model is read.
+    """
+    job = prepare(config, folder)
+    for missing in job.not_run:
+        say(f"not run  {missing.what}: {missing.reason}")
+    names = ", ".join((*job.measured, *job.samples))
+    say(f"{name}: {names} by {', '.join(job.vectors)} at {', '.join(f'{n:,}' for n in job.lengths)} tokens")
+    keys = longppl_keys(job) if "longppl" in job.measured else None
+    with byte_bar("reading the model") as advance:
+        params = read_model(job.source, param_shardings(job.model, job.mesh), job.model.param_dtype, advance).params
+    suites: dict[str, dict] = {suite: {} for suite in wanted_suites(config) if suite in (*job.measured, *job.samples)}
+    for method, rope in job.vectors.items():
+        for suite in suites:
+            say(f"{method}: {suite}")
+            if suite in SUITES:
+                suites[suite][method] = answered(job, suite, method, params, rope)
+            else:
+                suites[suite][method] = measure(job, suite, method, params, rope, keys)
+    results = collect(job, name, suites)
+    write_json(folder / "results.json", results)
+    write_evaluation_page(folder, results)
+    say(f"page     {folder / 'report.md'}\nnumbers  {folder / 'results.json'}\nanswers  {folder / 'predictions'}")
+    return results
+
+
+def prepare(config: ConfigDict, folder: Path) -> Job:
+    """Checks everything that can be checked before the model is read, and makes the samples.
+
+    Args:
+        config: the evaluation's config.
+        folder: where everything is written.
+
+    Returns:
+        The job.
+
+    Raises:
+        InputError: naming the field or file, and the fix.
+    """
+    if jax.process_count() > 1:
+        raise InputError("experiments.evaluate runs in one process: start it on one host, with all of its devices")
+    suites = wanted_suites(config)
+    source = model_folder(config.model.path)
+    found = check_model(source)
+    tokenizer = load_tokenizer(config.data.tokenizer or source)
+    model = settings.computed(config, found.config)
+    if tokenizer.vocab_size > model.vocab_size:
+        raise InputError(
+            f"the tokenizer has {tokenizer.vocab_size} ids and the model in {source} only {model.vocab_size}: name its "
+            "own in config.data.tokenizer"
+        )
+    vectors, original, target = scale_vectors(config, source, found)
+    lengths = tuple(sorted(set(config.eval.lengths or (original, target))))
+    mesh = make_mesh(**config.mesh)
+    param_shardings(model, mesh)
+    check_batch(mesh, config.eval.batch, "config.eval.batch")
+    check_batch(mesh, config.eval.generate_batch, "config.eval.generate_batch")
+    for field in ("samples", "stride", "passkey_trials", "passkey_depths", "passkey_new_tokens"):
+        if config.eval[field] < 1:
+            raise InputError(f"config.eval.{field} is {config.eval[field]}: it must be at least 1")
+    if lengths[0] < 2:
+        raise InputError(f"config.eval.lengths is {lengths}: give numbers of tokens, at least 2")
+    workdir.check(folder, config, (*workdir.MAY_CHANGE, "suite", *PATHS))
+    claim = partial(workdir.claim, folder, config)
+
+    not_run: list[NotRun] = []
+    runnable = []
+
+    def attempt(suite: str, check: Callable, otherwise=None):
+        if suite not in suites:
+            return otherwise
+        try:
+            value = check()
+        except InputError as error:
+            not_run.append(NotRun(suite, "", 0, str(error)))
+            return otherwise
+        runnable.append(suite)
+        return value
+
+    texts = None
+    if {"perplexity", "longppl"} & set(suites):
+        try:
+            texts = open_texts(config, folder, tokenizer)
+        except InputError as error:
+            not_run += [NotRun(suite, "", 0, str(error)) for suite in ("perplexity", "longppl") if suite in suites]
+    evaluator = None
+    if texts is not None:
+        attempt("perplexity", lambda: measured.check_perplexity(config, lengths, tokenizer, texts))
+        evaluator = attempt("longppl", lambda: measured.check_longppl(config))
+    harness, reasons = attempt("leaderboard", lambda: measured.load_harness_tasks(config), ({}, {}))
+    not_run += [NotRun("leaderboard", task, 0, reason) for task, reason in reasons.items()]
+    if not harness and "leaderboard" in runnable:
+        runnable.remove("leaderboard")
+
+    bench = Bench(config.eval, tokenizer, lengths, config.seed)
+    samples = {}
+    for name in suites:
+        if name in SUITES:
+            parts, missing = prepare_samples(name, SUITES[name], bench, folder / "samples" / name, claim)
+            not_run += missing
+            if parts:
+                samples[name] = parts
+    if not (runnable or samples):
+        reasons = "\n".join(f"  {missing.what}: {missing.reason}" for missing in not_run)
+        raise InputError(f"none of config.suite can be run:\n{reasons}")
+    claim()
+    return Job(
+        config=config,
+        folder=folder,
+        source=source,
+        model=model,
+        vectors=vectors,
+        tokenizer=tokenizer,
+        mesh=mesh,
+        original=original,
+        lengths=lengths,
+        texts=texts,
+        samples=samples,
+        harness=harness,
+        evaluator=evaluator,
+        measured=tuple(runnable),
+        not_run=not_run,
+    )
+
+
+def wanted_suites(config: ConfigDict) -> tuple[str, ...]:
+    """The names in `config.suite`; InputError for one that there is not."""
+    names = tuple(dict.fromkeys(name.strip() for name in config.suite.split(",") if name.strip()))
+    known = (*MEASURED, *SUITES)
+    for name in names:
+        if name not in known:
+            raise InputError(f"config.suite has {name!r}: name some of {', '.join(known)}, separated by commas")
+    if not names:
+        raise InputError(f"config.suite is empty: name some of {', '.join(known)}, separated by commas")
+    return names
+
+
+def model_folder(path: str) -> Path:
+    """The folder of a model, or of what a run of experiments.extend has exported.
+
+    Args:
+        path: `config.model.path`.
+
+    Returns:
+        The folder.
+
+    Raises:
+        InputError: if there is none, or the run has not exported yet.
+    """
+    if not path:
+        raise InputError("config.model.path is empty: name a Hugging Face folder, a hub id or a run of extend")
+    run = Path(path).expanduser()
+    if not (run / "methods").is_dir():
+        return resolve_model(path)
+    if not (run / "export").is_dir():
+        raise InputError(f"config.model.path: the run in {run} has not exported a model yet; run its command again")
+    say(f"{run} is a run: its export is evaluated")
+    return run / "export"
+
+
+def scale_vectors(config: ConfigDict, source: Path, found: SourceConfig) -> tuple[dict[str, ScaleVector], int, int]:
+    """The scale vector of each method, the original and the target context.
+
+    Args:
+        config: the evaluation's config.
+        source: folder of the model.
+        found: what its config says.
+
+    Returns:
+        Method to vector; tokens; tokens.
+
+    Raises:
+        InputError: naming the field that is wrong.
+    """
+    methods = settings.methods(config)
+    solved = tuple(method for method in methods if method != settings.OWN)
+    if settings.LEARNED in solved:
+        raise InputError(
+            "method 'learned' takes texts: run experiments.extend, and name its folder in config.model.path"
+        )
+    # What is not extended has a context of its own, and one that it was trained with before.
+    original = config.context.original or trained_context(source, found)
+    vectors, target = {settings.OWN: found.rope}, config.context.target or found.config.context
+    if solved:
+        extension = settings.model_extension(config, found.config, found.rope, solved)
+        target = extension.target
+        vectors |= {method: solve_method(method, extension).scale for method in solved}
+    return {method: vectors[method] for method in methods}, original, target
+
+
+def trained_context(folder: Path, found: SourceConfig) -> int:
+    """Tokens that a model was pre-trained on, as far as its config tells."""
+    raw = read_object(folder / "config.json")
+    blocks = [raw, *(raw.get(key) or {} for key in ("rope_scaling", "rope_parameters"))]
+    named = [(found.provenance or {}).get("original_context")]
+    named += [block.get("original_max_position_embeddings") for block in blocks]
+    return next((int(length) for length in named if length), found.config.context)
+
+
+def open_texts(config: ConfigDict, folder: Path, tokenizer: Tokenizer) -> EvaluationTexts:
+    """The texts of the suites that measure on texts; InputError if there are none."""
+    if config.data.name != "python_stdlib" and not config.data.path:
+        raise InputError("config.data.path is empty: name the folder of texts (.txt, .jsonl) to measure on")
+    splits = open_corpus(config.data.name, config.data.path, folder / "data")
+    return evaluation_texts(config.eval, splits[config.eval.split], tokenizer)
+
+
+def longppl_keys(job: Job) -> list[np.ndarray]:
+    """Key tokens of the texts, which are the same for all methods."""
+    path = job.folder / "measured" / "longppl_keys.json"
+    return measured.find_keys(job.config, job.evaluator, job.texts, job.tokenizer, max(job.lengths), job.mesh, path)
+
+
+def measure(job: Job, suite: str, method: str, params, rope: ScaleVector, keys) -> dict:
+    """Runs a suite of `MEASURED` under one method."""
+    path = job.folder / "measured" / method / f"{suite}.json"
+    subject = measured.Subject(job.config, job.model, params, rope, job.tokenizer, job.mesh, job.original, job.lengths)
+    if suite == "perplexity":
+        return measured.measure_perplexity(subject, job.texts, path)
+    if suite == "longppl":
+        return measured.measure_longppl(subject, job.texts, keys, path)
+    return measured.measure_leaderboard(subject, job.harness, path)
+
+
+def answered(job: Job, suite: str, method: str, params, rope: ScaleVector) -> dict:
+    """Runs a suite of questions under one method, and scores it.
+
+    Returns:
+        `table` and `grids`, see `rope_jax.evaluation`, the number of `samples`, and `seconds`.
+    """
+    kind, path = SUITES[suite], job.folder / "predictions" / method / f"{suite}.jsonl"
+    samples = [sample for part in job.samples[suite] for sample in read_part(part)]
+    generate = partial(greedy_batches, params, job.model, rope, cache_sharding=cache_sharding(job.mesh))
+    predictions = answer_samples(
+        samples, path, generate, job.tokenizer, kind.score, job.config.eval.generate_batch, bar(f"{method}, {suite}")
+    )
+    if suite == "longbench_e":
+        # In the benchmark's own form, which its own scorer and --score read.
+        for task in dict.fromkeys(sample.task for sample in samples):
+            rows = [prediction_row(s, predictions[s.id].prediction) for s in samples if s.task == task]
+            write_text(path.with_suffix("") / f"{task}.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    scores = {name: prediction.score for name, prediction in predictions.items()}
+    table = average_of_run(kind.table(samples, scores, kind.tasks, job.config.seed))
+    grids = {}
+    if kind.depth:
+        grids = depth_grids(samples, scores, kind.depth, kind.bins(job.config.eval), job.config.seed)
+    return {
+        "table": {task: {c: dataclasses.asdict(cell) for c, cell in row.items()} for task, row in table.items()},
+        "grids": grids,
+        "samples": len(samples),
+        "seconds": sum(prediction.seconds for prediction in predictions.values()),
+    }
+
+
+def collect(job: Job, name: str, suites: dict[str, dict]) -> dict:
+    """Everything that was measured, with what is needed to repeat it."""
+    config = job.config
+    seconds = {
+        f"{suite}, {method}": record["seconds"] if "seconds" in record else sum(r["seconds"] for r in record.values())
+        for suite, methods in suites.items()
+        for method, record in methods.items()
+    }
+    result = {
+        "name": name,
+        "command": "python -m experiments.evaluate" + "".join(f" {shlex.quote(arg)}" for arg in sys.argv[1:]),
+        "model": {"path": config.model.path, "folder": str(job.source), "context": job.model.context},
+        "context": {"original": job.original, "lengths": list(job.lengths)},
+        "methods": {
+            method: {
+                "factors": np.asarray(rope.factors, float).tolist(),
+                "attention_factor": float(rope.attention_factor),
+            }
+            for method, rope in job.vectors.items()
+        },
+        "titles": {suite: kind.title for suite, kind in SUITES.items()},
+        "notes": {suite: kind.note for suite, kind in SUITES.items()},
+        "suites": suites,
+        "not_run": [dataclasses.asdict(missing) for missing in job.not_run],
+        "versions": workdir.versions(),
+        "seconds": seconds,
+        "config": json.loads(config.to_json()),
+    }
+    # As a reader of the file will see it.
+    return json.loads(json.dumps(result))
+
+
+def score(source: Path, folder: Path) -> None:
+    """Scores a folder of LongBench-E's prediction files, and says the table."""
+    scores = write_scores(source, folder, bar("scoring"))
+    for name, row in scores.items():
+        say(f"  {name:<22}" + "".join(f"{value:>10.2f}" for value in row.values()))
+    say(f"numbers  {folder / 'results.json'}, with intervals and averages {folder / 'longbench_e.json'}")
+
+
+def run(config: ConfigDict, folder: Path, name: str) -> None:
+    """The command: an evaluation, or with `--score` the scoring of prediction files."""
+    if SCORE.value:
+        score(Path(SCORE.value).expanduser(), folder)
+    else:
+        evaluate(config, folder, name)
+
+
+if __name__ == "__main__":
+    cli.run(run, DEFAULT)
