@@ -42,6 +42,7 @@ from rope_jax.evaluation.answering import answer_samples
 from rope_jax.evaluation.depths import depth_grids
 from rope_jax.evaluation.longbench.samples import prediction_row
 from rope_jax.evaluation.longbench.scoring import write_scores
+from rope_jax.evaluation.nll import make_token_nll
 from rope_jax.evaluation.scores import average_of_run
 from rope_jax.evaluation.suite import EvaluationTexts
 from rope_jax.interop.hf_config import SourceConfig
@@ -54,7 +55,7 @@ from rope_jax.report.evaluation_page import write_evaluation_page
 from rope_jax.report.files import write_json, write_text
 from rope_jax.rope.embedding import ScaleVector
 from rope_jax.rope.methods import solve_method
-from rope_jax.training.sharding import cache_sharding, check_batch, make_mesh, param_shardings
+from rope_jax.training.sharding import batch_sharding, cache_sharding, check_batch, make_mesh, param_shardings
 
 DEFAULT = Path(__file__).resolve().parents[1] / "configs" / "eval.py"
 MEASURED = ("perplexity", "longppl", "leaderboard")
@@ -87,6 +88,7 @@ class Job:
         evaluator: folder of LongPPL's evaluator; None without.
         measured: suites of `MEASURED` that can be run.
         not_run: what cannot be run, and why.
+        token_nll: of `make_token_nll`.
     """
 
     config: ConfigDict
@@ -104,6 +106,7 @@ class Job:
     evaluator: Path | None
     measured: tuple[str, ...]
     not_run: list[NotRun]
+    token_nll: Callable[..., np.ndarray]
 
 
 def evaluate(config: ConfigDict, folder: Path, name: str) -> dict:
@@ -239,6 +242,7 @@ def prepare(config: ConfigDict, folder: Path) -> Job:
         evaluator=evaluator,
         measured=tuple(runnable),
         not_run=not_run,
+        token_nll=make_token_nll(model, config.train.loss_chunk, batch_sharding(mesh)),
     )
 
 
@@ -333,7 +337,9 @@ def longppl_keys(job: Job) -> list[np.ndarray]:
 def measure(job: Job, suite: str, method: str, params, rope: ScaleVector, keys) -> dict:
     """Runs a suite of `MEASURED` under one method."""
     path = job.folder / "measured" / method / f"{suite}.json"
-    subject = measured.Subject(job.config, job.model, params, rope, job.tokenizer, job.mesh, job.original, job.lengths)
+    subject = measured.Subject(
+        job.config, job.model, params, rope, job.tokenizer, job.mesh, job.original, job.lengths, job.token_nll
+    )
     if suite == "perplexity":
         return measured.measure_perplexity(subject, job.texts, path)
     if suite == "longppl":

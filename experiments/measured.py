@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -20,7 +19,14 @@ from experiments.progress import bar
 from rope_jax.data.tokenizer import Tokenizer, load_tokenizer
 from rope_jax.errors import InputError
 from rope_jax.evaluation.leaderboard import LEADERBOARD, harness_tasks, leaderboard_scores
-from rope_jax.evaluation.longppl import full_context_nll, key_tokens, long_perplexity, token_ends, transfer_keys
+from rope_jax.evaluation.longppl import (
+    TokenNll,
+    full_context_nll,
+    key_tokens,
+    long_perplexity,
+    token_ends,
+    transfer_keys,
+)
 from rope_jax.evaluation.nll import make_token_nll
 from rope_jax.evaluation.perplexity import (
     CONVENTIONS,
@@ -52,6 +58,7 @@ class Subject:
         mesh: devices.
         original: pre-training context, tokens.
         lengths: windows, tokens.
+        token_nll: of `make_token_nll`; one for all scale vectors, so that it is compiled once.
     """
 
     config: ConfigDict
@@ -62,6 +69,7 @@ class Subject:
     mesh: Mesh
     original: int
     lengths: tuple[int, ...]
+    token_nll: Callable[..., np.ndarray]
 
 
 def stages(
@@ -120,8 +128,7 @@ def measure_perplexity(subject: Subject, texts: EvaluationTexts, path: Path) -> 
         InputError: see `stages`.
     """
     config, fields, bos = subject.config, subject.config.eval, subject.tokenizer.bos_id
-    compiled = make_token_nll(subject.model, config.train.loss_chunk, batch_sharding(subject.mesh))
-    score = partial(compiled, subject.params, subject.rope)
+    score = partial(subject.token_nll, subject.params, subject.rope)
     common = {"bos_id": bos, "batch_size": fields.batch, "seed": config.seed}
     # The published number of words is that of the whole split.
     tokens = sum(map(len, texts.sliding))
@@ -227,7 +234,8 @@ def find_keys(
     def keys(document: np.ndarray) -> dict:
         if not loaded:
             params = read_model(evaluator, param_shardings(model, mesh), model.param_dtype).params
-            loaded.append(_row_nll(model, params, found.rope, config.train.loss_chunk, mesh))
+            score = make_token_nll(model, config.train.loss_chunk, batch_sharding(mesh))
+            loaded.append(_row_nll(partial(score, params, found.rope), mesh))
         ids = own.encode(tokenizer.decode(document))
         marked = key_tokens(loaded[0], ids, own.bos_id, config.eval.longppl_context)
         moved = transfer_keys(marked, token_ends(own, ids), token_ends(tokenizer, document))
@@ -251,7 +259,7 @@ def measure_longppl(subject: Subject, texts: EvaluationTexts, keys: list[np.ndar
     Returns:
         `{"longppl": record}`.
     """
-    nll = _row_nll(subject.model, subject.params, subject.rope, subject.config.train.loss_chunk, subject.mesh)
+    nll = _row_nll(partial(subject.token_nll, subject.params, subject.rope), subject.mesh)
     documents = longppl_documents(texts, subject.tokenizer, max(subject.lengths))
 
     def measure() -> dict:
@@ -342,9 +350,8 @@ def measure_leaderboard(subject: Subject, tasks: Mapping, path: Path) -> dict[st
     return {"scores": scores, "seconds": sum(record["seconds"] for record in records.values())}
 
 
-def _row_nll(model: LlamaConfig, params, rope: ScaleVector, chunk: int, mesh: Mesh) -> Callable:
+def _row_nll(score: Callable[[np.ndarray, np.ndarray], np.ndarray], mesh: Mesh) -> TokenNll:
     """NLL of one row at a time, as LongPPL takes it; rows are padded to few lengths."""
-    score = make_token_nll(model, chunk, batch_sharding(mesh))
     rows = math.prod(mesh.shape[axis] for axis in ("data", "fsdp"))
 
     def nll(tokens: np.ndarray) -> np.ndarray:
@@ -353,6 +360,6 @@ def _row_nll(model: LlamaConfig, params, rope: ScaleVector, chunk: int, mesh: Me
         padded[0, : len(tokens)] = tokens
         wanted = np.zeros(padded.shape, bool)
         wanted[0, : len(tokens) - 1] = True
-        return np.asarray(jax.device_get(score(params, rope, padded, wanted)))[0, : len(tokens) - 1]
+        return np.asarray(score(padded, wanted))[0, : len(tokens) - 1]
 
     return nll

@@ -165,12 +165,14 @@ def _questions(results: Mapping, suite: str) -> list[str]:
     rows = [[NAMES[method], *(_cell(_summary(table).get(c)) for c in columns)] for method, table in tables.items()]
     lines += [*_markdown(["method", *names], rows), ""]
     if several:
-        rows = [
-            [task, NAMES[method], *(_cell(table[task].get(c)) for c in columns)]
-            for task in tasks
-            if task not in (AVERAGE, AVERAGE_OF_RUN)
-            for method, table in tables.items()
-        ]
+        rows = []
+        for task in tasks:
+            if task in (AVERAGE, AVERAGE_OF_RUN):
+                continue
+            if not _has_any(tables, task):
+                rows.append([task, "not run", *("-" for _ in columns)])
+                continue
+            rows += [[task, NAMES[m], *(_cell(table[task].get(c)) for c in columns)] for m, table in tables.items()]
         lines += ["By task:", "", *_markdown(["task", "method", *names], rows), ""]
     return lines
 

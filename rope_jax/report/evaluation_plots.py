@@ -46,7 +46,11 @@ def score_by_length(path: Path, panels: Mapping[str, Mapping[str, Mapping]], ori
         axis.remove()
     for row in range(rows):
         axes[row * columns].set_ylabel("score (%)")
-    axes[0].legend(fontsize=8)
+    axes[0].text(original, 0.99, " trained up to here", transform=axes[0].get_xaxis_transform(), va="top", size=8)
+    handles = {
+        label: handle for axis in axes[: len(panels)] for handle, label in zip(*axis.get_legend_handles_labels())
+    }
+    figure.legend(handles.values(), handles, loc="outside lower center", ncols=4)
     save_figure(figure, path)
 
 
@@ -82,7 +86,7 @@ def perplexity_by_position(path: Path, curves: Mapping[str, Sequence[Mapping]], 
 
 
 def depth_maps(path: Path, title: str, grids: Mapping[str, Mapping[str, Mapping]], question: str) -> None:
-    """Heat maps of scores, length by depth: a row per method, a column per task.
+    """Heat maps of scores, length by depth: a row per method and a column per task; of one task methods side by side.
 
     Args:
         path: PNG to write.
@@ -92,37 +96,30 @@ def depth_maps(path: Path, title: str, grids: Mapping[str, Mapping[str, Mapping]
     """
     tasks = list(dict.fromkeys(task for by_task in grids.values() for task in by_task))
     panels = [(method, task) for method in grids for task in tasks]
-    # Many tasks have a row of panels each method; of one task the methods stand side by side.
-    columns = min(len(panels) if len(tasks) == 1 else len(tasks), MOST_COLUMNS)
-    rows = -(-len(panels) // columns) if len(tasks) == 1 else len(grids) * -(-len(tasks) // columns)
-    figure = Figure(figsize=(max(6.0, 3.0 * columns + 1), 3.0 * rows + 0.6), dpi=120, layout="constrained")
+    columns = len(tasks) if len(tasks) > 1 else min(len(panels), MOST_COLUMNS)
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(max(6.0, 2.6 * columns + 1), 2.9 * rows + 0.6), dpi=120, layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False)
-    image, used = None, set()
-    for number, (method, task) in enumerate(panels):
-        if len(tasks) > 1:
-            per_method = -(-len(tasks) // columns)
-            place = divmod(number % len(tasks), columns)
-            place = (list(grids).index(method) * per_method + place[0], place[1])
-        else:
-            place = divmod(number, columns)
-        used.add(place)
-        axis, grid = axes[place], grids[method].get(task)
-        if grid is None:
-            axis.set_axis_off()
-            continue
+    for axis in axes.ravel()[len(panels) :]:
+        axis.remove()
+    axes = axes.ravel()[: len(panels)]
+    for number, (axis, (method, task)) in enumerate(zip(axes, panels)):
+        grid = grids[method][task]
         mean = np.array(grid["mean"], float).T
+        axis.set_facecolor("#e4e4e4")  # where there is no sample
         image = axis.imshow(mean, vmin=0, vmax=100, cmap="RdYlGn", aspect="auto")
         for (y, x), value in np.ndenumerate(mean):
-            axis.text(x, y, "" if np.isnan(value) else f"{value:.0f}", ha="center", va="center", size=7)
-        axis.set_xticks(range(len(grid["lengths"])), [f"{length:,}" for length in grid["lengths"]])
+            if not np.isnan(value):
+                colour = "black" if 15 < value < 85 else "white"
+                axis.text(x, y, f"{value:.0f}", ha="center", va="center", size=7, color=colour)
+        axis.set_xticks(range(len(grid["lengths"])), [f"{length:,}" for length in grid["lengths"]], size=8)
         axis.set_yticks(range(len(grid["depths"])), [f"{depth:.0%}" for depth in grid["depths"]], size=8)
         axis.set_title(NAMES[method] if len(tasks) == 1 else f"{NAMES[method]}\n{task}", size=9)
         axis.set_xlabel("tokens", size=9)
-        if place[1] == 0:
+        if number % columns == 0:
             axis.set_ylabel(f"depth of the {question}", size=9)
-    for place in np.ndindex(rows, columns):
-        if place not in used:
-            axes[place].remove()
     figure.suptitle(title)
-    figure.colorbar(image, ax=[axes[place] for place in used], label="score (%)")
+    figure.colorbar(
+        image, ax=list(axes), label="score (%)", fraction=0.15 / columns, aspect=25, shrink=min(1, 2 / rows)
+    )
     save_figure(figure, path)
