@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -289,15 +290,16 @@ def load_harness_tasks(config: ConfigDict) -> tuple[dict, dict[str, str]]:
     """
     if importlib.util.find_spec("lm_eval") is None:
         raise InputError("the package lm_eval is not installed: pip install 'rope-jax[eval]'")
-    from lm_eval.tasks import TaskManager, get_task_dict
+    from lm_eval.tasks import TaskManager
 
+    # It warns of every default it takes.
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
     fields = config.eval
     folder = Path(fields.leaderboard).expanduser() if fields.leaderboard else None
     manager, tasks, reasons = TaskManager(), {}, {}
     for column in LEADERBOARD:
         try:
-            entries = harness_tasks(folder, (column,))
-            tasks |= {entry["task"]: get_task_dict([entry], manager)[entry["task"]] for entry in entries}
+            tasks |= manager.load([harness_tasks(folder, (column,))])["tasks"]
         except InputError as error:
             reasons[column.name] = str(error)
         except (OSError, ValueError) as error:  # what `datasets` raises without the hub

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import io
 import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -179,7 +180,8 @@ def _truthful(row: dict) -> dict:
 
 
 def _mmlu(file: Path, url: str, get: str) -> list[dict]:
-    lines = list(csv.reader(_text(file, url, get).splitlines(keepends=True)))
+    # Not str.splitlines, here and below: texts may hold separators such as U+0085, which end no line.
+    lines = list(csv.reader(io.StringIO(_text(file, url, get), newline="")))
     if lines and lines[0][0] == "question" and lines[0][-1] == "answer":
         lines = lines[1:]
     rows = []
@@ -192,7 +194,7 @@ def _mmlu(file: Path, url: str, get: str) -> list[dict]:
 
 
 def _json_lines(file: Path, url: str, get: str) -> list[dict]:
-    lines = _text(file, url, get).splitlines()
+    lines = _text(file, url, get).split("\n")
     return [_parsed(file, json.loads, line) for line in lines if line.strip()]
 
 

@@ -349,6 +349,32 @@ def test_other_prompts_or_settings_are_refused(data, finished, tmp_path):
         evaluate(small_config(data, "passkey"), again, "eval")
 
 
+@pytest.mark.slow
+def test_leaderboard_with_a_folder_of_questions(data, tmp_path):
+    folder = tmp_path / "questions"
+    for split in ("dev", "test"):
+        (folder / "mmlu" / split).mkdir(parents=True)
+        for subject in ("anatomy", "virology"):
+            # U+0085 separates lines for Python, and stands in some of the real questions.
+            lines = [f"What is\u0085{i}?,one,two,three,four,{'ABCD'[i % 4]}\n" for i in range(6)]
+            (folder / "mmlu" / split / f"{subject}_{split}.csv").write_text("".join(lines), encoding="utf-8")
+    targets = {kind: {"Yes.": 1, "No.": 0, "Never.": 0} for kind in ("mc1_targets", "mc2_targets")}
+    (folder / "truthfulqa_mc_task.json").write_text(
+        json.dumps([{"question": f"Is {i} odd?", **targets} for i in range(6)])
+    )
+    config = small_config(data, "leaderboard")
+    config.eval.leaderboard = str(folder)
+    config.eval.leaderboard_limit = 5
+    results = evaluate(config, tmp_path / "run", "eval")
+    scores = results["suites"]["leaderboard"]["own"]["scores"]
+    assert set(scores) == {"mmlu", "truthfulqa_mc2"}
+    assert scores["mmlu"]["tasks"] == 2 and scores["mmlu"]["shots"] == 5
+    low, high = scores["mmlu"]["interval"]
+    assert 0 <= low <= scores["mmlu"]["score"] <= high <= 100
+    assert {m["task"] for m in results["not_run"]} == {"arc_challenge", "hellaswag"}
+    assert "mmlu, 5-shot, acc" in (tmp_path / "run/report.md").read_text()
+
+
 def command(config_fields, folder):
     arguments = [f"--config.{name}={value}" for name, value in config_fields.items()]
     environment = os.environ | {"JAX_PLATFORMS": "cpu"}
