@@ -84,7 +84,7 @@ class Job:
         lengths: tokens of windows and prompts.
         texts: of the suites that measure on texts; None without.
         samples: what the other suites ask.
-        harness: lm_eval's tasks by name.
+        harness: the leaderboard's tasks; None without.
         evaluator: folder of LongPPL's evaluator; None without.
         measured: suites of `MEASURED` that can be run.
         not_run: what cannot be run, and why.
@@ -102,7 +102,7 @@ class Job:
     lengths: tuple[int, ...]
     texts: EvaluationTexts | None
     samples: dict[str, list[Prepared]]
-    harness: dict
+    harness: measured.Harness | None
     evaluator: Path | None
     measured: tuple[str, ...]
     not_run: list[NotRun]
@@ -188,14 +188,14 @@ def prepare(config: ConfigDict, folder: Path) -> Job:
     not_run: list[NotRun] = []
     runnable = []
 
-    def attempt(suite: str, check: Callable, otherwise=None):
+    def attempt(suite: str, check: Callable):
         if suite not in suites:
-            return otherwise
+            return None
         try:
             value = check()
         except InputError as error:
             not_run.append(NotRun(suite, "", 0, str(error)))
-            return otherwise
+            return None
         runnable.append(suite)
         return value
 
@@ -209,10 +209,11 @@ def prepare(config: ConfigDict, folder: Path) -> Job:
     if texts is not None:
         attempt("perplexity", lambda: measured.check_perplexity(config, lengths, tokenizer, texts))
         evaluator = attempt("longppl", lambda: measured.check_longppl(config))
-    harness, reasons = attempt("leaderboard", lambda: measured.load_harness_tasks(config), ({}, {}))
-    not_run += [NotRun("leaderboard", task, 0, reason) for task, reason in reasons.items()]
-    if not harness and "leaderboard" in runnable:
-        runnable.remove("leaderboard")
+    harness = attempt("leaderboard", lambda: measured.load_harness(config))
+    if harness is not None:
+        not_run += [NotRun("leaderboard", task, 0, reason) for task, reason in harness.reasons.items()]
+        if not harness.tasks:
+            runnable.remove("leaderboard")
 
     bench = Bench(config.eval, tokenizer, lengths, config.seed)
     samples = {}

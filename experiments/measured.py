@@ -276,14 +276,29 @@ def longppl_documents(texts: EvaluationTexts, tokenizer: Tokenizer, length: int)
     return [document[: length - (tokenizer.bos_id is not None)] for document in texts.sliding]
 
 
-def load_harness_tasks(config: ConfigDict) -> tuple[dict, dict[str, str]]:
+@dataclasses.dataclass(frozen=True)
+class Harness:
     """The leaderboard's tasks with their questions.
+
+    Attributes:
+        manager: lm_eval's TaskManager, which takes seconds to make.
+        tasks: lm_eval's tasks by name.
+        reasons: of columns that cannot be run.
+    """
+
+    manager: object
+    tasks: Mapping
+    reasons: Mapping[str, str]
+
+
+def load_harness(config: ConfigDict) -> Harness:
+    """Loads the leaderboard's tasks.
 
     Args:
         config: the run's config.
 
     Returns:
-        lm_eval's tasks by name, and of those that cannot be run the reason.
+        The tasks, and of those that cannot be run the reason.
 
     Raises:
         InputError: if lm_eval is not installed.
@@ -307,15 +322,15 @@ def load_harness_tasks(config: ConfigDict) -> tuple[dict, dict[str, str]]:
                 f"its questions cannot be had from the Hugging Face hub ({' '.join(str(error).split())}): name a "
                 "folder with them in config.eval.leaderboard"
             )
-    return tasks, reasons
+    return Harness(manager, tasks, reasons)
 
 
-def measure_leaderboard(subject: Subject, tasks: Mapping, path: Path) -> dict[str, dict]:
+def measure_leaderboard(subject: Subject, harness: Harness, path: Path) -> dict[str, dict]:
     """Scores of the leaderboard's tasks.
 
     Args:
         subject: what is measured.
-        tasks: see `load_harness_tasks`.
+        harness: see `load_harness`.
         path: where finished tasks are kept.
 
     Returns:
@@ -340,11 +355,13 @@ def measure_leaderboard(subject: Subject, tasks: Mapping, path: Path) -> dict[st
     )
 
     def measure(task) -> dict:
-        found = lm_eval.simple_evaluate(lm, tasks=[task], limit=fields.leaderboard_limit or None)
+        found = lm_eval.simple_evaluate(
+            lm, tasks=[task], task_manager=harness.manager, limit=fields.leaderboard_limit or None, log_samples=False
+        )
         return {key: value for key, value in next(iter(found["results"].values())).items() if key != "alias"}
 
     of = {"config.eval.leaderboard": fields.leaderboard}
-    records = stages(path, of, {name: partial(measure, task) for name, task in tasks.items()})
+    records = stages(path, of, {name: partial(measure, task) for name, task in harness.tasks.items()})
     scores = leaderboard_scores(records)
     for score in scores.values():
         half = 1.96 * score["standard_error"]

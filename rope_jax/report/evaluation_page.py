@@ -88,8 +88,9 @@ def _short_context(results: Mapping) -> list[str]:
         cells = {m: _cell(_summary(record["table"])["0-4k"]) for m, record in suites["longbench_e"].items()}
         columns["LongBench-E, below 4,000 words"] = cells
     if "leaderboard" in suites:
-        columns["leaderboard (short questions)"] = {
-            m: f"{sum(task['score'] for task in record['scores'].values()) / len(record['scores']):.2f}"
+        tasks = list(next(iter(suites["leaderboard"].values()))["scores"])
+        columns[f"leaderboard, mean of {', '.join(tasks)}"] = {
+            m: f"{sum(record['scores'][task]['score'] for task in tasks) / len(tasks):.2f}"
             for m, record in suites["leaderboard"].items()
         }
     columns = {name: cells for name, cells in columns.items() if any(cell != "-" for cell in cells.values())}

@@ -73,7 +73,8 @@ def perplexity_by_position(path: Path, curves: Mapping[str, Sequence[Mapping]], 
         # The first few tokens of a window are nearly unpredictable for every model; they would flatten the rest.
         shown += [v for bucket, v in zip(buckets, value) if bucket["start"] >= original / 16]
     axis.axvline(original, color="black", linestyle=":", linewidth=1)
-    axis.text(original, 0.99, " trained up to here", transform=axis.get_xaxis_transform(), va="top", size=8)
+    place = {"transform": axis.get_xaxis_transform(), "va": "top", "ha": "right", "size": 8}
+    axis.text(original, 0.99, "trained up to here ", **place)
     axis.set_xscale("log", base=2)
     axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axis.set(xlabel="position in the window (tokens)", ylabel="perplexity", yscale="log")
