@@ -52,7 +52,7 @@ from rope_jax.interop.json_fields import read_json as read_object
 from rope_jax.model.config import LlamaConfig
 from rope_jax.model.generate import greedy_batches
 from rope_jax.report.evaluation_page import write_evaluation_page
-from rope_jax.report.files import write_json, write_text
+from rope_jax.report.files import read_json, write_json, write_text
 from rope_jax.rope.embedding import ScaleVector
 from rope_jax.rope.methods import solve_method
 from rope_jax.training.sharding import batch_sharding, cache_sharding, check_batch, make_mesh, param_shardings
@@ -64,6 +64,9 @@ PATHS = (
     *("data.name", "data.path", "eval.longbench", "eval.essays", "eval.squad", "eval.hotpotqa", "eval.babilong"),
     *("eval.books", "eval.many_shot", "eval.leaderboard", "eval.longppl_evaluator"),
 )
+
+# Fields that change a result by rounding at most, such as the batch that fits into memory.
+LAYOUT = ("eval.batch", "eval.generate_batch", "train.loss_chunk", "model.attention_chunk")
 
 SCORE = flags.DEFINE_string("score", "", "Folder of LongBench-E prediction files to score; no model is read.")
 
@@ -182,8 +185,17 @@ def prepare(config: ConfigDict, folder: Path) -> Job:
             raise InputError(f"config.eval.{field} is {config.eval[field]}: it must be at least 1")
     if lengths[0] < 2:
         raise InputError(f"config.eval.lengths is {lengths}: give numbers of tokens, at least 2")
-    workdir.check(folder, config, (*workdir.MAY_CHANGE, "suite", *PATHS))
-    claim = partial(workdir.claim, folder, config)
+    workdir.check(folder, config, (*workdir.MAY_CHANGE, "suite", *PATHS, *LAYOUT))
+    files = model_files(source)
+    if (read_json(folder / "model.json") or files) != files:
+        raise InputError(
+            f"the model in {source} is not the one that {folder} was begun with (its model.json): choose another "
+            "--workdir, or delete that folder to start over"
+        )
+
+    def claim() -> None:
+        workdir.claim(folder, config)
+        write_json(folder / "model.json", files)
 
     not_run: list[NotRun] = []
     runnable = []
@@ -280,6 +292,12 @@ def model_folder(path: str) -> Path:
         raise InputError(f"config.model.path: the run in {run} has not exported a model yet; run its command again")
     say(f"{run} is a run: its export is evaluated")
     return run / "export"
+
+
+def model_files(folder: Path) -> dict[str, list[int]]:
+    """Size and time of the files that make a model, by which one that was trained anew is told apart."""
+    paths = sorted(path for pattern in ("config.json", "*.safetensors", "*.bin") for path in folder.glob(pattern))
+    return {path.name: [path.stat().st_size, int(path.stat().st_mtime)] for path in paths}
 
 
 def scale_vectors(config: ConfigDict, source: Path, found: SourceConfig) -> tuple[dict[str, ScaleVector], int, int]:

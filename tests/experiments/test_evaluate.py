@@ -347,6 +347,21 @@ def test_other_prompts_or_settings_are_refused(data, finished, tmp_path):
     path.write_text(path.read_text().replace("The grass is green", "The grass is blue"))
     with pytest.raises(InputError, match="answers another prompt"):
         evaluate(small_config(data, "passkey"), again, "eval")
+    # Smaller batches do fit, and another model does not.
+    config = small_config(data, "key_value")
+    config.eval.batch = 16
+    prepare(config, again)
+    shutil.copytree(data / "model", tmp_path / "retrained")
+    os.utime(tmp_path / "retrained/model.safetensors", (0, 0))
+    config = small_config(data, "key_value")
+    shutil.move(data / "model", data / "before")
+    try:
+        shutil.move(tmp_path / "retrained", data / "model")
+        with pytest.raises(InputError, match="is not the one"):
+            prepare(config, again)
+    finally:
+        shutil.rmtree(data / "model", ignore_errors=True)
+        shutil.move(data / "before", data / "model")
 
 
 @pytest.mark.slow
