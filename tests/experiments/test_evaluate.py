@@ -16,7 +16,8 @@ import transformers
 from PIL import Image
 
 from configs import eval as eval_config
-from experiments.evaluate import evaluate, prepare, score
+from experiments.evaluate import evaluate, score
+from experiments.evaluation_job import prepare
 from experiments.suites import SUITES
 from rope_jax.data.byte_tokenizer import ByteTokenizer
 from rope_jax.errors import InputError
