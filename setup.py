@@ -27,7 +27,6 @@ setup(
         "ml_dtypes>=0.5",
         "huggingface_hub>=1.0",
         "safetensors>=0.8.0",
-        "pyyaml>=6.0",
         "transformers>=5.0",
         "tokenizers>=0.22",
         "sentencepiece>=0.2.1",
