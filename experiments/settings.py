@@ -168,6 +168,9 @@ def extension(
         angles=config.angles.arithmetic,
     )
     wanted = methods(config) if wanted is None else wanted
+    for method in wanted:
+        if method not in (*METHODS, LEARNED):
+            raise InputError(f"config.rope.method is {method!r}: use one of {', '.join((*METHODS, LEARNED))}")
     if LEARNED in wanted:
         learning(config)
         if config.learn.start not in METHODS:

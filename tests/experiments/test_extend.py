@@ -155,7 +155,7 @@ BAD = [
     ("solve.n_hat", 7, r"solve\.n_hat is 7.*use 6 or 8"),
     ("solve.n_hat", 18, r"solve\.n_hat is 18.*from 0 to the head dimension, 16"),
     ("solve.threshold", -1.0, r"solve\.threshold is -1"),
-    ("rope.method", "alibi", r"rope\.method is 'alibi': use one of"),
+    ("rope.method", "alibi", r"rope\.method is 'alibi': use one of .*learned"),
     ("rope.factors", "/nowhere.json", r"rope\.factors: /nowhere\.json cannot be read"),
     ("angles.intervals", 1, r"angles\.intervals is 1"),
     ("data.path", "", r"data\.path is empty"),
