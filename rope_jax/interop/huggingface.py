@@ -29,7 +29,7 @@ from rope_jax.interop.new_folder import (
 )
 from rope_jax.interop.new_tensor_files import SHARD_BYTES, NewTensor, plan_shards, write_sharded
 from rope_jax.interop.stored import DTYPES
-from rope_jax.interop.weights import EMBEDDING, Weight, cast, copy_cast, fold_attention_factor, folding_rows, table
+from rope_jax.interop.weights import EMBEDDING, Weight, copy_cast, fold_attention_factor, folding_rows, table
 from rope_jax.model.config import LlamaConfig
 from rope_jax.rope.embedding import ScaleVector
 
@@ -300,11 +300,9 @@ def _plan(config, params, dtype) -> list[tuple[NewTensor, Weight, int | None]]:
 
 def _stored_values(planned, config, params, attention_factor) -> Iterator[np.ndarray]:
     folded = folding_rows(config)
-    for tensor, weight, layer in planned:
+    for _, weight, layer in planned:
         value = weight.to_stored(_to_host(_leaf(params, weight.path), layer), config)
-        if weight in folded:
-            value = fold_attention_factor(value, attention_factor)
-        yield cast(value, tensor.dtype, tensor.name)
+        yield fold_attention_factor(value, attention_factor) if weight in folded else value
 
 
 def _to_host(array, layer: int | None) -> np.ndarray:

@@ -6,7 +6,7 @@ import numpy as np
 
 # Rows and columns that are copied at a time where rows become columns. NumPy alone goes along one of the two arrays
 # and skips through the other, a cache line for each number: 9 times slower.
-TILE = (64, 256)
+TILE = (512, 256)
 
 # XLA takes host memory over without a copy if it starts at a multiple of this.
 ALIGNMENT = 64
@@ -26,22 +26,6 @@ def aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     raw = np.empty(size + ALIGNMENT, np.uint8)
     start = -raw.ctypes.data % ALIGNMENT
     return raw[start : start + size].view(dtype).reshape(shape)
-
-
-def dense(values: np.ndarray) -> np.ndarray:
-    """An array in C order, copied if it is in another.
-
-    Args:
-        values: any layout.
-
-    Returns:
-        The array or its copy.
-    """
-    if values.flags.c_contiguous:
-        return values
-    result = np.empty(values.shape, values.dtype)
-    copy(result, values)
-    return result
 
 
 def copy(target: np.ndarray, values: np.ndarray) -> None:
@@ -75,7 +59,7 @@ def _merged_shape(values: np.ndarray) -> list[int]:
 
 
 def _transpose(target: np.ndarray, values: np.ndarray) -> None:
-    """`target[j, i] = values[i, j]`, by tiles that fit into the first cache."""
+    """`target[j, i] = values[i, j]`, by tiles that fit into the second cache."""
     rows, columns = TILE
     # Rows that are a power of two apart would share a few places of the cache.
     scratch = np.empty((rows, columns + 32), values.dtype)

@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
+import io
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
-from rope_jax.interop.stored import DTYPE_NAMES
+from rope_jax.errors import InputError
+from rope_jax.interop.stored import DTYPE_NAMES, DTYPES
+from rope_jax.interop.summed_file import PIECE_BYTES, SummedFile
 from rope_jax.interop.tensor_files import INDEX, SINGLE, read_header
+from rope_jax.interop.weights import copy_cast
 
 # Tensor bytes per file, the limit of transformers.
 SHARD_BYTES = 5_000_000_000
-
-# Bytes that are copied at a time: enough to keep two threads busy, few enough to stay in the cache.
-COPY_BYTES = 16 << 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,45 +36,6 @@ class NewTensor:
         return math.prod(self.shape) * self.dtype.itemsize
 
 
-class SummedFile:
-    """A new file whose SHA-256 is computed while it is written, in a thread of its own."""
-
-    def __init__(self, path: Path):
-        """Creates the file.
-
-        Args:
-            path: file to create; it must not exist.
-        """
-        self._stream = path.open("xb", buffering=0)
-        self._hash = hashlib.sha256()
-        self._thread = ThreadPoolExecutor(1)
-        self._pending: Future | None = None
-
-    def write(self, data) -> None:
-        """Appends bytes.
-
-        Args:
-            data: contiguous buffer of bytes; it may be used again once the next `write` has returned.
-        """
-        hashing = self._thread.submit(self._hash.update, data)
-        view = memoryview(data)
-        while view:
-            view = view[self._stream.write(view) :]
-        if self._pending is not None:
-            self._pending.result()
-        self._pending = hashing
-
-    def close(self) -> str:
-        """Closes the file.
-
-        Returns:
-            SHA-256 of what was written, hexadecimal.
-        """
-        self._thread.shutdown()
-        self._stream.close()
-        return self._hash.hexdigest()
-
-
 def write_tensors(
     file: Path, tensors: list[NewTensor], values: Iterable[np.ndarray], progress: Callable[[int], None]
 ) -> str:
@@ -84,13 +44,14 @@ def write_tensors(
     Args:
         file: file to create.
         tensors: what it will hold, in order.
-        values: the tensors, in the same order.
-        progress: called with the number of bytes that were just written.
+        values: the tensors in the same order, of any layout; a dtype that differs is cast.
+        progress: called with the number of bytes that were just taken.
 
     Returns:
         SHA-256 of the file, hexadecimal.
 
     Raises:
+        InputError: if a finite value is beyond the range of its tensor's dtype.
         OSError: if the file cannot be written.
     """
     header, end = {"__metadata__": {"format": "pt"}}, 0
@@ -104,11 +65,17 @@ def write_tensors(
     with contextlib.closing(SummedFile(file)) as out:
         out.write(_encoded(header))
         for tensor, value in zip(tensors, values):
-            if value.shape != tensor.shape or value.dtype != tensor.dtype:
-                raise AssertionError(f"{tensor.name}: {value.dtype}{value.shape} where {tensor} was announced")
-            out.write(np.ascontiguousarray(value).reshape(-1).view(np.uint8))
-            progress(tensor.bytes)
-        return out.close()
+            if value.shape != tensor.shape:
+                raise AssertionError(f"{tensor.name}: {value.shape} where {tensor} was announced")
+            for block in _blocks(value, PIECE_BYTES // tensor.dtype.itemsize):
+                count = block.size * tensor.dtype.itemsize
+
+                def fill(piece, block=block, tensor=tensor):
+                    copy_cast(piece.view(tensor.dtype).reshape(block.shape), block, tensor.name)
+
+                out.append(count, fill)
+                progress(count)
+        return out.finish()
 
 
 def copy_tensors(
@@ -122,39 +89,34 @@ def copy_tensors(
     Args:
         source: file that `read_header` accepts.
         file: file to create.
-        changed: tensor name to a function of the stored tensor that gives another of its shape and dtype.
-        progress: called with the number of bytes that were just written.
+        changed: tensor name to what becomes of it: a function that is given some numbers of the tensor after others,
+            `[n]`, and returns as many of the same dtype.
+        progress: called with the number of bytes that were just read.
 
     Returns:
         SHA-256 of the new file, hexadecimal.
 
     Raises:
+        InputError: if the source ends early.
         OSError: if a file cannot be read or written.
     """
-    with source.open("rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")
-        prefix = length.to_bytes(8, "little") + stream.read(length)
-    header = json.loads(prefix[8:])
-    # Loaders ask for this mark, and not every writer sets it.
-    if (header.get("__metadata__") or {}).get("format") != "pt":
-        header["__metadata__"] = {**(header.get("__metadata__") or {}), "format": "pt"}
-        prefix = _encoded(header)
-    with contextlib.closing(SummedFile(file)) as out:
-        out.write(prefix)
-        for tensor in read_header(source):
-            if tensor.name in changed:
-                value = np.ascontiguousarray(changed[tensor.name](tensor.view()))
-                if value.nbytes != tensor.bytes:
-                    raise AssertionError(f"{tensor.name}: {value.dtype}{value.shape} where {tensor} is to be replaced")
-                out.write(value.reshape(-1).view(np.uint8))
-                progress(tensor.bytes)
-                continue
-            for start in range(0, tensor.bytes, COPY_BYTES):
-                # Mapped, so that summing and writing share what the kernel has read.
-                count = min(COPY_BYTES, tensor.bytes - start)
-                out.write(np.memmap(source, np.uint8, "r", tensor.offset + start, (count,)))
+    tensors = read_header(source)
+    with source.open("rb", buffering=0) as stream, contextlib.closing(SummedFile(file)) as out:
+        out.write(_marked_header(stream))
+        for tensor in tensors:
+            change = changed.get(tensor.name)
+
+            def fill(piece, tensor=tensor, change=change):
+                _read(stream, piece)
+                if change is not None:
+                    numbers = piece.view(DTYPES[tensor.dtype])
+                    numbers[:] = change(numbers)
+
+            for start in range(0, tensor.bytes, PIECE_BYTES):
+                count = min(PIECE_BYTES, tensor.bytes - start)
+                out.append(count, fill)
                 progress(count)
-        return out.close()
+        return out.finish()
 
 
 def plan_shards(tensors: Iterable[NewTensor], max_bytes: int) -> list[list[NewTensor]]:
@@ -216,6 +178,38 @@ def write_index(folder: Path, places: Mapping[str, str], total: int) -> None:
     """
     index = {"metadata": {"total_size": total}, "weight_map": dict(places)}
     (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def _blocks(value: np.ndarray, size: int) -> Iterator[np.ndarray]:
+    """An array cut along its axes into views of at most `size` numbers, in C order."""
+    if value.size <= size:
+        yield value
+        return
+    step = size * len(value) // value.size
+    for start in range(0, len(value), step or 1):
+        part = value[start : start + (step or 1)]
+        yield from _blocks(part if step else part[0], size)
+
+
+def _read(stream: io.RawIOBase, piece: np.ndarray) -> None:
+    view = memoryview(piece)
+    while view:
+        count = stream.readinto(view)
+        if not count:
+            raise InputError(f"{stream.name} has become shorter while it was read: start again")
+        view = view[count:]
+
+
+def _marked_header(stream: io.RawIOBase) -> bytes:
+    """The header of a file, with the mark that loaders ask for and not every writer sets."""
+    length = np.empty(8, np.uint8)
+    _read(stream, length)
+    text = np.empty(int(length.view("<u8")[0]), np.uint8)
+    _read(stream, text)
+    header = json.loads(text.tobytes())
+    if (header.get("__metadata__") or {}).get("format") == "pt":
+        return length.tobytes() + text.tobytes()
+    return _encoded({**header, "__metadata__": {**(header.get("__metadata__") or {}), "format": "pt"}})
 
 
 def _encoded(header: dict) -> bytes:

@@ -85,7 +85,7 @@ def rescale_folder(
     check_space(target, total + sum(file.stat().st_size for file in carried))
 
     def fold(name):
-        return lambda tensor: cast(fold_attention_factor(tensor, attention_factor), tensor.dtype, name)
+        return lambda numbers: cast(fold_attention_factor(numbers, attention_factor), numbers.dtype, name)
 
     rows = folding_rows(known.config) if attention_factor != 1 else ()
     changed = {name: fold(name) for row in rows for name in row.names(known.config)}

@@ -9,7 +9,7 @@ import re
 import numpy as np
 
 from rope_jax.errors import InputError
-from rope_jax.interop.layout import copy, dense
+from rope_jax.interop.layout import copy
 from rope_jax.model.config import LlamaConfig
 
 
@@ -55,9 +55,9 @@ class Weight:
         return tensor.reshape([sizes[axis] for axis in axes]).transpose([axes.index(a) for a in self.kept])
 
     def to_stored(self, parameter: np.ndarray, config: LlamaConfig) -> np.ndarray:
-        """The inverse of `to_kept`; a copy where the order of axes asks for one."""
+        """The inverse of `to_kept`; a view too, unless the parameter's axes are out of order in memory."""
         order = [self.kept.index(axis) for axis in self._flat()]
-        return dense(parameter.transpose(order)).reshape(self.stored_shape(config))
+        return parameter.transpose(order).reshape(self.stored_shape(config))
 
     def _flat(self) -> list[str]:
         return [axis for group in self.stored for axis in group]

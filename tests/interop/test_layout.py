@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rope_jax.interop.layout import ALIGNMENT, aligned, copy, dense
+from rope_jax.interop.layout import ALIGNMENT, aligned, copy
 
 DTYPES = [np.dtype(name) for name in (np.float32, np.float16, ml_dtypes.bfloat16)]
 
@@ -22,15 +22,15 @@ def test_any_order_of_axes_and_any_cut(data):
     target = np.full(values.shape, 7, kept)
     copy(target, values)
     np.testing.assert_array_equal(target, values.astype(kept), strict=True)
-    np.testing.assert_array_equal(dense(values), values, strict=True)
-    assert dense(values).flags.c_contiguous
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_bits_are_kept(dtype):
     bits = np.arange(2**16, dtype=np.uint16).repeat(dtype.itemsize // 2).view(dtype)  # NaN payloads too
     values = bits.reshape(256, 256).T
-    assert dense(values).tobytes() == values.tobytes()
+    target = np.empty(values.shape, dtype)
+    copy(target, values)
+    assert target.tobytes() == values.tobytes()
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -1,0 +1,89 @@
+"""A file and its checksum in one go."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+# Bytes that are written at a time, and how many such pieces are under way: enough to keep the threads busy, few enough
+# that memory is used again and again. Memory that the system hands out for the first time is slow.
+PIECE_BYTES = 8 << 20
+PIECES = 4
+
+
+class SummedFile:
+    """A new file that is filled in pieces; one thread writes them while another computes the SHA-256."""
+
+    def __init__(self, path: Path):
+        """Creates the file.
+
+        Args:
+            path: file to create; it must not exist.
+        """
+        self._stream = path.open("xb", buffering=0)
+        self._hash = hashlib.sha256()
+        self._writer, self._summer = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
+        self._pieces: deque[tuple[np.ndarray, list[Future]]] = deque(
+            (np.empty(PIECE_BYTES, np.uint8), []) for _ in range(PIECES)
+        )
+
+    def append(self, count: int, fill: Callable[[np.ndarray], None]) -> None:
+        """Appends bytes.
+
+        Args:
+            count: how many, at most `PIECE_BYTES`.
+            fill: writes them into the uint8 array `[count]` that it is given.
+
+        Raises:
+            OSError: if this or an earlier piece cannot be written.
+        """
+        piece, users = self._pieces.popleft()
+        for user in users:
+            user.result()
+        view = piece[:count]
+        fill(view)
+        users = [self._writer.submit(self._write, view), self._summer.submit(self._hash.update, view)]
+        self._pieces.append((piece, users))
+
+    def write(self, data: bytes) -> None:
+        """Appends bytes that are in memory already.
+
+        Args:
+            data: any number of them.
+
+        Raises:
+            OSError: as `append`.
+        """
+        for start in range(0, len(data), PIECE_BYTES):
+            part = np.frombuffer(data[start : start + PIECE_BYTES], np.uint8)
+            self.append(len(part), lambda piece, part=part: np.copyto(piece, part))
+
+    def finish(self) -> str:
+        """Waits until all is written.
+
+        Returns:
+            SHA-256 of the file, hexadecimal.
+
+        Raises:
+            OSError: if a piece cannot be written.
+        """
+        for _, users in self._pieces:
+            for user in users:
+                user.result()
+        return self._hash.hexdigest()
+
+    def close(self) -> None:
+        """Closes the file, whether it is finished or not."""
+        for thread in (self._writer, self._summer):
+            thread.shutdown(cancel_futures=True)
+        self._stream.close()
+
+    def _write(self, data: np.ndarray) -> None:
+        view = memoryview(data)
+        while view:
+            view = view[self._stream.write(view) :]
