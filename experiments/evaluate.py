@@ -33,19 +33,19 @@ from experiments.leaderboard import measure_leaderboard
 from experiments.longppl import find_keys, measure_longppl
 from experiments.measured import Subject, measure_perplexity
 from experiments.prepared import read_part
-from experiments.progress import bar, byte_bar, say
+from experiments.progress import bar, say
+from experiments.reading import read_params
 from experiments.suites import SUITES
 from rope_jax.evaluation.answering import answer_samples
 from rope_jax.evaluation.depths import depth_grids
 from rope_jax.evaluation.longbench.samples import prediction_row
 from rope_jax.evaluation.longbench.scoring import write_scores
 from rope_jax.evaluation.scores import average_of_run
-from rope_jax.interop.huggingface import read_model
 from rope_jax.model.generate import greedy_batches
 from rope_jax.report.evaluation_page import write_evaluation_page
 from rope_jax.report.files import write_json, write_text
 from rope_jax.rope.embedding import ScaleVector
-from rope_jax.training.sharding import cache_sharding, param_shardings
+from rope_jax.training.sharding import cache_sharding
 
 DEFAULT = Path(__file__).resolve().parents[1] / "configs" / "eval.py"
 SCORE = flags.DEFINE_string("score", "", "Folder of LongBench-E prediction files to score; no model is read.")
@@ -71,8 +71,7 @@ def evaluate(config: ConfigDict, folder: Path, name: str) -> dict:
     names = ", ".join((*job.measured, *job.samples))
     say(f"{name}: {names} by {', '.join(job.vectors)} at {', '.join(f'{n:,}' for n in job.lengths)} tokens")
     keys = longppl_keys(job) if "longppl" in job.measured else None
-    with byte_bar("reading the model") as advance:
-        params = read_model(job.source, param_shardings(job.model, job.mesh), job.model.param_dtype, advance).params
+    params = read_params(job.source, job.model, job.mesh)
     suites: dict[str, dict] = {suite: {} for suite in wanted_suites(config) if suite in (*job.measured, *job.samples)}
     for method, rope in job.vectors.items():
         for suite in suites:

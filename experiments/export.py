@@ -23,11 +23,12 @@ from configs import defaults
 from experiments import cli, settings
 from experiments.cards import run_card, run_provenance
 from experiments.progress import byte_bar, say
+from experiments.reading import read_params
 from rope_jax.errors import InputError
 from rope_jax.interop.gguf_files import add_factors, check_extendable, check_gguf, write_gguf
 from rope_jax.interop.hf_config import SourceConfig, read_config, read_json
 from rope_jax.interop.hub import resolve_model
-from rope_jax.interop.huggingface import check_model, read_model, write_model
+from rope_jax.interop.huggingface import check_model, write_model
 from rope_jax.interop.model_card import CardFacts, write_card
 from rope_jax.interop.peft_adapter import check_adapter, write_adapter
 from rope_jax.interop.rescale import rescale_folder
@@ -39,7 +40,7 @@ from rope_jax.rope.methods import solve_method
 from rope_jax.training import trained
 from rope_jax.training.checkpoints import read_trained
 from rope_jax.training.learn import from_logarithms
-from rope_jax.training.sharding import make_mesh, param_shardings
+from rope_jax.training.sharding import make_mesh
 from rope_jax.training.trained import TrainConfig
 
 DEFAULT = Path(__file__).resolve().parents[1] / "configs" / "export.py"
@@ -291,7 +292,7 @@ def trained_model(config: ConfigDict, job: Job) -> tuple[LlamaConfig, dict]:
     model, mesh, state = _restored(config, job)
     frozen = None
     if job.run.training.lora:
-        frozen = read_model(job.source, param_shardings(model, mesh), model.param_dtype).params
+        frozen = read_params(job.source, model, mesh)
     params, _ = trained.outcome(model, job.run.training, mesh, frozen, state, job.rope)
     return model, params
 

@@ -33,7 +33,8 @@ from ml_collections import ConfigDict
 from experiments import cli, settings, workdir
 from experiments.cards import run_card, run_provenance
 from experiments.learned import learned_solution
-from experiments.progress import bar, say, training_bar
+from experiments.progress import bar, byte_bar, say, training_bar
+from experiments.reading import read_params
 from experiments.texts import evaluation_texts
 from rope_jax.data.corpus import open_corpus
 from rope_jax.data.pipeline import training_batches
@@ -42,7 +43,7 @@ from rope_jax.data.tokenizer import Tokenizer, load_tokenizer
 from rope_jax.errors import InputError
 from rope_jax.evaluation.suite import EvaluationTexts, SuiteConfig, check_suite, make_evaluate
 from rope_jax.interop.hub import resolve_model
-from rope_jax.interop.huggingface import check_model, read_model, write_model
+from rope_jax.interop.huggingface import check_model, write_model
 from rope_jax.interop.model_card import write_card
 from rope_jax.model.config import LlamaConfig
 from rope_jax.model.llama import abstract_params, init_params
@@ -235,16 +236,18 @@ def pretrain(run: Run) -> None:
     say(f"pre-training a model of {parameters(run.model):,} parameters at {run.extension.original} tokens")
     rope = identity(run.model.head_dim)
     params, _ = fit(run, rope, run.pretraining, fresh, run.folder / "pretrain", "pre-training")
-    write_model(
-        run.source,
-        dataclasses.replace(run.model, context=run.extension.original),
-        params,
-        rope,
-        context=run.extension.original,
-        provenance={"trained_by": "rope-jax", "steps": run.pretraining.optimizer.steps},
-        save_tokenizer=run.tokenizer.save,
-        dtype="float32",
-    )
+    with byte_bar("writing the model") as progress:
+        write_model(
+            run.source,
+            dataclasses.replace(run.model, context=run.extension.original),
+            params,
+            rope,
+            context=run.extension.original,
+            provenance={"trained_by": "rope-jax", "steps": run.pretraining.optimizer.steps},
+            save_tokenizer=run.tokenizer.save,
+            dtype="float32",
+            progress=progress,
+        )
 
 
 def solve(run: Run) -> dict[str, ScaleVector]:
@@ -268,7 +271,7 @@ def solved(run: Run, method: str) -> dict:
     if method == settings.LEARNED:
         fields = run.config.learn
         solution, learned = learned_solution(
-            read_model(run.source, param_shardings(run.model, run.mesh), run.model.param_dtype).params,
+            read_params(run.source, run.model, run.mesh),
             run.model,
             run.extension,
             fields.start,
@@ -307,14 +310,13 @@ def evaluate_and_tune(run: Run, vectors: dict[str, ScaleVector]) -> dict[str, di
     Returns:
         Method to its records `scale`, `before` and `after`.
     """
-    shardings = param_shardings(run.model, run.mesh)
     folders = {method: run.folder / "methods" / method for method in run.methods}
 
     def done(method, stage):
         return (folders[method] / f"{stage}.json").exists()
 
     def base():
-        return read_model(run.source, shardings, run.model.param_dtype).params
+        return read_params(run.source, run.model, run.mesh)
 
     evaluate = make_evaluate(run.model, run.suite, run.tokenizer, run.texts, run.mesh, bar)
 
@@ -405,19 +407,21 @@ def export(run: Run, params: dict, rope: ScaleVector) -> None:
         run.config, method, rope, run.extension.original, run.extension.target, run.tuning.optimizer.steps, **measured
     )
     source = run.source if run.config.model.path else None
-    write_model(
-        run.folder / "export",
-        run.model,
-        params,
-        rope,
-        context=run.extension.target,
-        provenance=run_provenance(
-            run.config, method, run.extension.original, run.extension.target, run.tuning.optimizer.steps
-        ),
-        extra_files=lambda place: write_card(place, facts, source),
-        source=run.source,
-        dtype=run.source_dtype,
-    )
+    with byte_bar("writing the folder") as progress:
+        write_model(
+            run.folder / "export",
+            run.model,
+            params,
+            rope,
+            context=run.extension.target,
+            provenance=run_provenance(
+                run.config, method, run.extension.original, run.extension.target, run.tuning.optimizer.steps
+            ),
+            extra_files=lambda place: write_card(place, facts, source),
+            source=run.source,
+            dtype=run.source_dtype,
+            progress=progress,
+        )
 
 
 def collect(run: Run, name: str, methods: dict[str, dict]) -> dict:

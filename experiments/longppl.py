@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from experiments import settings
 from experiments.measured import Subject, stages, text_source
 from experiments.progress import bar
+from experiments.reading import read_params
 from rope_jax.data.tokenizer import Tokenizer, load_tokenizer
 from rope_jax.errors import InputError
 from rope_jax.evaluation.longppl import (
@@ -28,9 +29,9 @@ from rope_jax.evaluation.longppl import (
 from rope_jax.evaluation.nll import make_token_nll
 from rope_jax.evaluation.suite import EvaluationTexts
 from rope_jax.interop.hub import resolve_model
-from rope_jax.interop.huggingface import check_model, read_model
+from rope_jax.interop.huggingface import check_model
 from rope_jax.model.generate import bucket_length
-from rope_jax.training.sharding import batch_sharding, param_shardings
+from rope_jax.training.sharding import batch_sharding
 
 
 def check_longppl(config: ConfigDict) -> Path:
@@ -81,7 +82,7 @@ def find_keys(
 
     def keys(document: np.ndarray) -> dict:
         if not loaded:
-            params = read_model(evaluator, param_shardings(model, mesh), model.param_dtype).params
+            params = read_params(evaluator, model, mesh)
             score = make_token_nll(model, config.train.loss_chunk, batch_sharding(mesh))
             loaded.append(_row_nll(partial(score, params, found.rope), mesh))
         ids = own.encode(tokenizer.decode(document))
