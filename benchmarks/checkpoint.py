@@ -37,13 +37,14 @@ from rope_jax.model.config import LlamaConfig
 from rope_jax.rope.embedding import ScaleVector, identity
 
 LLAMA2_7B = LlamaConfig(32000, 4096, 11008, 32, 32, 32, 128, param_dtype="bfloat16")
+CASES = ("cp", "import and export", "zero-shot", "zero-shot, attention factor")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--layers", type=int, default=LLAMA2_7B.num_layers, help="of the model")
     parser.add_argument("--width", type=int, default=LLAMA2_7B.hidden_size, help="hidden size, a multiple of 128")
-    parser.add_argument("--repeats", type=int, default=1, help="of each case; the median is shown")
+    parser.add_argument("--repeats", type=int, default=1, help="of all cases in turn; medians are shown")
     parser.add_argument("--folder", type=Path, default=Path.cwd(), help="on the disk to measure")
     parser.add_argument("--case", nargs=3, metavar=("CASE", "SOURCE", "TARGET"), help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -63,26 +64,27 @@ def main() -> None:
 
 
 def measure(config: LlamaConfig, repeats: int, place: Path) -> None:
-    """Generates the checkpoint, measures every case and prints a table."""
+    """Generates the checkpoint, measures every case and prints a table of medians."""
     source, target = place / "source", place / "target"
     generate(config, source)
     weights = sum(tensor.bytes for tensor in find_tensors(source).values())
     print(f"{weights / 1e9:.2f} GB of weights in {len(list(source.glob('*.safetensors')))} files\n", flush=True)
-    print("| case | seconds | of `cp` | CPU seconds | peak memory, GB | beside the weights, GB |", flush=True)
-    print("|---|---|---|---|---|---|", flush=True)
-    copying = None
-    for case in ("cp", "import and export", "zero-shot", "zero-shot, attention factor"):
-        runs = []
-        for _ in range(repeats):
+    runs: dict[str, list] = {case: [] for case in CASES}
+    for _ in range(repeats):
+        # `cp` before and after the others: what else goes on in a machine changes in minutes.
+        for case in (*CASES, CASES[0]):
             settle(source)
-            runs.append(timed(case, source, target))
+            runs[case].append(timed(case, source, target))
             check(case, source, target)
             shutil.rmtree(target)
-        seconds, busy, peak = sorted(runs)[len(runs) // 2]
-        copying = copying or seconds
+            print(f"{case}: {runs[case][-1][0]:.1f} s", file=sys.stderr, flush=True)
+    medians = {case: np.median(found, axis=0) for case, found in runs.items()}
+    print("| case | seconds | of `cp` | CPU seconds | peak memory, GB | beside the weights, GB |")
+    print("|---|---|---|---|---|---|")
+    for case, (seconds, busy, peak) in medians.items():
         memory = "" if case == "cp" else f"{peak / 1e9:.2f}"
         beside = f"{(peak - weights) / 1e9:.2f}" if case == "import and export" else ""
-        print(f"| {case} | {seconds:.1f} | {seconds / copying:.2f} | {busy:.1f} | {memory} | {beside} |", flush=True)
+        print(f"| {case} | {seconds:.1f} | {seconds / medians['cp'][0]:.2f} | {busy:.1f} | {memory} | {beside} |")
 
 
 def generate(config: LlamaConfig, folder: Path) -> None:
