@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from queue import SimpleQueue
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +36,9 @@ from rope_jax.rope.embedding import ScaleVector
 
 # Tensors that are read at a time; more than a few do not make a disk faster.
 THREADS = 4
+
+# Bytes that each of them reads at a time: few enough to stay in the cache until they are where they belong.
+ROOM_BYTES = 4 << 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,8 +88,8 @@ def read_model(
     """Reads a model, each parameter straight to where it belongs.
 
     Every check of config, names, shapes, dtypes and file sizes comes before the first tensor is read. Then
-    each device's piece of one stacked parameter at a time is copied out of the mapped files, so that the host
-    never holds more than one parameter, and in a run of several processes only that process's pieces of it.
+    each device's piece of one stacked parameter at a time is read, so that the host never holds more than one
+    parameter, and in a run of several processes only that process's pieces of it.
 
     Args:
         folder: model folder (see `resolve_model`); files may be symbolic links, as in the Hub's cache.
@@ -116,13 +120,16 @@ def read_model(
     config = dataclasses.replace(source.config, param_dtype=param_dtype or source_dtype)
     advance = counter(sum(tensor.bytes for tensor in tensors.values()), progress)
     params: dict = {}
+    rooms: SimpleQueue[np.ndarray] = SimpleQueue()
+    for _ in range(THREADS):
+        rooms.put(np.empty(ROOM_BYTES, np.uint8))
     with ThreadPoolExecutor(THREADS) as threads:
         for weight in table(config):
             node = params
             for key in weight.path[:-1]:
                 node = node.setdefault(key, {})
             sharding = _leaf(shardings, weight.path) if isinstance(shardings, Mapping) else shardings
-            node[weight.path[-1]] = _read_parameter(weight, tensors, config, sharding, threads, advance)
+            node[weight.path[-1]] = _read_parameter(weight, tensors, config, sharding, threads, rooms, advance)
     return HuggingFaceModel(config, params, source.rope, source_dtype, source.provenance)
 
 
@@ -217,17 +224,25 @@ def write_model(
 # Reading
 
 
-def _read_parameter(weight: Weight, tensors, config: LlamaConfig, sharding, threads, advance) -> jax.Array:
+def _read_parameter(weight: Weight, tensors, config: LlamaConfig, sharding, threads, rooms, advance) -> jax.Array:
     dtype = np.dtype(jnp.dtype(config.param_dtype))
     shape = weight.kept_shape(config)
+    kept = shape[1:] if weight.stacked else shape
     names = weight.names(config)
 
     left = sum(tensors[name].bytes for name in names)
 
     def fill(target, name, index):
-        values = weight.to_kept(tensors[name].view(), config)[index]
-        copy_cast(target, values, name)
-        return values.nbytes
+        # In the order of the file, through memory that is used again.
+        seen = [kept[axis] for axis in weight.axes()]
+        rows, *others = (index[axis] for axis in weight.axes())
+        room = rooms.get()
+        try:
+            for place, values in tensors[name].blocks(seen, rows, room):
+                copy_cast(target.transpose(weight.axes())[place], values[(slice(None), *others)], name)
+        finally:
+            rooms.put(room)
+        return target.size * DTYPES[tensors[name].dtype].itemsize
 
     def read(index):
         nonlocal left

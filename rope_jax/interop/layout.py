@@ -32,13 +32,15 @@ def copy(target: np.ndarray, values: np.ndarray) -> None:
     """Copies an array, with a cast if the dtypes differ; beyond the range of the target's it gives infinities.
 
     Args:
-        target: C order.
+        target: any layout.
         values: the same shape, any layout.
     """
     if target.dtype == values.dtype and target.dtype.itemsize == 2:
         # Bits: NumPy copies its own dtypes without the interpreter's lock.
         target, values = target.view(np.uint16), values.view(np.uint16)
-    shape = _merged_shape(values)
+    axes = sorted(range(target.ndim), key=lambda axis: -target.strides[axis])
+    target, values = target.transpose(axes), values.transpose(axes)
+    shape = _merged_shape(target, values)
     target, values = target.reshape(shape), values.reshape(shape)
     with np.errstate(over="ignore", invalid="ignore"):
         if values.ndim == 2 and values.strides[0] < values.strides[1]:
@@ -47,11 +49,11 @@ def copy(target: np.ndarray, values: np.ndarray) -> None:
             np.copyto(target, values, casting="unsafe")
 
 
-def _merged_shape(values: np.ndarray) -> list[int]:
-    """The shape with neighbouring axes made one where that needs no copy, such as heads and the parts of each."""
+def _merged_shape(*arrays: np.ndarray) -> list[int]:
+    """Their shape with neighbouring axes made one where that needs no copy, such as heads and the parts of each."""
     shape: list[int] = []
-    for axis, size in enumerate(values.shape):
-        if shape and values.strides[axis - 1] == size * values.strides[axis]:
+    for axis, size in enumerate(arrays[0].shape):
+        if shape and all(array.strides[axis - 1] == size * array.strides[axis] for array in arrays):
             shape[-1] *= size
         else:
             shape.append(size)

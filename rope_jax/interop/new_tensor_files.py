@@ -12,8 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rope_jax.errors import InputError
-from rope_jax.interop.stored import DTYPE_NAMES, DTYPES
+from rope_jax.interop.stored import DTYPE_NAMES, DTYPES, read_exactly
 from rope_jax.interop.summed_file import PIECE_BYTES, SummedFile
 from rope_jax.interop.tensor_files import INDEX, SINGLE, read_header
 from rope_jax.interop.weights import copy_cast
@@ -107,7 +106,7 @@ def copy_tensors(
             change = changed.get(tensor.name)
 
             def fill(piece, tensor=tensor, change=change):
-                _read(stream, piece)
+                read_exactly(stream, piece)
                 if change is not None:
                     numbers = piece.view(DTYPES[tensor.dtype])
                     numbers[:] = change(numbers)
@@ -191,21 +190,12 @@ def _blocks(value: np.ndarray, size: int) -> Iterator[np.ndarray]:
         yield from _blocks(part if step else part[0], size)
 
 
-def _read(stream: io.RawIOBase, piece: np.ndarray) -> None:
-    view = memoryview(piece)
-    while view:
-        count = stream.readinto(view)
-        if not count:
-            raise InputError(f"{stream.name} has become shorter while it was read: start again")
-        view = view[count:]
-
-
 def _marked_header(stream: io.RawIOBase) -> bytes:
     """The header of a file, with the mark that loaders ask for and not every writer sets."""
     length = np.empty(8, np.uint8)
-    _read(stream, length)
+    read_exactly(stream, length)
     text = np.empty(int(length.view("<u8")[0]), np.uint8)
-    _read(stream, text)
+    read_exactly(stream, text)
     header = json.loads(text.tobytes())
     if (header.get("__metadata__") or {}).get("format") == "pt":
         return length.tobytes() + text.tobytes()

@@ -49,18 +49,13 @@ class Weight:
         leading = (config.num_layers,) if self.stacked else ()
         return leading + tuple(sizes[axis] for axis in self.kept)
 
-    def to_kept(self, tensor: np.ndarray, config: LlamaConfig) -> np.ndarray:
-        """A stored tensor as (one layer of) the parameter; a view."""
-        sizes, axes = axis_sizes(config), self._flat()
-        return tensor.reshape([sizes[axis] for axis in axes]).transpose([axes.index(a) for a in self.kept])
+    def axes(self) -> list[int]:
+        """Axes of (one layer of) the parameter, in the order in which the tensor has them."""
+        return [self.kept.index(axis) for group in self.stored for axis in group]
 
     def to_stored(self, parameter: np.ndarray, config: LlamaConfig) -> np.ndarray:
-        """The inverse of `to_kept`; a view too, unless the parameter's axes are out of order in memory."""
-        order = [self.kept.index(axis) for axis in self._flat()]
-        return parameter.transpose(order).reshape(self.stored_shape(config))
-
-    def _flat(self) -> list[str]:
-        return [axis for group in self.stored for axis in group]
+        """(One layer of) the parameter as the tensor; a view, unless heads lie apart in memory."""
+        return parameter.transpose(self.axes()).reshape(self.stored_shape(config))
 
 
 def _linear(module, path, outputs, inputs):
