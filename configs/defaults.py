@@ -43,6 +43,7 @@ def get_config() -> ConfigDict:
     config.data = ConfigDict()
     config.data.name = "text_folder"  # or 'pg19', 'python_stdlib'
     config.data.path = ""  # the folder; for pg19 the TFDS data directory
+    config.data.streams = 1  # that documents are dealt out to; with one per process, each reads only its own
     config.data.tokenizer = ""  # empty: the model's; a Hugging Face folder, a tokenizer.model, or 'bytes'
 
     config.train = ConfigDict()
@@ -58,7 +59,8 @@ def get_config() -> ConfigDict:
     config.train.accumulation = 8  # microbatches per step
     config.train.loss_chunk = 512  # tokens of a row projected to the vocabulary at a time
     config.train.checkpoint_every = 100
-    config.train.keep = 1
+    config.train.keep = 2  # newest checkpoints; should the last be damaged, the one before it takes over
+    config.train.keep_best = 0  # checkpoints of the lowest loss, beside them
     # Low-rank adaptation, for those who cannot fine-tune all weights; with model.param_dtype = 'bfloat16' the frozen
     # weights take two bytes each. Targets are projections (q, k, v, o, gate, up, down), and what is trained whole:
     # norm, embedding, head, which LongLoRA finds to matter at a longer context.
@@ -113,6 +115,12 @@ def get_config() -> ConfigDict:
     config.verify = False  # load what was exported in transformers and compare logits
 
     config.mesh = ConfigDict({"data": 1, "fsdp": -1, "tensor": 1})
+
+    # A run of several processes, each with its own devices, on one file system. Either the address of process 0 and who
+    # is who, or `auto`: as Slurm, Open MPI, Kubernetes or Cloud TPU tells.
+    config.distributed = ConfigDict({"coordinator": "", "processes": 0, "process": -1, "auto": False})
+    config.distributed.local_devices = ()  # of this process; empty: all, under Slurm and Open MPI one per process
+    config.distributed.timeout = 300  # seconds that processes wait for one another at the start
 
     # The small model that is trained from nothing when `model.path` is empty.
     config.pretrain = ConfigDict()

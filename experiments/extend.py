@@ -18,6 +18,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 # On a shared CPU the libraries below greet on standard error; a user's first screen should be ours.
@@ -30,12 +31,13 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from experiments import cli, settings, workdir
+from experiments import cli, settings, signals, workdir
 from experiments.cards import run_card, run_provenance
 from experiments.learned import learned_solution
 from experiments.progress import bar, byte_bar, say, training_bar
 from experiments.reading import read_params
 from experiments.texts import evaluation_texts
+from rope_jax import multihost
 from rope_jax.data.corpus import open_corpus
 from rope_jax.data.pipeline import training_batches
 from rope_jax.data.source import TextSource
@@ -55,7 +57,7 @@ from rope_jax.rope.methods import Extension, solve_method
 from rope_jax.training import trained
 from rope_jax.training.loop import train
 from rope_jax.training.lora import check_targets
-from rope_jax.training.sharding import check_batch, make_mesh, param_shardings
+from rope_jax.training.sharding import check_batch, make_mesh, param_shardings, process_rows
 from rope_jax.training.trained import TrainConfig
 
 TINY = Path(__file__).resolve().parents[1] / "configs" / "tiny.py"
@@ -113,21 +115,27 @@ def extend(config: ConfigDict, folder: Path, name: str) -> dict:
         InputError: naming the field or file that cannot be used, before any long computation.
         NonFiniteLoss: naming the step.
     """
-    run = prepare(config, folder)
+    run = multihost.in_turn(lambda: prepare(config, folder))
     say(
         f"{name}: {run.extension.original:,} to {run.extension.target:,} tokens by {', '.join(run.methods)}; "
         f"everything goes to {folder}"
     )
-    if run.pretraining and not run.source.exists():
+    if run.pretraining and not multihost.from_first(run.source.exists):
         pretrain(run)
 
     solved = solve(run)
     measured = evaluate_and_tune(run, solved)
-    results = collect(run, name, measured)
-    write_json(folder / "results.json", results)
-    curves = {method: read_metrics(folder / "methods" / method / "metrics.jsonl") for method in run.methods}
-    write_page(folder, results, curves)
+    results = multihost.from_first(lambda: written(run, name, measured))
     say(f"page     {folder / 'report.md'}\nexport   {folder / 'export'}\nnumbers  {folder / 'results.json'}")
+    return results
+
+
+def written(run: Run, name: str, measured: dict[str, dict]) -> dict:
+    """Writes numbers and page, and gives the numbers."""
+    results = collect(run, name, measured)
+    write_json(run.folder / "results.json", results)
+    curves = {method: read_metrics(run.folder / "methods" / method / "metrics.jsonl") for method in run.methods}
+    write_page(run.folder, results, curves)
     return results
 
 
@@ -200,13 +208,15 @@ def prepare(config: ConfigDict, folder: Path) -> Run:
         seed=config.seed,
     )
     workdir.check(folder, config)
-    workdir.check_disk(folder, workdir.needed_bytes(folder, parameters(model), leaves(state), methods, tuning.keep))
+    keep = tuning.keep + tuning.keep_best
+    workdir.check_disk(folder, workdir.needed_bytes(folder, parameters(model), leaves(state), methods, keep))
     if config.data.name != "python_stdlib" and not config.data.path:
         raise InputError("config.data.path is empty: name the folder of texts to fine-tune and measure on")
     splits = open_corpus(config.data.name, config.data.path, folder / "data")
     texts = evaluation_texts(e, splits[e.split], tokenizer)
     check_suite(suite, tokenizer, texts)
-    workdir.claim(folder, config)
+    if multihost.is_first():
+        workdir.claim(folder, config)
     return Run(
         config=config,
         folder=folder,
@@ -256,13 +266,19 @@ def solve(run: Run) -> dict[str, ScaleVector]:
     say("disturbance x 1000, and interpolated dimensions")
     for method in run.methods:
         path = run.folder / "methods" / method / "scale.json"
-        record = read_json(path)
+        record = multihost.from_first(partial(read_json, path))
         if record is None:
-            record = solved(run, method)
-            write_json(path, record)
+            # What is solved in every process need not agree in the last bit.
+            record = multihost.from_first(partial(recorded, path, solved(run, method)))
         vectors[method] = ScaleVector.create(record["factors"], record["attention_factor"])
         say(f"  {method:<16} {record['disturbance_e3']:8.2f} {record['interpolated_dimensions']:6d}")
     return vectors
+
+
+def recorded(path: Path, record: dict) -> dict:
+    """Writes a record down and gives it."""
+    write_json(path, record)
+    return record
 
 
 def solved(run: Run, method: str) -> dict:
@@ -281,6 +297,7 @@ def solved(run: Run, method: str) -> dict:
             fields.batch,
             fields.steps,
             run.config.seed,
+            run.config.data.streams,
             run.mesh,
         )
         record = {"losses": learned.losses.tolist(), "start": fields.start}
@@ -313,7 +330,7 @@ def evaluate_and_tune(run: Run, vectors: dict[str, ScaleVector]) -> dict[str, di
     folders = {method: run.folder / "methods" / method for method in run.methods}
 
     def done(method, stage):
-        return (folders[method] / f"{stage}.json").exists()
+        return multihost.from_first((folders[method] / f"{stage}.json").exists)
 
     def base():
         return read_params(run.source, run.model, run.mesh)
@@ -329,7 +346,7 @@ def evaluate_and_tune(run: Run, vectors: dict[str, ScaleVector]) -> dict[str, di
 
     say(f"fine-tuning at {run.extension.target:,} tokens")
     for method in run.methods:
-        exported = method != run.methods[0] or (run.folder / "export").exists()
+        exported = method != run.methods[0] or multihost.from_first((run.folder / "export").exists)
         if done(method, "after") and exported:
             continue
         tuning = settings.method_tuning(run.config, run.extension.target, method)
@@ -338,10 +355,12 @@ def evaluate_and_tune(run: Run, vectors: dict[str, ScaleVector]) -> dict[str, di
             measure(run, method, "after", evaluate, tuned, vector)
         if not exported:
             export(run, tuned, vector)
-    return {
-        method: {name: read_json(folder / f"{name}.json") for name in ("scale", "before", "after")}
-        for method, folder in folders.items()
-    }
+    return multihost.from_first(
+        lambda: {
+            method: {name: read_json(folder / f"{name}.json") for name in ("scale", "before", "after")}
+            for method, folder in folders.items()
+        }
+    )
 
 
 def fit(run: Run, rope: ScaleVector, training: TrainConfig, initial: Callable, folder: Path, what: str):
@@ -358,32 +377,37 @@ def fit(run: Run, rope: ScaleVector, training: TrainConfig, initial: Callable, f
     Returns:
         The trained parameters, and the scale vector that they go with.
     """
+    rows = training.global_batch // training.accumulation
     batches = training_batches(
         run.documents,
         run.tokenizer,
-        training.global_batch // jax.process_count(),
+        rows,
         training.length,
         run.config.seed,
-        jax.process_index(),
-        jax.process_count(),
+        process_rows(run.mesh, rows),
+        run.config.data.streams,
     )
     steps, tokens = training.optimizer.steps, training.global_batch * training.length
 
     @contextlib.contextmanager
     def report(start):
-        with MetricsWriter(folder, start) as metrics, training_bar(what, steps, start, tokens) as show:
+        with contextlib.ExitStack() as stack:
+            metrics = stack.enter_context(MetricsWriter(folder, start)) if multihost.is_first() else None
+            show = stack.enter_context(training_bar(what, steps, start, tokens))
             last = time.monotonic()
 
             def on_step(step, values):
                 nonlocal last
                 now = time.monotonic()
-                metrics.write(step, {**values, "seconds": now - last})
+                if metrics:
+                    metrics.write(step, {**values, "seconds": now - last})
                 last = now
                 show(step, values)
 
             yield on_step
 
-    return train(run.model, rope, training, run.mesh, initial, batches, folder / "checkpoints", report)
+    with signals.deferred() as should_stop:
+        return train(run.model, rope, training, run.mesh, initial, batches, folder / "checkpoints", report, should_stop)
 
 
 def measure(run: Run, method: str, stage: str, evaluate: Callable, params: dict, rope: ScaleVector) -> None:
@@ -392,7 +416,8 @@ def measure(run: Run, method: str, stage: str, evaluate: Callable, params: dict,
     record = evaluate(params, rope)
     record["seconds"] = time.monotonic() - started
     record["factors"] = np.asarray(rope.factors, float).tolist()
-    write_json(run.folder / "methods" / method / f"{stage}.json", record)
+    if multihost.is_first():
+        write_json(run.folder / "methods" / method / f"{stage}.json", record)
     windows = ", ".join(
         f"perplexity {result['perplexity']:.3f} at {window}" for window, result in record["perplexity"].items()
     )
@@ -402,7 +427,8 @@ def measure(run: Run, method: str, stage: str, evaluate: Callable, params: dict,
 def export(run: Run, params: dict, rope: ScaleVector) -> None:
     """Writes the fine-tuned model of the first method in Hugging Face format, with its card."""
     method = run.methods[0]
-    measured = {stage: read_json(run.folder / "methods" / method / f"{stage}.json") for stage in ("before", "after")}
+    files = {stage: run.folder / "methods" / method / f"{stage}.json" for stage in ("before", "after")}
+    measured = multihost.from_first(lambda: {stage: read_json(file) for stage, file in files.items()})
     facts = run_card(
         run.config, method, rope, run.extension.original, run.extension.target, run.tuning.optimizer.steps, **measured
     )
@@ -471,4 +497,4 @@ def leaves(tree) -> int:
 
 
 if __name__ == "__main__":
-    cli.run(extend, TINY)
+    cli.run(extend, TINY, several=True)

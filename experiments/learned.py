@@ -15,7 +15,7 @@ from rope_jax.data.tokenizer import Tokenizer
 from rope_jax.model.config import LlamaConfig
 from rope_jax.rope.methods import Extension, Solution, solve_method
 from rope_jax.training.learn import LearnConfig, Learned, learn
-from rope_jax.training.sharding import batch_sharding
+from rope_jax.training.sharding import batch_sharding, place_rows, process_rows
 
 
 def learned_solution(
@@ -29,6 +29,7 @@ def learned_solution(
     rows: int,
     steps: int,
     seed: int,
+    streams: int,
     mesh: Mesh,
 ) -> tuple[Solution, Learned]:
     """Learns a scale vector on packed batches at the extended context, and measures its disturbance.
@@ -44,25 +45,27 @@ def learned_solution(
         rows: sequences per step.
         steps: gradient steps.
         seed: of the order of documents.
+        streams: see `training_batches`.
         mesh: devices.
 
     Returns:
         The solution, and how the loss fell.
     """
+    held = process_rows(mesh, rows)
     batches = training_batches(
         documents,
         tokenizer,
-        rows // jax.process_count(),
+        rows,
         extension.target,
         seed,
-        jax.process_index(),
-        jax.process_count(),
+        held,
+        streams,
     )
     sharding = batch_sharding(mesh)
 
     def placed():
         for _ in bar("learning factors")(range(steps)):
-            yield {name: jax.make_array_from_process_local_data(sharding, v) for name, v in next(batches).items()}
+            yield {name: place_rows(value, held, rows, sharding, 0) for name, value in next(batches).items()}
 
     with jax.set_mesh(mesh):
         learned = learn(params, model, solve_method(start, extension).scale, placed(), learning)

@@ -9,15 +9,18 @@ from collections.abc import Callable, Iterable, Iterator
 
 from tqdm import tqdm
 
+from rope_jax.multihost import is_first
+
 
 def say(text: str) -> None:
-    """Prints a line at once, also into a file."""
-    print(text, flush=True)
+    """Prints a line at once, also into a file; of several processes, the first does."""
+    if is_first():
+        print(text, flush=True)
 
 
 def bar(description: str) -> Callable[[Iterable], Iterable]:
     """A wrapper that shows how far an iterable has come, while it runs."""
-    return lambda items: tqdm(items, desc=f"  {description}", leave=False, file=sys.stderr)
+    return lambda items: tqdm(items, desc=f"  {description}", leave=False, file=sys.stderr, disable=not is_first())
 
 
 @contextlib.contextmanager
@@ -30,7 +33,8 @@ def byte_bar(description: str) -> Iterator[Callable[[int, int], None]]:
     Yields:
         A function of the bytes done and the bytes in all that moves the bar.
     """
-    with tqdm(desc=f"  {description}", unit="B", unit_scale=True, leave=False, file=sys.stderr) as progress:
+    shown = {"unit": "B", "unit_scale": True, "leave": False, "file": sys.stderr, "disable": not is_first()}
+    with tqdm(desc=f"  {description}", **shown) as progress:
 
         def update(done: int, total: int) -> None:
             progress.total = total
@@ -54,7 +58,8 @@ def training_bar(
     Yields:
         A function of step and metrics that moves the bar.
     """
-    with tqdm(total=steps, initial=start, desc=f"  {description}", unit="step", file=sys.stderr) as progress:
+    shown = {"unit": "step", "file": sys.stderr, "disable": not is_first()}
+    with tqdm(total=steps, initial=start, desc=f"  {description}", **shown) as progress:
         began, first = time.monotonic(), None
 
         def update(step: int, metrics: dict) -> None:

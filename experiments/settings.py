@@ -230,6 +230,8 @@ def fine_tuning(config: ConfigDict, target: int) -> TrainConfig:
     for field in ("steps", "global_batch", "accumulation", "loss_chunk", "checkpoint_every", "keep"):
         if t[field] < 1:
             raise InputError(f"config.train.{field} is {t[field]}: it must be at least 1")
+    if t.keep_best < 0:
+        raise InputError(f"config.train.keep_best is {t.keep_best}: it must be at least 0")
     if t.global_batch % t.accumulation:
         raise InputError(
             f"config.train.global_batch is {t.global_batch}, which config.train.accumulation = "
@@ -254,6 +256,7 @@ def fine_tuning(config: ConfigDict, target: int) -> TrainConfig:
         loss_chunk=t.loss_chunk,
         checkpoint_every=t.checkpoint_every,
         keep=t.keep,
+        keep_best=t.keep_best,
         lora=_lora(config),
     )
 

@@ -15,7 +15,7 @@ from rope_jax.errors import InputError
 from rope_jax.report.files import read_json, write_json
 
 # What may change between two commands on one folder without making earlier stages wrong.
-MAY_CHANGE = ("compare", "mesh")
+MAY_CHANGE = ("compare", "mesh", "distributed")
 
 
 def check(folder: Path, config: ConfigDict, may_change: tuple[str, ...] = MAY_CHANGE) -> None:
@@ -74,7 +74,7 @@ def needed_bytes(folder: Path, parameters: int, trained: int, methods: tuple[str
         parameters: of the model.
         trained: those of them, or of factors beside them, that are trained.
         methods: methods of the run.
-        keep: checkpoints kept.
+        keep: checkpoints kept, the best among them.
 
     Returns:
         Bytes.

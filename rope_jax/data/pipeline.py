@@ -1,4 +1,4 @@
-"""From documents to batches of packed rows, with Grain: shuffled, sharded by process, resumed exactly."""
+"""From documents to batches of packed rows, with Grain: shuffled, shared by processes, resumed exactly."""
 
 from __future__ import annotations
 
@@ -40,34 +40,46 @@ class TrainingBatches:
     segment began, so 0 where a document or a row begins.
     """
 
-    def __init__(self, batches: grain.DatasetIterator, description: Mapping[str, Any]):
-        self._batches = batches
+    def __init__(
+        self,
+        streams: Mapping[int, grain.DatasetIterator],
+        kept: Mapping[int, Sequence[int]],
+        description: Mapping[str, Any],
+    ):
+        self._streams = dict(streams)
+        self._kept = {stream: np.asarray(rows) for stream, rows in kept.items()}
         self._description = dict(description)
 
     def __iter__(self) -> TrainingBatches:
         return self
 
     def __next__(self) -> dict[str, np.ndarray]:
-        batch = next(self._batches)
+        parts = {stream: next(batches) for stream, batches in self._streams.items()}
+
+        def joined(field):
+            return np.concatenate([parts[stream][field][rows] for stream, rows in self._kept.items()])
+
         return {
-            "tokens": batch["tokens"],
-            "segment_ids": batch["tokens_segment_ids"],
-            "positions": batch["tokens_positions"],
+            "tokens": joined("tokens"),
+            "segment_ids": joined("tokens_segment_ids"),
+            "positions": joined("tokens_positions"),
         }
 
     def get_state(self) -> dict[str, Any]:
         """The position after the batches taken so far.
 
         Returns:
-            A dictionary that `json` can write; what it reads back is as good.
+            A dictionary that `json` can write; what it reads back is as good. Those of all processes together, see
+            `join_states`, serve a run of any number of processes.
         """
-        return {"pipeline": dict(self._description), "position": self._batches.get_state()}
+        positions = {str(stream): batches.get_state() for stream, batches in self._streams.items()}
+        return {"pipeline": dict(self._description), "positions": positions}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
         """Continues behind the batch after which `state` was taken; the batches to come are the very same.
 
         Args:
-            state: from `get_state` of an iterator made with the same arguments.
+            state: from `get_state` of an iterator made with the same arguments, apart from `rows`.
 
         Raises:
             InputError: if it was made with others, so that its position means nothing here.
@@ -77,10 +89,28 @@ class TrainingBatches:
             if saved.get(field) != value:
                 raise InputError(
                     f"the saved data position is for {field} {saved.get(field)}, and this run has {value}; "
-                    "resume with the data, batch, seed and number of processes of the saved run, or start a new one"
+                    "resume with the data, batch, seed and streams of the saved run, or start a new one"
                 )
-        # Grain compares slices with tuples, and JSON knows only lists.
-        self._batches.set_state(_lists_to_tuples(state["position"]))
+        for stream, batches in self._streams.items():
+            if str(stream) not in state["positions"]:
+                raise InputError(
+                    f"the saved data position lacks stream {stream}: it is that of one process, not of all"
+                )
+            # Grain compares slices with tuples, and JSON knows only lists.
+            batches.set_state(_lists_to_tuples(state["positions"][str(stream)]))
+
+
+def join_states(states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The position of a whole run from those of its processes.
+
+    Args:
+        states: from `TrainingBatches.get_state`, after equally many batches in each process.
+
+    Returns:
+        What `TrainingBatches.set_state` takes in any process of any number of them.
+    """
+    positions = {stream: position for state in states for stream, position in state["positions"].items()}
+    return {**states[0], "positions": dict(sorted(positions.items(), key=lambda item: int(item[0])))}
 
 
 def training_batches(
@@ -89,62 +119,75 @@ def training_batches(
     batch_size: int,
     length: int,
     seed: int,
-    process_index: int = 0,
-    process_count: int = 1,
+    rows: Sequence[int] | None = None,
+    streams: int = 1,
 ) -> TrainingBatches:
     """Batches of rows that are packed without waste from documents in an order drawn anew every epoch.
 
     Documents get BOS in front and EOS behind where the tokenizer has them, are concatenated, and cut every
-    `length` tokens. Each process reads its own documents, the same ones in every epoch.
+    `length` tokens. The batches are the same however many processes share them; a process asks for its rows.
+
+    Documents are dealt out to streams, the same ones in every epoch, and each stream fills its share of every
+    batch. A process packs the streams that its rows come from, so that with one stream every process reads all
+    documents, and with as many as there are processes each reads its own.
 
     Args:
         source: the documents.
         tokenizer: applied on the fly, in threads.
-        batch_size: rows B of this process, not of all.
+        batch_size: rows B of a batch over all processes.
         length: tokens T of a row.
         seed: from 0 to 2^32 - 1; determines the batches, given the other arguments.
-        process_index: this process, from 0.
-        process_count: number of processes that share `source`.
+        rows: numbers of the rows of every batch that are given, ascending; None gives all.
+        streams: a divisor of `batch_size`.
 
     Returns:
         The iterator, at its beginning.
 
     Raises:
-        InputError: if there are fewer documents than processes, or an argument is out of its range.
+        InputError: if there are fewer documents than streams, or an argument is out of its range.
     """
-    for name, value in (("batch_size", batch_size), ("length", length), ("process_count", process_count)):
+    for name, value in (("batch_size", batch_size), ("length", length), ("config.data.streams", streams)):
         if value < 1:
             raise InputError(f"{name} is {value}: it must be at least 1")
-    if not 0 <= process_index < process_count:
-        raise InputError(f"process_index is {process_index}: it must be from 0 to {process_count - 1}")
     if not 0 <= seed < 2**32:
         raise InputError(f"seed is {seed}: it must be from 0 to 2^32 - 1")
-    if len(source) < process_count:
+    if batch_size % streams:
         raise InputError(
-            f"config.data.path: {len(source)} documents cannot be shared out to {process_count} processes; "
-            "split documents into several files or use fewer processes"
+            f"config.data.streams is {streams}, which does not divide the {batch_size} rows of a microbatch: choose a "
+            "divisor"
         )
+    if len(source) < streams:
+        raise InputError(
+            f"config.data.path: {len(source)} documents cannot be dealt out to {streams} streams; "
+            "split documents into several files or lower config.data.streams"
+        )
+    share = batch_size // streams
+    kept: dict[int, list[int]] = {}
+    for row in range(batch_size) if rows is None else rows:
+        kept.setdefault(row // share, []).append(row % share)
     # A window of several epochs would only delay the first batch; a token is a character or more.
-    epoch_rows = _characters(source) // process_count // length
-    window = max(batch_size, min(_WINDOW_TOKENS // length, _WINDOW_ROWS, epoch_rows))
-    # Grain adds the number of the window to the seed, in 32 bits.
-    window_seed = int(np.random.SeedSequence([seed, process_index]).generate_state(1)[0]) >> 1
+    epoch_rows = _characters(source) // streams // length
+    window = max(share, min(_WINDOW_TOKENS // length, _WINDOW_ROWS, epoch_rows))
 
-    documents = grain.MapDataset.source(source)[process_index::process_count].seed(seed).shuffle().repeat()
-    encoded = documents.map(functools.partial(_encode_document, tokenizer)).to_iter_dataset(_READ_AHEAD)
-    rows = grain.experimental.ConcatThenSplitIterDataset(encoded, length_struct={"tokens": length})
-    rows = grain.experimental.WindowShuffleIterDataset(rows, window_size=window, seed=window_seed)
+    def stream_batches(stream):
+        # Grain adds the number of the window to the seed, in 32 bits.
+        window_seed = int(np.random.SeedSequence([seed, stream]).generate_state(1)[0]) >> 1
+        documents = grain.MapDataset.source(source)[stream::streams].seed(seed).shuffle().repeat()
+        encoded = documents.map(functools.partial(_encode_document, tokenizer)).to_iter_dataset(_READ_AHEAD)
+        packed = grain.experimental.ConcatThenSplitIterDataset(encoded, length_struct={"tokens": length})
+        packed = grain.experimental.WindowShuffleIterDataset(packed, window_size=window, seed=window_seed)
+        return iter(packed.batch(share, drop_remainder=True))
+
     description = {
         "number of documents": len(source),
         "vocabulary": tokenizer.vocab_size,
         "batch_size": batch_size,
         "length": length,
         "seed": seed,
-        "process_index": process_index,
-        "process_count": process_count,
+        "streams": streams,
         "shuffle window": window,
     }
-    return TrainingBatches(iter(rows.batch(batch_size, drop_remainder=True)), description)
+    return TrainingBatches({stream: stream_batches(stream) for stream in kept}, kept, description)
 
 
 def token_documents(

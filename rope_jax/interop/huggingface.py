@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
+from rope_jax import multihost
 from rope_jax.errors import InputError
 from rope_jax.interop.export_config import carried_keys, describe_export
 from rope_jax.interop.hf_config import SourceConfig
@@ -178,11 +179,11 @@ def write_model(
         progress: called with the tensor bytes written so far and in all, after each tensor.
 
     Raises:
-        InputError: naming the argument, folder or file and the fix. Nothing is left behind.
+        InputError: naming the argument, folder or file and the fix, in every process. Nothing is left behind.
     """
     folder = Path(os.path.abspath(folder))
     source = None if source is None else Path(source)
-    check_target(folder, source, overwrite)
+    multihost.together(lambda: check_target(folder, source, overwrite) if multihost.is_first() else None)
     if dtype is not None:
         _check_dtype("dtype", dtype)
     _check_params(params, config)
@@ -199,26 +200,35 @@ def write_model(
     shards = plan_shards((tensor for tensor, _, _ in planned), max_shard_bytes)
     carried = [] if source is None else files_to_carry(source, with_tokenizer=save_tokenizer is None)
     total = sum(tensor.bytes for tensor, _, _ in planned)
-    check_space(folder, total + sum(file.stat().st_size for file in carried))
+    need = total + sum(file.stat().st_size for file in carried)
+    multihost.together(lambda: check_space(folder, need) if multihost.is_first() else None)
 
     values = _stored_values(planned, config, params, attention_factor)
-    if jax.process_index() != 0:
-        for _ in values:  # takes part in gathering what the first process writes
-            pass
-        multihost_utils.sync_global_devices("write_model")
-        return
+    coming = _one_ahead(values)
 
     def write(place):
-        digests = write_sharded(place, shards, _one_ahead(values), counter(total, progress))
+        digests = write_sharded(place, shards, coming, counter(total, progress))
         carry_files(carried, place)
         for save in (save_tokenizer, extra_files):
             if save is not None:
                 save(place)
         finish(place, described, context, digests)
 
-    write_atomically(folder, write)
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices("write_model")
+    def take_part():
+        # Every tensor is gathered from all processes by all processes.
+        if not multihost.is_first():
+            for _ in values:
+                pass
+            return
+        try:
+            write_atomically(folder, write)
+        except Exception:
+            if jax.process_count() > 1:
+                for _ in coming:  # the others wait for them, and then learn of the failure
+                    pass
+            raise
+
+    multihost.together(take_part)
 
 
 # Reading

@@ -1,12 +1,16 @@
-"""Checkpoints of training: Orbax on disk, a `TrainState` and a data iterator's state outside."""
+"""Checkpoints of training: Orbax on disk, a `TrainState` and where the run stands outside."""
 
 from __future__ import annotations
 
+import json
+import warnings
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
+from rope_jax import multihost
 from rope_jax.errors import InputError
 from rope_jax.training.state import TrainState
 
@@ -14,19 +18,24 @@ from rope_jax.training.state import TrainState
 class Checkpoints:
     """Numbered checkpoints in a folder. A checkpoint appears complete or not at all.
 
-    Use as a context manager: leaving it waits for the write in progress.
+    All processes of a run call every method, and see the same folder. What they write restores on any mesh and in any
+    number of processes. Use as a context manager: leaving it waits for the write in progress.
     """
 
-    def __init__(self, folder: Path, keep: int = 1):
+    def __init__(self, folder: Path, keep: int = 1, keep_best: int = 0):
         """Opens or creates the folder.
 
         Args:
             folder: where checkpoints live.
             keep: how many of the newest are kept.
+            keep_best: how many of the lowest loss are kept beside them.
         """
         self.folder = Path(folder).resolve()
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
+        self._losses: dict[int, float] = {}
+        policy = _NewestAndBest(keep, keep_best, self._losses)
+        options = ocp.CheckpointManagerOptions(preservation_policy=policy, cleanup_tmp_directories=True)
         self._manager = ocp.CheckpointManager(self.folder, options=options, item_names=("state", "data"))
+        self._losses.update(losses(self.folder))
 
     def __enter__(self) -> Checkpoints:
         return self
@@ -38,39 +47,144 @@ class Checkpoints:
         """Step of the newest complete checkpoint, None if there is none."""
         return self._manager.latest_step()
 
-    def save(self, state: TrainState, data_state: dict) -> None:
+    def save(self, state: TrainState, progress: dict, loss: float) -> None:
         """Writes a checkpoint in the background; the state is copied first and may be donated after.
 
         Args:
             state: training state; its step names the checkpoint.
-            data_state: JSON-able state of the data iterator after the state's last batch.
+            progress: JSON-able, the same in every process: where the run stands besides, such as the data iterator's
+                position.
+            loss: what the best checkpoints are best in.
         """
-        items = {"state": ocp.args.StandardSave(state), "data": ocp.args.JsonSave(data_state)}
-        self._manager.save(int(state.step), args=ocp.args.Composite(**items))
+        step = int(state.step)
+        self._losses[step] = loss
+        data = {"progress": progress, "loss": loss, "fingerprint": fingerprint(state)}
+        items = {"state": ocp.args.StandardSave(state), "data": ocp.args.JsonSave(data)}
+        self._manager.save(step, args=ocp.args.Composite(**items))
 
     def restore(self, abstract: TrainState) -> tuple[TrainState, dict]:
-        """Reads the newest checkpoint straight into the target shardings.
+        """Reads the newest checkpoint that is intact straight into the target shardings.
+
+        A newer one that is damaged is passed over with a warning that names it, and once an older one has been read it
+        is set aside under another name, so that its step can be saved again.
 
         Args:
             abstract: `jax.ShapeDtypeStruct` leaves that carry the shardings wanted.
 
         Returns:
-            The state, and the data iterator's state.
+            The state, and what `progress` was.
 
         Raises:
-            InputError: if the checkpoint is damaged or of another model; the message names the folder.
+            InputError: if none can be read, because they are damaged or of another model; the message names the
+                newest.
         """
-        step = self.latest()
-        items = {"state": ocp.args.StandardRestore(abstract), "data": ocp.args.JsonRestore()}
+        reasons: dict[int, str] = {}
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            try:
+                state, data = multihost.together(lambda step=step: self._read(step, abstract))
+                if fingerprint(state) != data["fingerprint"]:
+                    raise ValueError("its numbers are not those that were saved")
+            except Exception as error:  # Orbax raises many types for what is one thing to the user.
+                reasons[step] = _first_line(error)
+                continue
+            for damaged, reason in reasons.items():
+                warnings.warn(
+                    f"checkpoint {self.folder / str(damaged)} is damaged ({reason}): going on from step {step} "
+                    f"before it. It is kept as {self._set_aside(damaged)}, which may be deleted",
+                    stacklevel=2,
+                )
+            if reasons:
+                self._manager.reload()
+            return state, data["progress"]
+        newest, reason = next(iter(reasons.items()))
+        raise InputError(
+            f"checkpoint {self.folder / str(newest)} cannot be read ({reason}), nor is there an older one that can: is "
+            f"it of this model? If it is damaged, delete that folder to start over, or to go on from one before it"
+        )
+
+    def _read(self, step: int, abstract: TrainState) -> tuple[TrainState, dict]:
+        # Not through the manager, which meets the other processes behind every read: one that failed would be missing.
+        place = self.folder / str(step)
+        data = json.loads((place / "data" / "metadata").read_text(encoding="utf-8"))
+        state = ocp.StandardCheckpointHandler().restore(place / "state", args=ocp.args.StandardRestore(abstract))
+        return state, data
+
+    def _set_aside(self, step: int) -> Path:
+        def rename():
+            number = 1
+            while (target := self.folder / f"damaged-{step}-{number}").exists():
+                number += 1
+            (self.folder / str(step)).rename(target)
+            return str(target)
+
+        return Path(multihost.from_first(rename))
+
+
+class _NewestAndBest(ocp.checkpoint_managers.PreservationPolicy):
+    """Keeps the newest checkpoints, and those of the lowest loss."""
+
+    def __init__(self, newest: int, best: int, known: dict[int, float]):
+        self._newest, self._best, self._known = newest, best, known
+
+    def should_preserve(self, checkpoints, *, context):
+        del context
+        steps = [checkpoint.step for checkpoint in checkpoints]
+        # Of equal losses, the newer.
+        ranked = sorted((step for step in steps if step in self._known), key=lambda step: (self._known[step], -step))
+        kept = {*steps[-self._newest :], *ranked[: self._best]}
+        return [step in kept for step in steps]
+
+
+def losses(folder: Path) -> dict[int, float]:
+    """Losses of the checkpoints in a folder.
+
+    Args:
+        folder: where checkpoints live.
+
+    Returns:
+        Step to the loss that was given to `Checkpoints.save`; steps whose record is damaged are left out.
+    """
+    found = {}
+    for place in Path(folder).glob("[0-9]*"):
         try:
-            restored = self._manager.restore(step, args=ocp.args.Composite(**items))
-        except Exception as error:  # Orbax raises many types for what is one thing to the user.
-            reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-            raise InputError(
-                f"checkpoint {self.folder / str(step)} cannot be read ({reason}): delete that folder to go "
-                "on from the one before it"
-            ) from error
-        return restored["state"], restored["data"]
+            found[int(place.name)] = float(json.loads((place / "data" / "metadata").read_text("utf-8"))["loss"])
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    return found
+
+
+def fingerprint(state) -> list[int]:
+    """A number per array that changes with any bit of it, and not with how it is spread over devices.
+
+    Storage that flips a bit is rarely noticed by those who read it. The sum over elements `i` of `(2 i + 1) bits_i`
+    modulo 2^32 takes one pass through memory, and integers add up to the same in any order.
+
+    Args:
+        state: pytree of arrays of at most 32 bits per element.
+
+    Returns:
+        The sums, in the order of the leaves.
+    """
+    return [int(value) for value in jax.device_get(_sums(jax.tree.leaves(state)))]
+
+
+@jax.jit
+def _sums(leaves):
+    def of(leaf):
+        whole = jnp.issubdtype(leaf.dtype, jnp.integer) or leaf.dtype == bool
+        unsigned = jnp.dtype(f"uint{8 * leaf.dtype.itemsize}")
+        bits = leaf.astype(jnp.uint32) if whole else jax.lax.bitcast_convert_type(leaf, unsigned).astype(jnp.uint32)
+        index = jnp.zeros(leaf.shape, jnp.uint32)
+        for axis, size in enumerate(leaf.shape):
+            index = index * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, axis)
+        return jnp.sum((2 * index + 1) * bits, dtype=jnp.uint32)
+
+    return [of(leaf) for leaf in leaves]
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0][:200] if text else type(error).__name__
 
 
 def read_trained(folder: Path, abstract, step: int | None = None) -> dict:
@@ -104,7 +218,7 @@ def read_trained(folder: Path, abstract, step: int | None = None) -> dict:
         try:
             restored = manager.restore(step, args=ocp.args.Composite(state=restore))
         except Exception as error:  # Orbax raises many types for what is one thing to the user.
-            reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+            reason = _first_line(error)
             raise InputError(f"checkpoint {folder / str(step)} cannot be read ({reason}): take another step") from error
     return restored["state"]["params"]
 

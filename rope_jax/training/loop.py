@@ -1,8 +1,9 @@
-"""The training loop: steps, checkpoints, and a stop when the loss is no longer finite."""
+"""The training loop: steps, checkpoints, and a stop when that is asked for or the loss is no longer finite."""
 
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import partial
@@ -12,12 +13,14 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from rope_jax import multihost
+from rope_jax.data.pipeline import join_states
 from rope_jax.model.config import LlamaConfig
 from rope_jax.rope.embedding import ScaleVector
 from rope_jax.training import trained
 from rope_jax.training.checkpoints import Checkpoints, abstract_state
 from rope_jax.training.lora import check_targets
-from rope_jax.training.sharding import batch_sharding
+from rope_jax.training.sharding import batch_sharding, place_rows, process_rows
 from rope_jax.training.state import create_state, state_shardings
 from rope_jax.training.step import train_step
 from rope_jax.training.trained import TrainConfig
@@ -25,6 +28,10 @@ from rope_jax.training.trained import TrainConfig
 
 class NonFiniteLoss(ArithmeticError):
     """The loss became NaN or infinite; the message names the step."""
+
+
+class Stopped(Exception):
+    """Training was asked to stop, and did behind a step that it has saved; the message names the step."""
 
 
 def train(
@@ -36,10 +43,12 @@ def train(
     batches,
     folder: Path,
     report: Callable[[int], AbstractContextManager[Callable[[int, dict], None]]],
+    should_stop: Callable[[], bool] = lambda: False,
 ) -> tuple[dict, ScaleVector]:
-    """Trains to `run.optimizer.steps`, going on from the newest checkpoint in `folder` if there is one.
+    """Trains to `run.optimizer.steps`, going on from the newest intact checkpoint in `folder` if there is one.
 
-    Resuming is bitwise the same as not having stopped: the data iterator's state is part of the checkpoint.
+    Resuming is bitwise the same as not having stopped: the data iterator's state is part of the checkpoint. All
+    processes of a run call this, with the same arguments; a run may go on in another number of them, on another mesh.
 
     Args:
         config: model config.
@@ -48,10 +57,15 @@ def train(
         mesh: from `make_mesh`.
         initial_params: called only if there is no checkpoint, or for the weights that stay frozen; gives sharded
             parameters, which are consumed.
-        batches: iterator of int32 `[B, T]` dicts for this process, with `get_state` and `set_state`.
-        folder: checkpoints go here; the last step is always saved.
+        batches: iterator of microbatches, `run.accumulation` of them per update: int32 `[B, T]` dicts of this
+            process's rows (see `process_rows`), with `get_state` and `set_state` as of `TrainingBatches`.
+        folder: checkpoints go here; the last step is always saved. A checkpoint's loss is the mean over the last
+            `run.checkpoint_every` steps, which in the first epoch, where batches are new to the model, is that of
+            held-out data.
         report: entered with the step training starts from; gives the function that is called with each step and
             its metrics (floats) once they are known.
+        should_stop: asked once per step; if it says yes in any process, all of them save and stop one or two steps
+            later, behind the same step.
 
     Returns:
         The trained, sharded parameters (with `run.lora`, its updates merged into them), and the scale vector that
@@ -59,25 +73,39 @@ def train(
 
     Raises:
         NonFiniteLoss: naming the step; checkpoints before it stay.
-        InputError: if the newest checkpoint cannot be read, or `run.lora` does not fit the model.
+        Stopped: naming the step that was saved.
+        InputError: if no checkpoint in the folder can be read, or `run.lora` does not fit the model.
     """
     if run.lora:
         check_targets(run.lora, config)
-    with Checkpoints(folder, run.keep) as checkpoints, jax.set_mesh(mesh):
+    with Checkpoints(folder, run.keep, run.keep_best) as checkpoints, jax.set_mesh(mesh):
         frozen = initial_params() if run.lora else None
-        state, start = _initial_state(config, rope, run, mesh, checkpoints, initial_params, frozen, batches)
+        state, start, losses = _initial_state(config, rope, run, mesh, checkpoints, initial_params, frozen, batches)
+        stopping = multihost.ask_all(should_stop, mesh)
         with report(start) as on_step:
             pending = None
+
+            def settle():
+                nonlocal pending
+                if pending:
+                    losses.append(_settle(*pending, on_step))
+                pending = None
+
             for step in range(start + 1, run.optimizer.steps + 1):
-                rows = _place(next(batches), run.accumulation, mesh)
+                rows = _place(batches, run, mesh)
                 state, metrics = _update(state, frozen, rows, rope, config, run, mesh)
-                # A step's metrics are read once the next step is under way, so that devices never wait for us.
-                _settle(pending, on_step)
+                # A step's metrics are read once the next step is under way, so that devices never wait for us; so
+                # are the votes on stopping.
+                settle()
                 pending = (step, metrics)
-                if step % run.checkpoint_every == 0 or step == run.optimizer.steps:
-                    _settle(pending, on_step)
-                    pending = None
-                    checkpoints.save(state, batches.get_state())
+                stop = stopping()
+                if stop or step % run.checkpoint_every == 0 or step == run.optimizer.steps:
+                    settle()
+                    progress = {"batches": _position(batches), "losses": list(losses)}
+                    checkpoints.save(state, progress, math.fsum(losses) / len(losses))
+                if stop:
+                    raise Stopped(f"stopped behind step {step} of {run.optimizer.steps}, which is saved")
+                stopping = multihost.ask_all(should_stop, mesh)
         return trained.outcome(config, run, mesh, frozen, state.params, rope)
 
 
@@ -95,33 +123,37 @@ def _initial_state(config, rope, run, mesh, checkpoints, initial_params, frozen,
     optimizer = trained.optimizer(run)
     abstract, shardings = trained.layout(config, run, mesh, rope)
     layout = state_shardings(abstract, shardings, optimizer, mesh)
-    step = checkpoints.latest()
-    if step is None:
+    losses = deque(maxlen=run.checkpoint_every)
+    if checkpoints.latest() is None:
 
         def create(params, frozen):
             return create_state(trained.initial(config, run, frozen if run.lora else params, rope), optimizer)
 
         # Frozen weights serve every step; what of them is trained whole is copied.
         params = None if run.lora else initial_params()
-        return jax.jit(create, out_shardings=layout, donate_argnums=0)(params, frozen), 0
+        return jax.jit(create, out_shardings=layout, donate_argnums=0)(params, frozen), 0, losses
     shape = jax.eval_shape(partial(create_state, optimizer=optimizer), abstract)
-    state, data_state = checkpoints.restore(abstract_state(shape, layout))
-    batches.set_state(data_state)
-    return state, step
+    state, progress = checkpoints.restore(abstract_state(shape, layout))
+    batches.set_state(progress["batches"])
+    losses.extend(progress["losses"])
+    return state, int(state.step), losses
 
 
-def _place(rows: dict, accumulation: int, mesh: Mesh) -> dict:
-    sharding = batch_sharding(mesh, leading=1)
-    return {
-        name: jax.make_array_from_process_local_data(sharding, np.reshape(value, (accumulation, -1, value.shape[-1])))
-        for name, value in rows.items()
-    }
+def _position(batches) -> dict:
+    """The data iterator's state, for any number of processes."""
+    state = batches.get_state()
+    return state if jax.process_count() == 1 else join_states(multihost.gather(state))
 
 
-def _settle(pending, on_step) -> None:
-    if pending is None:
-        return
-    step, metrics = pending
+def _place(batches, run: TrainConfig, mesh: Mesh) -> dict:
+    """The rows of an update, int32 `[A, B, T]` over all devices."""
+    rows = run.global_batch // run.accumulation
+    held, sharding = process_rows(mesh, rows), batch_sharding(mesh, leading=1)
+    parts = [next(batches) for _ in range(run.accumulation)]
+    return {name: place_rows(np.stack([p[name] for p in parts]), held, rows, sharding, 1) for name in parts[0]}
+
+
+def _settle(step, metrics, on_step) -> float:
     metrics = {name: float(value) for name, value in metrics.items()}
     if not math.isfinite(metrics["loss"]):
         raise NonFiniteLoss(
@@ -129,3 +161,4 @@ def _settle(pending, on_step) -> None:
             "clip gradients (learning_rate, clip_norm) and start over in another folder"
         )
     on_step(step, metrics)
+    return metrics["loss"]

@@ -6,6 +6,7 @@ import math
 
 import flax.linen as nn
 import jax
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from rope_jax.errors import InputError
@@ -116,6 +117,46 @@ def batch_sharding(mesh: Mesh, leading: int = 0) -> NamedSharding:
         Sharding that spreads rows over `data` and `fsdp`.
     """
     return NamedSharding(mesh, PartitionSpec(*(None,) * leading, dict(RULES)["batch"]))
+
+
+def process_rows(mesh: Mesh, rows: int) -> tuple[int, ...]:
+    """Rows of a batch that this process must hold: those of its devices, which others may hold as well.
+
+    Args:
+        mesh: from `make_mesh`.
+        rows: rows of the (micro)batch over all processes.
+
+    Returns:
+        Their numbers, ascending.
+    """
+    sharding = NamedSharding(mesh, PartitionSpec(dict(RULES)["batch"]))
+    held = sharding.addressable_devices_indices_map((rows,)).values()
+    return tuple(sorted({row for (cut,) in held for row in range(rows)[cut]}))
+
+
+def place_rows(values: np.ndarray, held: tuple[int, ...], rows: int, sharding: NamedSharding, axis: int) -> jax.Array:
+    """Spreads a batch over the devices of all processes, each of which has the rows that it needs.
+
+    Args:
+        values: this process's rows of the batch, and whatever other axes.
+        held: their numbers in the batch, from `process_rows`.
+        rows: rows of the batch over all processes.
+        sharding: from `batch_sharding`.
+        axis: the axis of rows.
+
+    Returns:
+        The global array.
+    """
+    place = {row: index for index, row in enumerate(held)}
+    shape = (*values.shape[:axis], rows, *values.shape[axis + 1 :])
+
+    def piece(index):
+        wanted = range(rows)[index[axis]]
+        start = place[wanted[0]]
+        # A device's rows are neighbours, here as in the batch.
+        return values[*index[:axis], start : start + len(wanted), *index[axis + 1 :]]
+
+    return jax.make_array_from_callback(shape, sharding, piece)
 
 
 def cache_sharding(mesh: Mesh) -> NamedSharding:

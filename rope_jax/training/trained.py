@@ -32,7 +32,8 @@ class TrainConfig:
         accumulation: microbatches per update, A.
         loss_chunk: tokens of a row projected to the vocabulary at a time.
         checkpoint_every: updates between checkpoints.
-        keep: checkpoints kept.
+        keep: newest checkpoints kept.
+        keep_best: checkpoints of the lowest loss that are kept beside them.
         lora: what is trained in place of all weights; None trains these.
         learn: how the scale vector is trained with the weights; None keeps it as it is.
     """
@@ -43,7 +44,8 @@ class TrainConfig:
     accumulation: int = 1
     loss_chunk: int = 512
     checkpoint_every: int = 100
-    keep: int = 1
+    keep: int = 2
+    keep_best: int = 0
     lora: LoraConfig | None = None
     learn: LearnConfig | None = None
 

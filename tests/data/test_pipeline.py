@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rope_jax.data import pipeline
-from rope_jax.data.pipeline import token_documents, training_batches
+from rope_jax.data.pipeline import join_states, token_documents, training_batches
 from rope_jax.data.tokenizer import load_tokenizer
 from rope_jax.errors import InputError
 
@@ -133,15 +133,44 @@ def test_every_epoch_has_every_document_in_another_order(monkeypatch):
     assert epochs(training_batches(numbered(30), BYTES, 1, 50, seed=4), 30, 1) != [first]
 
 
-def test_processes_read_disjoint_documents(monkeypatch):
+def test_streams_read_disjoint_documents(monkeypatch):
     monkeypatch.setattr(pipeline, "_WINDOW_ROWS", 1)
     counts = (10, 10, 9)
     read = []
-    for index, count in enumerate(counts):
-        both = epochs(training_batches(numbered(29), BYTES, 1, 40, 7, index, 3), count, 2)
+    for row, count in enumerate(counts):
+        both = epochs(training_batches(numbered(29), BYTES, 3, 40, 7, rows=[row], streams=3), count, 2)
         assert sorted(both[0]) == sorted(both[1])
         read += both[0]
     assert sorted(read) == sorted(map(str, range(29)))
+
+
+@pytest.mark.parametrize("streams", [1, 2, 4])
+def test_processes_share_the_same_batches(streams):
+    """Whoever takes which rows, the batches are those of one process; so are they after a change of who takes which."""
+    whole = take(training_batches(numbered(25), BYTES, 4, 32, 1, streams=streams), 9)
+    divisions = [[[0, 1, 2, 3]], [[0, 1], [2, 3]], [[0], [1], [2], [3]], [[0, 2], [1, 3]], [[0, 1, 2, 3], [0, 1, 2, 3]]]
+    state = None
+    for number, division in enumerate(divisions):
+        parts = [training_batches(numbered(25), BYTES, 4, 32, 1, rows, streams) for rows in division]
+        for rows, part in zip(division, parts):
+            if state:
+                part.set_state(json.loads(json.dumps(state)))
+            for expected in whole[number : number + 2]:
+                assert_equal([next(part)], [{name: value[rows] for name, value in expected.items()}])
+        # One batch further, from where the next division goes on.
+        parts = [training_batches(numbered(25), BYTES, 4, 32, 1, rows, streams) for rows in division]
+        for part in parts:
+            if state:
+                part.set_state(state)
+            next(part)
+        state = join_states([part.get_state() for part in parts])
+
+
+def test_position_of_one_process_is_not_that_of_the_run():
+    part = training_batches(numbered(25), BYTES, 4, 32, 1, rows=[0, 1], streams=2)
+    next(part)
+    with pytest.raises(InputError, match="lacks stream 1"):
+        training_batches(numbered(25), BYTES, 4, 32, 1, streams=2).set_state(part.get_state())
 
 
 def test_rows_of_a_long_document_are_spread_over_batches():
@@ -223,7 +252,7 @@ def test_resume_in_another_process():
         ({"length": 16}, "length 24, and this run has 16"),
         ({"batch_size": 4}, "batch_size 2, and this run has 4"),
         ({"seed": 2}, "seed 1"),
-        ({"process_index": 0, "process_count": 2}, "process_count 1, and this run has 2"),
+        ({"streams": 2}, "streams 1, and this run has 2"),
         ({"source": numbered(13)}, "number of documents 12, and this run has 13"),
         ({"tokenizer": WithoutSpecials}, "vocabulary 258"),
     ],
@@ -238,8 +267,9 @@ def test_state_of_another_run_is_refused(change, field):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"process_count": 4}, r"config\.data\.path: 3 documents cannot be shared out to 4 processes"),
-        ({"process_index": 1}, "process_index is 1"),
+        ({"batch_size": 4, "streams": 4}, r"config\.data\.path: 3 documents cannot be dealt out to 4 streams"),
+        ({"streams": 3}, r"config\.data\.streams is 3, which does not divide the 2 rows"),
+        ({"streams": 0}, r"config\.data\.streams is 0"),
         ({"batch_size": 0}, "batch_size is 0"),
         ({"length": 0}, "length is 0"),
         ({"seed": -1}, "seed is -1"),

@@ -115,7 +115,7 @@ def jointly(folder, settings=JOINT, mesh=None, stop_at=None, batches=None):
         return jax.device_put(nn.unbox(init_params(SHARP, jax.random.key(1))), param_shardings(SHARP, mesh))
 
     start = ScaleVector.create(np.full(4, 2.0), 1.1)
-    return *train(SHARP, start, settings, mesh, initial, batches or Batches(), folder, report), losses
+    return *train(SHARP, start, settings, mesh, initial, batches or Batches(rows=4), folder, report), losses
 
 
 class Same(Batches):
@@ -126,7 +126,7 @@ class Same(Batches):
 
 @pytest.mark.parametrize("lora", [None, LoraConfig(rank=2, alpha=4.0, targets=("q", "norm"))])
 def test_weights_and_vector_together(params, tmp_path, lora):
-    weights, scale, losses = jointly(tmp_path, dataclasses.replace(JOINT, lora=lora), batches=Same())
+    weights, scale, losses = jointly(tmp_path, dataclasses.replace(JOINT, lora=lora), batches=Same(rows=4))
     assert losses[-1] < losses[0]
     assert (np.abs(np.asarray(scale.factors) - 2) > 0.01).all()
     assert float(scale.attention_factor) == pytest.approx(1.1, rel=1e-6)  # exp(log 1.1)

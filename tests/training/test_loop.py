@@ -50,7 +50,15 @@ def initial(mesh, config=CONFIG):
     return lambda: jax.device_put(nn.unbox(init_params(config, jax.random.key(0))), shardings)
 
 
-def run(folder, mesh=None, config=CONFIG, settings=RUN, on_step=lambda step, metrics: None, started=None):
+def run(
+    folder,
+    mesh=None,
+    config=CONFIG,
+    settings=RUN,
+    on_step=lambda step, metrics: None,
+    started=None,
+    should_stop=lambda: False,
+):
     mesh = mesh or one_device()
 
     @contextlib.contextmanager
@@ -59,7 +67,7 @@ def run(folder, mesh=None, config=CONFIG, settings=RUN, on_step=lambda step, met
             started.append(start)
         yield on_step
 
-    return train(config, ROPE, settings, mesh, initial(mesh, config), Batches(), folder, report)[0]
+    return train(config, ROPE, settings, mesh, initial(mesh, config), Batches(), folder, report, should_stop)[0]
 
 
 def identical(a, b):
@@ -184,15 +192,6 @@ def test_non_finite_loss_names_its_step_and_keeps_what_was(tmp_path):
     settings = dataclasses.replace(RUN, optimizer=OptimizerConfig(learning_rate=1e30, steps=6))
     with pytest.raises(NonFiniteLoss, match=r"at step [2-6]; checkpoints before it are kept"):
         run(tmp_path, settings=settings)
-
-
-def test_damaged_checkpoint_is_named(tmp_path):
-    run(tmp_path)
-    for file in (tmp_path / "6" / "state").rglob("*"):
-        if file.is_file():
-            file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-    with pytest.raises(InputError, match=r"cannot be read .*delete that folder"):
-        run(tmp_path)
 
 
 def test_half_written_checkpoint_is_passed_over(tmp_path):

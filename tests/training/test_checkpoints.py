@@ -1,0 +1,176 @@
+"""Checkpoints: damage is noticed and passed over, the newest and the best are kept, stops are saved."""
+
+import dataclasses
+import json
+import shutil
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rope_jax.errors import InputError
+from rope_jax.training.checkpoints import Checkpoints, fingerprint, losses
+from rope_jax.training.loop import Stopped
+from rope_jax.training.sharding import make_mesh
+from rope_jax.training.state import TrainState
+from tests.training.test_loop import RUN, identical, run
+
+KEEP = dataclasses.replace(RUN, keep=3)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A finished run with checkpoints 2, 4 and 6, and its parameters."""
+    folder = tmp_path_factory.mktemp("whole")
+    return folder, run(folder, settings=KEEP)
+
+
+def largest(folder):
+    return max((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def flip_a_bit(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0x10
+    path.write_bytes(bytes(content))
+
+
+DAMAGE = {
+    "deleted tensors": lambda step: largest(step / "state" / "ocdbt.process_0").unlink(),
+    "truncated tensors": lambda step: truncate(largest(step / "state" / "d")),
+    "empty manifest": lambda step: (step / "state" / "manifest.ocdbt").write_bytes(b""),
+    "empty metadata": lambda step: (step / "state" / "_METADATA").write_bytes(b""),
+    "empty data position": lambda step: (step / "data" / "metadata").write_bytes(b""),
+    "deleted state": lambda step: shutil.rmtree(step / "state"),
+    "deleted data position": lambda step: shutil.rmtree(step / "data"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE.keys())
+def test_damaged_newest_gives_way_to_the_one_before(whole, tmp_path, damage):
+    folder, expected = whole
+    shutil.copytree(folder, tmp_path / "run")
+    damage(tmp_path / "run" / "6")
+    started = []
+    with pytest.warns(UserWarning, match=r"checkpoint .*/run/6 is damaged \(.*going on from step 4.*damaged-6-1"):
+        resumed = run(tmp_path / "run", settings=KEEP, started=started)
+    assert started == [4]
+    assert identical(resumed, expected)
+    # The step was saved again where the damaged one lay, and serves the next start.
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        run(tmp_path / "run", settings=KEEP, started=started)
+    assert started == [4, 6]
+    assert (tmp_path / "run" / "damaged-6-1").is_dir()
+
+
+def test_any_flipped_bit_is_noticed(whole, tmp_path):
+    """Storage gives back other numbers without an error: in every file of the checkpoint that matters."""
+    folder, expected = whole
+    noticed = 0
+    for file in sorted((folder / "6").rglob("*")):
+        if file.stat().st_size < 10_000 or not file.is_file():
+            continue
+        shutil.rmtree(tmp_path / "run", ignore_errors=True)
+        shutil.copytree(folder, tmp_path / "run")
+        flip_a_bit(tmp_path / "run" / file.relative_to(folder))
+        started = []
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            assert identical(run(tmp_path / "run", settings=KEEP, started=started), expected), file
+        noticed += started == [4]
+    # The rest is in files that restoring does not need.
+    assert noticed >= 2
+
+
+def test_two_damaged_ones(whole, tmp_path):
+    folder, expected = whole
+    shutil.copytree(folder, tmp_path / "run")
+    for step in ("4", "6"):
+        truncate(tmp_path / "run" / step / "state" / "_METADATA")
+    with pytest.warns(UserWarning) as caught:
+        assert identical(run(tmp_path / "run", settings=KEEP), expected)
+    said = [str(warning.message) for warning in caught]
+    assert [f"/run/{step} is damaged" in text for step, text in zip((6, 4), said)] == [True, True]
+
+
+def test_all_damaged_is_said_and_nothing_moved(whole, tmp_path):
+    shutil.copytree(whole[0], tmp_path / "run")
+    for step in ("2", "4", "6"):
+        shutil.rmtree(tmp_path / "run" / step / "state")
+    with pytest.raises(InputError, match=r"checkpoint .*/run/6 cannot be read .*delete that folder"):
+        run(tmp_path / "run", settings=KEEP)
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"2", "4", "6"}
+
+
+def test_newest_and_best_are_kept(tmp_path):
+    order = [5.0, 1.0, 3.0, 2.0, 4.0, 4.0, 6.0]
+
+    def state(step):
+        return TrainState(jnp.int32(step), {"w": jnp.full((4,), step, jnp.float32)}, ())
+
+    for step, loss in enumerate(order, 1):
+        # Another manager each time, as if the run were started again.
+        with Checkpoints(tmp_path, keep=2, keep_best=2) as checkpoints:
+            checkpoints.save(state(step), {"at": step}, loss)
+    assert losses(tmp_path) == {2: 1.0, 4: 2.0, 6: 4.0, 7: 6.0}
+    # A record that cannot be read is not among the best, and in nobody's way.
+    (tmp_path / "2" / "data" / "metadata").write_bytes(b"")
+    with Checkpoints(tmp_path, keep=1, keep_best=1) as checkpoints:
+        checkpoints.save(state(8), {"at": 8}, 9.0)
+    assert losses(tmp_path) == {4: 2.0, 8: 9.0}
+
+
+def test_loss_of_a_checkpoint_is_the_mean_since_the_one_before(tmp_path):
+    seen = {}
+    run(tmp_path, settings=KEEP, on_step=lambda step, metrics: seen.update({step: metrics["loss"]}))
+    for step, loss in losses(tmp_path).items():
+        assert loss == pytest.approx((seen[step - 1] + seen[step]) / 2, rel=1e-12)
+
+
+def test_fingerprint_is_the_same_on_every_mesh_and_of_every_bit():
+    key = jax.random.key(0)
+    values = {
+        "a": jax.random.normal(key, (16, 8, 6)),
+        "b": jax.random.normal(key, (8, 16)).astype(jnp.bfloat16),
+        "c": jnp.int32(-7),
+    }
+    # Python's integers, by the definition.
+    expected = []
+    for leaf, unsigned in ((values["a"], np.uint32), (values["b"], np.uint16), (values["c"], np.uint32)):
+        bits = np.atleast_1d(np.asarray(leaf)).view(unsigned).ravel().tolist()
+        expected.append(sum((2 * i + 1) * b for i, b in enumerate(bits)) % 2**32)
+    assert fingerprint(values) == expected
+    spread = jax.sharding.NamedSharding(make_mesh(2, 2, 2), jax.sharding.PartitionSpec(("data", "tensor"), "fsdp"))
+    assert fingerprint({**values, "a": jax.device_put(values["a"], spread)}) == expected
+    swapped = {**values, "a": values["a"][::-1]}
+    assert fingerprint(swapped)[0] != expected[0]
+    assert fingerprint(swapped)[1:] == expected[1:]
+
+
+@pytest.mark.parametrize("asked", [1, 3, 5])
+def test_stop_saves_and_goes_on_bitwise(whole, tmp_path, asked):
+    seen = []
+    with pytest.raises(Stopped, match=r"stopped behind step \d of 6, which is saved"):
+        run(tmp_path, settings=KEEP, on_step=lambda step, m: seen.append(step), should_stop=lambda: len(seen) >= asked)
+    saved = max(losses(tmp_path))
+    # The step that was under way when it was asked, and none after.
+    assert saved == asked + 1 == seen[-1]
+    started = []
+    resumed = run(tmp_path, settings=KEEP, started=started)
+    assert started == [saved]
+    assert identical(resumed, whole[1])
+    # The mean loss does not depend on the stop.
+    assert losses(tmp_path)[6] == losses(whole[0])[6]
+
+
+def test_saved_position_is_json(whole):
+    data = json.loads((whole[0] / "6" / "data" / "metadata").read_text())
+    assert data["progress"]["batches"] == {"number": 6}
+    assert len(data["progress"]["losses"]) == 2

@@ -1,0 +1,73 @@
+"""Two processes of four devices, one of eight and a single device train alike, and go on from one another."""
+
+import json
+import shutil
+
+import jax
+import pytest
+
+from rope_jax.training.sharding import make_mesh, process_rows
+from tests.training.topology import fit, start_processes
+
+MESH = (2, 2, 2)
+
+
+def together(jobs):
+    """Runs jobs in two processes of four devices; what each printed, which must be the same."""
+    processes = start_processes(2, jobs, devices=4)
+    printed = []
+    for process in processes:
+        out, err = process.communicate(timeout=600)
+        assert process.returncode == 0, err
+        printed.append([json.loads(line) for line in out.splitlines() if line.startswith("[{")])
+    assert printed[0] == printed[1]
+    return [({int(step): loss for step, loss in losses.items()}, trained) for losses, trained in printed[0]]
+
+
+def halfway(folder, target):
+    """A copy of a run that ended behind its tenth step."""
+    shutil.copytree(folder, target)
+    shutil.rmtree(target / "20")
+    return target
+
+
+def assert_close(losses, expected):
+    assert losses.keys() == expected.keys()
+    for step, loss in losses.items():
+        # float32 sums in another order; twenty updates let that grow a little.
+        assert loss == pytest.approx(expected[step], rel=2e-5), step
+
+
+@pytest.mark.slow
+def test_topologies_agree_and_resume_from_one_another(tmp_path):
+    one = make_mesh(1, 1, 1, jax.devices()[:1])
+    single, _ = fit(tmp_path / "single", mesh=one)
+    eight, trained = fit(tmp_path / "eight", mesh=make_mesh(*MESH))
+    assert list(single) == list(range(1, 21))
+    assert_close(eight, single)
+    common = {"steps": 20, "streams": 2, "mesh": MESH}
+    whole, from_single, from_eight = together(
+        [
+            {"folder": str(tmp_path / "two"), **common},
+            {"folder": str(halfway(tmp_path / "single", tmp_path / "single-two")), **common},
+            {"folder": str(halfway(tmp_path / "eight", tmp_path / "eight-two")), **common},
+        ]
+    )
+    assert_close(whole[0], single)
+    second = {step: loss for step, loss in single.items() if step > 10}
+    assert_close(from_single[0], second)
+    assert_close(from_eight[0], second)
+    for mesh, name in ((one, "one"), (make_mesh(8, 1, 1), "eight")):
+        losses, _ = fit(halfway(tmp_path / "two", tmp_path / f"two-{name}"), mesh=mesh)
+        assert_close(losses, second)
+    # On the same mesh a checkpoint goes on bit for bit.
+    again, same = fit(halfway(tmp_path / "eight", tmp_path / "eight-again"), mesh=make_mesh(*MESH))
+    assert again == {step: loss for step, loss in eight.items() if step > 10}
+    assert same == trained
+
+
+def test_rows_of_a_process():
+    # All devices of this process: every row, also where other axes hold copies.
+    for sizes in ((8, 1, 1), (2, 2, 2), (1, 1, 8)):
+        assert process_rows(make_mesh(*sizes), 16) == tuple(range(16))
+    assert process_rows(make_mesh(1, 1, 1, jax.devices()[:1]), 4) == (0, 1, 2, 3)

@@ -1,0 +1,102 @@
+"""Trains a tiny model on real batches, in one process or as one of several; also a command:
+
+python -m tests.training.topology PROCESSES PROCESS PORT DEVICES JOBS
+
+JOBS is a JSON list of `{"folder", "steps", "streams", "mesh"}`, run one after the other. Each prints a line with the
+losses by step and the fingerprint of the trained parameters.
+"""
+
+import contextlib
+import dataclasses
+import json
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import flax.linen as nn
+import jax
+import numpy as np
+
+from rope_jax.data.pipeline import training_batches
+from rope_jax.data.tokenizer import load_tokenizer
+from rope_jax.model.llama import init_params
+from rope_jax.rope.embedding import identity
+from rope_jax.training.checkpoints import fingerprint
+from rope_jax.training.loop import train
+from rope_jax.training.sharding import make_mesh, param_shardings, process_rows
+from rope_jax.training.state import OptimizerConfig
+from rope_jax.training.trained import TrainConfig
+from tests.training.helpers import CONFIG
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+MODEL = dataclasses.replace(CONFIG, vocab_size=258)
+# As in test_loop: a large eps makes the update a smooth function of the gradient.
+RUN = TrainConfig(
+    OptimizerConfig(learning_rate=1e-2, steps=20, clip_norm=1.0, eps=1e-2),
+    length=32,
+    global_batch=16,
+    accumulation=2,
+    loss_chunk=32,
+    checkpoint_every=10,
+    keep=2,
+)
+TEXTS = [
+    {"id": str(i), "text": " ".join(np.random.default_rng(i).choice(["one", "two", "many"], 20 + 9 * i))}
+    for i in range(12)
+]
+
+
+def fit(folder, run=RUN, mesh=None, streams=2, on_step=lambda step, metrics: None, should_stop=lambda: False):
+    """Losses by step of this attempt, and the fingerprint of the trained parameters."""
+    mesh = mesh or make_mesh(2, 2, 2)
+    rows = run.global_batch // run.accumulation
+    tokenizer = load_tokenizer("bytes")
+    batches = training_batches(TEXTS, tokenizer, rows, run.length, 0, process_rows(mesh, rows), streams)
+    losses = {}
+
+    @contextlib.contextmanager
+    def report(start):
+        def note(step, metrics):
+            losses[step] = metrics["loss"]
+            on_step(step, metrics)
+
+        yield note
+
+    def initial():
+        create = jax.jit(lambda key: nn.unbox(init_params(MODEL, key)), out_shardings=param_shardings(MODEL, mesh))
+        return create(jax.random.key(0))
+
+    params, _ = train(MODEL, identity(8), run, mesh, initial, batches, Path(folder), report, should_stop)
+    return losses, fingerprint(params)
+
+
+def start_processes(count, jobs, devices):
+    """Starts the command above in `count` processes of some virtual devices each."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    arguments = [sys.executable, "-m", "tests.training.topology", str(count)]
+    return [
+        subprocess.Popen(
+            [*arguments, str(process), str(port), str(devices), json.dumps(jobs)],
+            cwd=REPOSITORY,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for process in range(count)
+    ]
+
+
+def main(count, process, port, devices, jobs):
+    jax.config.update("jax_num_cpu_devices", int(devices))
+    jax.distributed.initialize(f"localhost:{port}", int(count), int(process))
+    for job in json.loads(jobs):
+        run = dataclasses.replace(RUN, optimizer=dataclasses.replace(RUN.optimizer, steps=job["steps"]))
+        losses, trained = fit(job["folder"], run, make_mesh(*job["mesh"]), job["streams"])
+        print(json.dumps([losses, trained]), flush=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
