@@ -104,7 +104,7 @@ def get_config() -> ConfigDict:
     config.export = ConfigDict()
     config.export.run = ""  # folder of a run of experiments.extend; empty: model.path with rope.method, untrained
     config.export.method = ""  # of that run; empty: the one that it trained first
-    config.export.step = 0  # of that run's checkpoints; 0: the newest
+    config.export.step = 0  # of that run's checkpoints; 0: the newest; -1: that of the lowest loss
     config.export.formats = ("hf",)  # also 'gguf', and 'adapter' (PEFT) of a run with train.lora
     config.export.gguf = ""  # a .gguf of the model to put the factors into; empty: the weights are converted
     config.export.dtype = ""  # of a converted .gguf's matrices; empty: as they are

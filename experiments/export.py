@@ -38,12 +38,14 @@ from rope_jax.report.files import write_json
 from rope_jax.rope.embedding import ScaleVector
 from rope_jax.rope.methods import solve_method
 from rope_jax.training import trained
-from rope_jax.training.checkpoints import read_trained
+from rope_jax.training.checkpoints import losses, read_trained
 from rope_jax.training.learn import from_logarithms
 from rope_jax.training.sharding import make_mesh
 from rope_jax.training.trained import TrainConfig
 
 DEFAULT = Path(__file__).resolve().parents[1] / "configs" / "export.py"
+# Of `config.export.step`: the checkpoint of the lowest loss.
+BEST = -1
 FORMATS = ("hf", "gguf", "adapter")
 
 
@@ -390,7 +392,8 @@ def _restored(config: ConfigDict, job: Job):
     mesh = make_mesh(**config.mesh)
     model = settings.computed(job.run.config, job.known.config)
     abstract = _abstract(*trained.layout(model, job.run.training, mesh, job.rope))
-    return model, mesh, read_trained(job.run.folder / "checkpoints", abstract, config.export.step or None)
+    step = _step(job.run.folder, config.export.step)
+    return model, mesh, read_trained(job.run.folder / "checkpoints", abstract, step)
 
 
 def _abstract(shapes, shardings):
@@ -400,7 +403,12 @@ def _abstract(shapes, shardings):
 
 
 def _step(place: Path, wanted: int) -> int:
-    """The step of a checkpoint without reading it, as Orbax names its folders."""
+    """The step of a checkpoint without reading its tensors, as Orbax names its folders."""
+    if wanted == BEST:
+        known = losses(place / "checkpoints")
+        if not known:
+            raise InputError(f"config.export.step asks for the best of {place / 'checkpoints'}, which has none")
+        return min(known, key=lambda step: (known[step], -step))
     steps = sorted(int(path.name) for path in (place / "checkpoints").iterdir() if path.name.isdigit())
     if not steps or (wanted and wanted not in steps):
         raise InputError(f"config.export.step is {wanted}: {place / 'checkpoints'} has {steps or 'none'}")

@@ -22,6 +22,7 @@ from rope_jax.interop.huggingface import read_model
 from rope_jax.interop.verify import VerificationError, verify_config, verify_gguf, verify_logits
 from rope_jax.model.llama import Llama
 from rope_jax.rope.embedding import identity
+from rope_jax.training.checkpoints import losses
 from tests.experiments.helpers import small_config, write_texts
 from tests.interop.references import reference_logits, write_random_llama
 
@@ -162,6 +163,18 @@ def test_a_run_with_lora(lora_run, tmp_path):
     again = read_model(tmp_path / "b/export")
     jax.tree.map(np.testing.assert_array_equal, again.params, found.params)
     assert (tmp_path / "b/export/README.md").read_text() == (folder / "export/README.md").read_text()
+
+
+def test_best_step_of_a_run(lora_run, tmp_path):
+    folder, _ = lora_run
+    known = losses(folder / "methods/learned/checkpoints")
+    assert known.keys() == {2, 4}
+    shutil.copytree(folder, tmp_path / "run")
+    # As if the loss had risen again.
+    record = tmp_path / "run/methods/learned/checkpoints/2/data/metadata"
+    record.write_text(json.dumps({**json.loads(record.read_text()), "loss": min(known.values()) - 1}))
+    export(config_of(export__run=str(tmp_path / "run"), export__method="learned", export__step=-1), tmp_path, "export")
+    assert read_model(tmp_path / "export").provenance["fine_tuning_steps"] == 2
 
 
 def test_another_method_and_step_of_a_run(lora_run, tmp_path):

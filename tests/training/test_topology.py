@@ -19,7 +19,11 @@ def together(jobs):
     for process in processes:
         out, err = process.communicate(timeout=600)
         assert process.returncode == 0, err
-        printed.append([json.loads(line) for line in out.splitlines() if line.startswith("[{")])
+        lines = [line for line in out.splitlines() if line.startswith(("[{", '["'))]
+        printed.append([json.loads(line) for line in lines])
+    # An export fails in the process that writes, and the other is told.
+    told, failed = (lines.pop()[1] for lines in reversed(printed))
+    assert "No space left on device" in failed and told == f"process 0 failed: {failed}"
     assert printed[0] == printed[1]
     return [({int(step): loss for step, loss in losses.items()}, trained) for losses, trained in printed[0]]
 
@@ -51,8 +55,10 @@ def test_topologies_agree_and_resume_from_one_another(tmp_path):
             {"folder": str(tmp_path / "two"), **common},
             {"folder": str(halfway(tmp_path / "single", tmp_path / "single-two")), **common},
             {"folder": str(halfway(tmp_path / "eight", tmp_path / "eight-two")), **common},
+            {"export": str(tmp_path / "export")},
         ]
     )
+    assert not list(tmp_path.glob("*export*"))
     assert_close(whole[0], single)
     second = {step: loss for step, loss in single.items() if step > 10}
     assert_close(from_single[0], second)

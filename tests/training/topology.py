@@ -3,11 +3,12 @@
 python -m tests.training.topology PROCESSES PROCESS PORT DEVICES JOBS
 
 JOBS is a JSON list of `{"folder", "steps", "streams", "mesh"}`, run one after the other. Each prints a line with the
-losses by step and the fingerprint of the trained parameters.
+losses by step and the fingerprint of the trained parameters. `{"export"}` instead tries an export that fails.
 """
 
 import contextlib
 import dataclasses
+import errno
 import json
 import socket
 import subprocess
@@ -20,6 +21,8 @@ import numpy as np
 
 from rope_jax.data.pipeline import training_batches
 from rope_jax.data.tokenizer import load_tokenizer
+from rope_jax.errors import InputError
+from rope_jax.interop.huggingface import write_model
 from rope_jax.model.llama import init_params
 from rope_jax.rope.embedding import identity
 from rope_jax.training.checkpoints import fingerprint
@@ -71,6 +74,20 @@ def fit(folder, run=RUN, mesh=None, streams=2, on_step=lambda step, metrics: Non
     return losses, fingerprint(params)
 
 
+def failing_export(folder):
+    """What is said when the process that writes runs out of disk behind the first tensor."""
+    mesh = make_mesh(1, 8, 1)
+    create = jax.jit(lambda key: nn.unbox(init_params(MODEL, key)), out_shardings=param_shardings(MODEL, mesh))
+
+    def full(done, total):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    try:
+        write_model(folder, MODEL, create(jax.random.key(0)), identity(8), context=16, progress=full)
+    except InputError as error:
+        return str(error)
+
+
 def start_processes(count, jobs, devices):
     """Starts the command above in `count` processes of some virtual devices each."""
     with socket.socket() as free:
@@ -93,6 +110,9 @@ def main(count, process, port, devices, jobs):
     jax.config.update("jax_num_cpu_devices", int(devices))
     jax.distributed.initialize(f"localhost:{port}", int(count), int(process))
     for job in json.loads(jobs):
+        if "export" in job:
+            print(json.dumps(["export", failing_export(Path(job["export"]))]), flush=True)
+            continue
         run = dataclasses.replace(RUN, optimizer=dataclasses.replace(RUN.optimizer, steps=job["steps"]))
         losses, trained = fit(job["folder"], run, make_mesh(*job["mesh"]), job["streams"])
         print(json.dumps([losses, trained]), flush=True)
