@@ -45,9 +45,10 @@ def run(experiment: Callable[[ConfigDict, Path, str], object], default_config: P
             _stop(f"--config: {' '.join(str(error).split())}", 2)
         name = Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
         folder = Path(flags.FLAGS.workdir or Path("runs") / name).resolve()
-        end_on_sigterm()
         try:
             distributed.start(config.distributed, several)
+            # Behind it, for JAX takes the signal for itself.
+            end_on_sigterm()
             experiment(config, folder, name)
         except InputError as error:
             _stop(str(error), 2)
