@@ -14,6 +14,7 @@ import pytest
 
 from configs import defaults
 from experiments import distributed
+from experiments.extend import extend
 from experiments.signals import Terminated, deferred
 from rope_jax.errors import InputError
 from rope_jax.interop.huggingface import read_model
@@ -170,21 +171,39 @@ def test_two_processes_end_at_one_signal_and_go_on(tmp_path):
         assert "Traceback" not in text
     assert "a second signal stops at once" in said[1]
 
-    # The same command, started by addresses; and then in one process, which finds everything done.
+    # The same command goes on in one process with all devices.
+    scope = {}
+    exec((tmp_path / "config.py").read_text(), scope)
+    results = extend(scope["get_config"](), folder, "run")
+    steps = [json.loads(line)["step"] for line in metrics.read_text().splitlines()]
+    assert steps == list(range(1, 41))
+    assert results["methods"]["dprope"]["after"]["perplexity"]["128"]["tokens"] == 2000
+
+
+@pytest.mark.skipif(not os.environ.get("ROPE_JAX_LONG"), reason="takes a minute and a half: set ROPE_JAX_LONG=1")
+@pytest.mark.slow
+def test_a_whole_run_in_two_processes_is_that_of_one(tmp_path):
+    config = CONFIG.format(texts=str(write_texts(tmp_path / "texts")))
+    (tmp_path / "config.py").write_text(config)
     coordinator = f"localhost:{free_port()}"
     plain = [f"--config.distributed.coordinator={coordinator}", "--config.distributed.processes=2"]
     processes = [
-        command(folder, tmp_path / "config.py", *plain, f"--config.distributed.process={process}")
+        command(tmp_path / "two", tmp_path / "config.py", *plain, f"--config.distributed.process={process}")
         for process in range(2)
     ]
     ends = [process.communicate(timeout=600) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], ends
-    steps = [json.loads(line)["step"] for line in metrics.read_text().splitlines()]
-    assert steps == list(range(1, 41))
-    results = json.loads((folder / "results.json").read_text())
-    assert results["methods"]["dprope"]["after"]["perplexity"]["128"]["tokens"] == 2000
-    assert read_model(folder / "export").config.head_dim == 16
     assert "numbers" in ends[0][0] and "numbers" not in ends[1][0]
+    scope = {}
+    exec(config, scope)
+    one = extend(scope["get_config"](), tmp_path / "one", "one")
+    two = json.loads((tmp_path / "two" / "results.json").read_text())
+    for stage in ("before", "after"):
+        for window in ("64", "128"):
+            a, b = (run["methods"]["dprope"][stage]["perplexity"][window]["perplexity"] for run in (one, two))
+            # float32 sums in another order, through forty-four updates of Adam.
+            assert b == pytest.approx(a, rel=1e-3)
+    assert read_model(tmp_path / "two" / "export").config == read_model(tmp_path / "one" / "export").config
 
 
 @pytest.mark.slow

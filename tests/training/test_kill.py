@@ -13,8 +13,8 @@ import pytest
 from rope_jax.training.sharding import make_mesh
 from tests.training.topology import RUN, fit
 
-# All of them take a minute on two idle cores: `ROPE_JAX_KILLS=20 pytest -m slow tests/training/test_kill.py`.
-KILLS = int(os.environ.get("ROPE_JAX_KILLS", "6"))
+# ROPE_JAX_LONG=1 asks for what takes too long at every change.
+KILLS = 20 if os.environ.get("ROPE_JAX_LONG") else 6
 # Most attempts reach a checkpoint or two, and the run must outlast them all.
 LONG = dataclasses.replace(
     RUN,

@@ -83,7 +83,7 @@ def failing_export(folder):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     try:
-        write_model(folder, MODEL, create(jax.random.key(0)), identity(8), context=16, progress=full)
+        write_model(folder, MODEL, create(jax.random.key(0)), identity(8), context=16, provenance={}, progress=full)
     except InputError as error:
         return str(error)
 
