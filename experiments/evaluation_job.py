@@ -32,7 +32,7 @@ from rope_jax.model.config import LlamaConfig
 from rope_jax.report.files import read_json, write_json
 from rope_jax.rope.embedding import ScaleVector
 from rope_jax.rope.methods import solve_method
-from rope_jax.training.sharding import batch_sharding, check_batch, make_mesh, param_shardings
+from rope_jax.training.sharding import check_batch, make_mesh, param_shardings, row_sharding
 
 MEASURED = ("perplexity", "longppl", "leaderboard")
 # Fields that name files: what was made from one keeps its name, and is never mixed with what is made from another.
@@ -115,8 +115,8 @@ def prepare(config: ConfigDict, folder: Path) -> Job:
     lengths = tuple(sorted(set(config.eval.lengths or (original, target))))
     mesh = make_mesh(**config.mesh)
     param_shardings(model, mesh)
-    check_batch(mesh, config.eval.batch, "config.eval.batch")
-    check_batch(mesh, config.eval.generate_batch, "config.eval.generate_batch")
+    check_batch(mesh, config.eval.batch, "config.eval.batch", "rows")
+    check_batch(mesh, config.eval.generate_batch, "config.eval.generate_batch", "rows")
     for field in ("samples", "stride", "passkey_trials", "passkey_depths", "passkey_new_tokens"):
         if config.eval[field] < 1:
             raise InputError(f"config.eval.{field} is {config.eval[field]}: it must be at least 1")
@@ -192,7 +192,7 @@ def prepare(config: ConfigDict, folder: Path) -> Job:
         evaluator=evaluator,
         measured=tuple(runnable),
         not_run=not_run,
-        token_nll=make_token_nll(model, config.train.loss_chunk, batch_sharding(mesh)),
+        token_nll=make_token_nll(model, config.train.loss_chunk, row_sharding(mesh)),
     )
 
 

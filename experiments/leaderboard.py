@@ -15,7 +15,7 @@ from experiments.measured import Subject, stages
 from experiments.progress import bar
 from rope_jax.errors import InputError
 from rope_jax.evaluation.leaderboard import LEADERBOARD, harness_tasks, leaderboard_scores
-from rope_jax.training.sharding import batch_sharding, cache_sharding
+from rope_jax.training.sharding import cache_sharding, row_sharding
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +91,7 @@ def measure_leaderboard(subject: Subject, harness: Harness, path: Path) -> dict[
         batch_size=fields.batch,
         max_length=max(subject.lengths),
         chunk=subject.config.train.loss_chunk,
-        batch_sharding=batch_sharding(subject.mesh),
+        batch_sharding=row_sharding(subject.mesh),
         cache_sharding=cache_sharding(subject.mesh),
         progress=bar("leaderboard"),
     )

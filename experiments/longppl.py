@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -31,7 +30,7 @@ from rope_jax.evaluation.suite import EvaluationTexts
 from rope_jax.interop.hub import resolve_model
 from rope_jax.interop.huggingface import check_model
 from rope_jax.model.generate import bucket_length
-from rope_jax.training.sharding import batch_sharding
+from rope_jax.training.sharding import row_sharding, shards
 
 
 def check_longppl(config: ConfigDict) -> Path:
@@ -83,7 +82,7 @@ def find_keys(
     def keys(document: np.ndarray) -> dict:
         if not loaded:
             params = read_params(evaluator, model, mesh)
-            score = make_token_nll(model, config.train.loss_chunk, batch_sharding(mesh))
+            score = make_token_nll(model, config.train.loss_chunk, row_sharding(mesh))
             loaded.append(_row_nll(partial(score, params, found.rope), mesh))
         ids = own.encode(tokenizer.decode(document))
         marked = key_tokens(loaded[0], ids, own.bos_id, config.eval.longppl_context)
@@ -126,7 +125,7 @@ def longppl_documents(texts: EvaluationTexts, tokenizer: Tokenizer, length: int)
 
 def _row_nll(score: Callable[[np.ndarray, np.ndarray], np.ndarray], mesh: Mesh) -> TokenNll:
     """NLL of one row at a time, as LongPPL takes it; rows are padded to few lengths."""
-    rows = math.prod(mesh.shape[axis] for axis in ("data", "fsdp"))
+    rows = shards(mesh, "rows")
 
     def nll(tokens: np.ndarray) -> np.ndarray:
         # Every device needs a row; the others are empty.

@@ -16,7 +16,7 @@ from rope_jax.evaluation.passkey import make_prompts, passkey
 from rope_jax.evaluation.perplexity import perplexity, perplexity_by_position, position_edges
 from rope_jax.model.config import LlamaConfig
 from rope_jax.model.generate import greedy
-from rope_jax.training.sharding import batch_sharding, cache_sharding
+from rope_jax.training.sharding import cache_sharding, row_sharding
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,7 +119,7 @@ def make_evaluate(
         `evaluate(params, rope)`, which gives a JSON-able dictionary: `perplexity` at the original and the
         target window, `by_position`, and `passkey` (None if no lengths are asked for).
     """
-    rows = batch_sharding(mesh)
+    rows = row_sharding(mesh)
     token_nll = make_token_nll(config, suite.loss_chunk, rows)
 
     def evaluate(params, rope) -> dict:

@@ -7,6 +7,7 @@ import dataclasses
 from rope_jax.errors import InputError
 
 ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3")
+ATTENTION = ("cpu", "cudnn", "splash")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +39,9 @@ class LlamaConfig:
         remat: recompute each block in the backward pass instead of keeping its activations.
         scan_unroll: blocks per iteration of the scan over layers. 1 compiles fastest; `num_layers` unrolls
             fully, which runs about a tenth faster on CPU.
-        attention_chunk: queries handled at a time by `causal_attention`; bounds its memory.
+        attention: how attention over whole sequences is computed: 'cpu', plain JAX that runs anywhere, 'cudnn' or
+            'splash' (see `rope_jax.model.backends`).
+        attention_chunk: queries handled at a time by 'cpu'; bounds its memory.
     """
 
     vocab_size: int
@@ -61,6 +64,7 @@ class LlamaConfig:
     rotary: str = "float32"
     remat: bool = False
     scan_unroll: int = 1
+    attention: str = "cpu"
     attention_chunk: int = 128
 
     def __post_init__(self):
@@ -88,6 +92,8 @@ class LlamaConfig:
             )
         if self.rotary not in ("float32", "exact"):
             raise InputError(f"model.rotary is {self.rotary!r}: use 'float32' or 'exact'")
+        if self.attention not in ATTENTION:
+            raise InputError(f"model.attention is {self.attention!r}: use one of {', '.join(ATTENTION)}")
         for field in ("dtype", "param_dtype"):
             if getattr(self, field) not in ("float32", "bfloat16", "float16"):
                 raise InputError(f"model.{field} is {getattr(self, field)!r}: use 'float32', 'bfloat16' or 'float16'")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from rope_jax.model.attention import cached_attention, causal_attention
+from rope_jax.model.attention import cached_attention
+from rope_jax.model.backends import attend
 from rope_jax.model.config import LlamaConfig
 from rope_jax.rope.embedding import ScaleVector, periods, phases, rotate
 from rope_jax.rope.turns import exact_frequencies, exact_phases
@@ -64,6 +67,7 @@ class Attention(nn.Module):
 
     config: LlamaConfig
     tail: int = 0
+    attend: Callable | None = None
 
     @nn.compact
     def __call__(self, x, angles, attention_factor, segment_ids, cache):
@@ -82,7 +86,7 @@ class Attention(nn.Module):
         q = rotate(q, angles[:, -self.tail :], attention_factor)
         k = rotate(k, angles, attention_factor)
         if cache is None:
-            out = causal_attention(q, k, v, segment_ids, c.attention_chunk, c.sliding_window)
+            out = self.attend(q, k, v, segment_ids) if self.attend else attend(q, k, v, segment_ids, c)
         else:
             cache = cache.append(k, v)
             out = cached_attention(q, cache, c.attention_chunk, c.sliding_window)
@@ -110,10 +114,12 @@ class Block(nn.Module):
     Attributes:
         config: model config.
         tail: with a cache, give only so many of the last tokens; 0 gives all. Keys and values are those of all.
+        attend: see `Llama`.
     """
 
     config: LlamaConfig
     tail: int = 0
+    attend: Callable | None = None
 
     @nn.compact
     def __call__(self, x, factors, cache, attention_factor, positions, segment_ids):
@@ -124,7 +130,7 @@ class Block(nn.Module):
             angles = exact_phases(positions, exact_frequencies(c.rope_base, c.head_dim), factors)
         else:
             angles = phases(positions, periods(c.rope_base, c.head_dim), factors)
-        attended, cache = Attention(c, self.tail, name="attention")(
+        attended, cache = Attention(c, self.tail, self.attend, name="attention")(
             RMSNorm(c, name="attention_norm")(x), angles, attention_factor, segment_ids, cache
         )
         x = x[:, -self.tail :] + attended
@@ -137,9 +143,15 @@ class Llama(nn.Module):
 
     `rope` is a `ScaleVector`, an argument like the tokens: the same compiled function serves every scale
     vector of one shape, and gradients flow into it.
+
+    Attributes:
+        config: model config.
+        attend: attention as a function of query, key, value and segment ids, such as
+            `rope_jax.training.context.attention_on` gives for a mesh; None takes `config.attention` on one device.
     """
 
     config: LlamaConfig
+    attend: Callable | None = None
 
     @nn.compact
     def __call__(
@@ -188,7 +200,7 @@ class Llama(nn.Module):
             length=c.num_layers,
             unroll=min(c.scan_unroll, c.num_layers),
             metadata_params={nn.PARTITION_NAME: "layers"},
-        )(c, name="layers")
+        )(c, attend=self.attend, name="layers")
         factors = jnp.broadcast_to(rope.factors, (c.num_layers, c.head_dim // 2))
         x, _ = layers(x, factors, None, rope.attention_factor, positions, segment_ids)
         x = RMSNorm(c, name="norm")(x)

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 
 from rope_jax.errors import InputError
 from rope_jax.model.config import LlamaConfig
@@ -61,7 +62,12 @@ class Learned:
 
 
 def learn(
-    params: dict, config: LlamaConfig, start: ScaleVector, batches: Iterable[dict], learning: LearnConfig | None = None
+    params: dict,
+    config: LlamaConfig,
+    start: ScaleVector,
+    batches: Iterable[dict],
+    learning: LearnConfig | None = None,
+    mesh: Mesh | None = None,
 ) -> Learned:
     """Lowers a frozen model's loss by gradient steps on its scale vector, one per batch.
 
@@ -74,6 +80,7 @@ def learn(
         start: any scale vector, `[D/2]` or `[layers, D/2]`; the result has its shape.
         batches: dicts of int32 `[B, T]` `tokens`, `segment_ids` and `positions`, T the extended context.
         learning: see `LearnConfig`.
+        mesh: devices that parameters and batches are spread over; None for one.
 
     Returns:
         The learned vector and how the loss fell.
@@ -86,7 +93,7 @@ def learn(
     state = optax.adam(learning.learning_rate).init(logarithms)
     history = []
     for batch in batches:
-        logarithms, state, metrics = _step(logarithms, state, params, batch, config, learning)
+        logarithms, state, metrics = _step(logarithms, state, params, batch, config, learning, mesh)
         history.append(metrics)
     if not history:
         raise InputError("learn: there is no batch to learn from; give at least one")
@@ -138,10 +145,10 @@ def joint_optimizer(weights: optax.GradientTransformation, learning: LearnConfig
     return optax.partition(parts, labels)
 
 
-@partial(jax.jit, static_argnames=("config", "learning"))
-def _step(logarithms, state, params, batch, config, learning):
+@partial(jax.jit, static_argnames=("config", "learning", "mesh"))
+def _step(logarithms, state, params, batch, config, learning, mesh):
     def loss(logarithms):
-        return mean_loss(params, batch, from_logarithms(logarithms), config, learning.loss_chunk)
+        return mean_loss(params, batch, from_logarithms(logarithms), config, learning.loss_chunk, mesh)
 
     value, gradient = jax.value_and_grad(loss)(logarithms)
     if not learning.attention_factor:

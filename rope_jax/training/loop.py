@@ -115,7 +115,7 @@ def _update(state, frozen, rows, rope, config, run, mesh):
     optimizer = trained.optimizer(run)
     _, shardings = trained.layout(config, run, mesh, rope)
     layout = state_shardings(state.params, shardings, optimizer, mesh)
-    state, metrics = train_step(state, rows, trained.loss(config, run, frozen, rope), optimizer)
+    state, metrics = train_step(state, rows, trained.loss(config, run, frozen, rope, mesh), optimizer)
     return jax.lax.with_sharding_constraint(state, layout), metrics
 
 

@@ -13,12 +13,18 @@ from rope_jax.errors import InputError
 from rope_jax.model.config import LlamaConfig
 from rope_jax.model.llama import abstract_params, logical_axes
 
-AXES = ("data", "fsdp", "tensor")
+# The ring of `context` comes last, so that neighbours in it are neighbours in the machine.
+AXES = ("data", "fsdp", "tensor", "context")
 
 # Parameters are cut over `fsdp` along the hidden size and over `tensor` along heads, feed-forward width and
-# vocabulary (Megatron-LM, arXiv 1909.08053); rows of a batch are spread over `data` and `fsdp`.
+# vocabulary (Megatron-LM, arXiv 1909.08053). In training, rows of a batch are spread over `data` and `fsdp` and their
+# tokens over `context`; in evaluation, whose sequences stay whole, rows are spread over all three.
 RULES = (
     ("batch", ("data", "fsdp")),
+    ("length", "context"),
+    ("rows", ("data", "fsdp", "context")),
+    # Of parts of sequences that are rows of their own: those of one device stay together.
+    ("parts", ("context", "data", "fsdp")),
     ("vocab", "tensor"),
     ("embed", "fsdp"),
     ("heads", "tensor"),
@@ -31,14 +37,15 @@ RULES = (
 )
 
 
-def make_mesh(data: int, fsdp: int, tensor: int, devices=None) -> Mesh:
-    """The device mesh `(data, fsdp, tensor)`.
+def make_mesh(data: int, fsdp: int, tensor: int, devices=None, *, context: int = 1) -> Mesh:
+    """The device mesh `(data, fsdp, tensor, context)`.
 
     Args:
-        data: replicas; at most one of the three sizes may be -1, which takes the devices that are left.
+        data: replicas; at most one of the sizes may be -1, which takes the devices that are left.
         fsdp: shards of parameters and optimizer state.
         tensor: shards of heads and feed-forward width.
         devices: devices to use; default all.
+        context: pieces of every sequence in training.
 
     Returns:
         The mesh.
@@ -47,7 +54,7 @@ def make_mesh(data: int, fsdp: int, tensor: int, devices=None) -> Mesh:
         InputError: if the sizes do not multiply to the number of devices.
     """
     devices = jax.devices() if devices is None else devices
-    sizes = dict(zip(AXES, (data, fsdp, tensor)))
+    sizes = dict(zip(AXES, (data, fsdp, tensor, context)))
     free = [axis for axis, size in sizes.items() if size == -1]
     fixed = math.prod(size for size in sizes.values() if size != -1)
     if len(free) > 1 or any(size < 1 and size != -1 for size in sizes.values()):
@@ -57,7 +64,7 @@ def make_mesh(data: int, fsdp: int, tensor: int, devices=None) -> Mesh:
     if math.prod(sizes.values()) != len(devices):
         raise InputError(
             f"config.mesh is {sizes}, for {math.prod(sizes.values())} devices, but there are {len(devices)}: "
-            "set one of config.mesh.data, .fsdp, .tensor to -1 to take what is left"
+            "set one of config.mesh.data, .fsdp, .tensor, .context to -1 to take what is left"
         )
     return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
 
@@ -106,17 +113,40 @@ def shardings_of(abstract, specs, mesh: Mesh):
     return shardings
 
 
+def spec(*names: str | None) -> PartitionSpec:
+    """The mesh axes of an array with these logical axes, None for one that is not cut."""
+    rules = dict(RULES)
+    return PartitionSpec(*(None if name is None else rules[name] for name in names))
+
+
+def named(mesh: Mesh, *names: str | None) -> NamedSharding:
+    """The sharding of an array with these logical axes, None for one that is not cut."""
+    return NamedSharding(mesh, spec(*names))
+
+
 def batch_sharding(mesh: Mesh, leading: int = 0) -> NamedSharding:
-    """Sharding of a batch of rows.
+    """Sharding of a batch to train on.
 
     Args:
         mesh: from `make_mesh`.
         leading: unsharded axes in front of the rows, such as that of accumulation steps.
 
     Returns:
-        Sharding that spreads rows over `data` and `fsdp`.
+        Sharding that spreads rows over `data` and `fsdp`, their tokens over `context`.
     """
-    return NamedSharding(mesh, PartitionSpec(*(None,) * leading, dict(RULES)["batch"]))
+    return named(mesh, *(None,) * leading, "batch", "length")
+
+
+def row_sharding(mesh: Mesh) -> NamedSharding:
+    """Sharding of a batch to evaluate, whose rows stay whole.
+
+    Args:
+        mesh: from `make_mesh`.
+
+    Returns:
+        Sharding that spreads rows over `data`, `fsdp` and `context`.
+    """
+    return named(mesh, "rows")
 
 
 def process_rows(mesh: Mesh, rows: int) -> tuple[int, ...]:
@@ -166,9 +196,9 @@ def cache_sharding(mesh: Mesh) -> NamedSharding:
         mesh: from `make_mesh`.
 
     Returns:
-        Sharding of `[B, K, S, D]` that spreads rows over `data` and `fsdp`, heads over `tensor`.
+        Sharding of `[B, K, S, D]` that spreads rows as `row_sharding` does, heads over `tensor`.
     """
-    return NamedSharding(mesh, PartitionSpec(dict(RULES)["batch"], dict(RULES)["kv_heads"]))
+    return named(mesh, "rows", "kv_heads")
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -176,20 +206,26 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def check_batch(mesh: Mesh, rows: int, field: str) -> None:
+def check_batch(mesh: Mesh, rows: int, field: str, axis: str = "batch") -> None:
     """Checks that rows divide over the mesh.
 
     Args:
         mesh: from `make_mesh`.
         rows: rows of one (micro)batch over all processes.
         field: config field to name.
+        axis: 'batch' for rows to train on, 'rows' for rows to evaluate.
 
     Raises:
         InputError: if they do not.
     """
-    shards = math.prod(mesh.shape[axis] for axis in dict(RULES)["batch"])
-    if rows < 1 or rows % shards:
+    count = shards(mesh, axis)
+    if rows < 1 or rows % count:
         raise InputError(
-            f"{field} is {rows}, but config.mesh spreads rows over data x fsdp = {shards} devices: "
-            f"make it a multiple of {shards}"
+            f"{field} is {rows}, but config.mesh spreads rows over {' x '.join(dict(RULES)[axis])} = {count} devices: "
+            f"make it a multiple of {count}"
         )
+
+
+def shards(mesh: Mesh, axis: str) -> int:
+    """The parts that an axis of rows, 'batch' or 'rows', is cut into."""
+    return math.prod(mesh.shape[name] for name in dict(RULES)[axis])

@@ -7,15 +7,25 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 
 from rope_jax.model.config import LlamaConfig
 from rope_jax.model.llama import Llama, head_kernel
 from rope_jax.rope.embedding import ScaleVector
+from rope_jax.training.context import attention_on, in_ring_order, parts_as_rows
 from rope_jax.training.loss import cross_entropy, next_token_targets
 from rope_jax.training.state import TrainState
 
 
-def summed_loss(params, rows: dict, rope: ScaleVector, config: LlamaConfig, loss_chunk: int, adapters=None):
+def summed_loss(
+    params,
+    rows: dict,
+    rope: ScaleVector,
+    config: LlamaConfig,
+    loss_chunk: int,
+    adapters=None,
+    mesh: Mesh | None = None,
+):
     """Next-token loss of one microbatch, differentiable in the parameters and in the scale vector.
 
     Args:
@@ -25,11 +35,14 @@ def summed_loss(params, rows: dict, rope: ScaleVector, config: LlamaConfig, loss
         config: model config (static).
         loss_chunk: tokens of a row that are projected to the vocabulary at a time (static).
         adapters: low-rank factors that the projections add (see `lora.applied`); None for none.
+        mesh: devices, over which rows and, if it has a context axis, sequences are cut; None for one (static).
 
     Returns:
         Pair of float32 scalars: summed NLL in nats, and the number of tokens predicted.
     """
-    hidden = Llama(config).apply(
+    targets, weights = next_token_targets(rows["tokens"], rows["segment_ids"])
+    rows, targets, weights = in_ring_order((rows, targets, weights), mesh)
+    hidden = Llama(config, attention_on(config, mesh)).apply(
         {"params": params, "lora": adapters or {}},
         rows["tokens"],
         rope,
@@ -37,11 +50,13 @@ def summed_loss(params, rows: dict, rope: ScaleVector, config: LlamaConfig, loss
         rows["segment_ids"],
         project=False,
     )
-    targets, weights = next_token_targets(rows["tokens"], rows["segment_ids"])
+    hidden, targets, weights = (parts_as_rows(x, mesh) for x in (hidden, targets, weights))
     return cross_entropy(hidden, head_kernel(params, config), targets, weights, loss_chunk)
 
 
-def mean_loss(params, rows: dict, rope: ScaleVector, config: LlamaConfig, loss_chunk: int) -> jax.Array:
+def mean_loss(
+    params, rows: dict, rope: ScaleVector, config: LlamaConfig, loss_chunk: int, mesh: Mesh | None = None
+) -> jax.Array:
     """`summed_loss` per predicted token.
 
     Args:
@@ -50,11 +65,12 @@ def mean_loss(params, rows: dict, rope: ScaleVector, config: LlamaConfig, loss_c
         rope: scale vector.
         config: model config (static).
         loss_chunk: tokens of a row that are projected to the vocabulary at a time (static).
+        mesh: as for `summed_loss`.
 
     Returns:
         float32 scalar, nats per token.
     """
-    nll, count = summed_loss(params, rows, rope, config, loss_chunk)
+    nll, count = summed_loss(params, rows, rope, config, loss_chunk, mesh=mesh)
     return nll / count
 
 

@@ -98,7 +98,9 @@ def initial(config: LlamaConfig, run: TrainConfig, params: dict, rope: ScaleVect
     return {"weights": weights, "rope": to_logarithms(rope)} if run.learn else weights
 
 
-def loss(config: LlamaConfig, run: TrainConfig, frozen: dict | None, rope: ScaleVector) -> Callable:
+def loss(
+    config: LlamaConfig, run: TrainConfig, frozen: dict | None, rope: ScaleVector, mesh: Mesh | None = None
+) -> Callable:
     """The loss of what a run trains, for `train_step`.
 
     Args:
@@ -106,6 +108,7 @@ def loss(config: LlamaConfig, run: TrainConfig, frozen: dict | None, rope: Scale
         run: see `TrainConfig`.
         frozen: parameters that stay as they are, if `run.lora`.
         rope: scale vector, unless it is trained.
+        mesh: from `make_mesh`; None for one device.
 
     Returns:
         Function of `(trained, rows)`: summed NLL in nats, and tokens predicted.
@@ -116,7 +119,7 @@ def loss(config: LlamaConfig, run: TrainConfig, frozen: dict | None, rope: Scale
         if run.learn:
             weights, vector = trained["weights"], from_logarithms(trained["rope"])
         params, adapters = lora.applied(frozen, weights, run.lora) if run.lora else (weights, None)
-        return summed_loss(params, rows, vector, config, run.loss_chunk, adapters)
+        return summed_loss(params, rows, vector, config, run.loss_chunk, adapters, mesh)
 
     return of
 

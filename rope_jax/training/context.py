@@ -1,0 +1,140 @@
+"""Context parallelism: sequences cut over the mesh's axis `context`.
+
+The training step takes rows in their natural order. Within it, each row is laid out in the order of ring attention
+(`rope_jax.model.ring`), in which an even cut gives every device the same work. What looks at single tokens does not
+notice; positions and documents travel with their tokens, and targets are formed before.
+
+Shapes: B rows, T tokens, n devices of the axis.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+from jax.sharding import Mesh
+
+from rope_jax.errors import InputError
+from rope_jax.model.backends import attend
+from rope_jax.model.config import LlamaConfig
+from rope_jax.model.ring import ring_attention, zigzag
+from rope_jax.training.sharding import named, spec
+
+
+def attention_on(config: LlamaConfig, mesh: Mesh | None) -> Callable:
+    """The attention of a model whose arrays are spread over a mesh.
+
+    Args:
+        config: model config.
+        mesh: from `make_mesh`; None for one device.
+
+    Returns:
+        Function of query, key, value and segment ids, as `backends.attend`; with a context axis of more than one
+        device they are in ring order.
+
+    Raises:
+        InputError: if the backend cannot work on a part of a sequence.
+    """
+    local = partial(attend, config=config)
+    if mesh is None or mesh.size == 1:
+        return local
+    if _cut(mesh):
+        check_ring(config)
+        specs = (spec("batch", "length", "heads"), spec("batch", "length", "kv_heads"), spec("batch", "length"))
+        chunk, window = config.attention_chunk, config.sliding_window
+        return partial(ring_attention, mesh=mesh, specs=specs, axis="context", chunk=chunk, window=window)
+    if config.attention == "cpu":
+        return local  # plain operations, which the compiler cuts itself
+    query, key = spec("batch", None, "heads"), spec("batch", None, "kv_heads")
+    # Not checked: kernels do not say which of their values vary over which axes.
+    return jax.shard_map(local, mesh=mesh, in_specs=(query, key, key, spec("batch")), out_specs=query, check_vma=False)
+
+
+def check_ring(config: LlamaConfig) -> None:
+    """Checks that attention can be computed in pieces.
+
+    A ring merges partial softmaxes by the log of their sums and differentiates each under the sum of all, which the
+    public interfaces of `cudnn` and `splash` do not do: the one gives that log in 16 bits, the other not under
+    differentiation. The ring's own products are those of `cpu`, plain JAX on any platform.
+
+    Args:
+        config: model config.
+
+    Raises:
+        InputError: if its attention is not `cpu`.
+    """
+    if config.attention != "cpu":
+        raise InputError(
+            f"config.model.attention is '{config.attention}', which gives no log of its softmaxes' sums, as ring "
+            "attention over config.mesh.context needs: set config.model.attention to 'auto' or 'cpu', or "
+            "config.mesh.context to 1"
+        )
+
+
+def check_length(mesh: Mesh, length: int, field: str) -> None:
+    """Checks that sequences can be cut over the mesh.
+
+    Args:
+        mesh: from `make_mesh`.
+        length: tokens T of a row.
+        field: config field to name.
+
+    Raises:
+        InputError: if they cannot.
+    """
+    pieces = 2 * _devices(mesh)
+    if _cut(mesh) and length % pieces:
+        raise InputError(
+            f"{field} is {length}, but config.mesh.context = {pieces // 2} cuts sequences into {pieces} equal pieces: "
+            f"make it a multiple of {pieces}"
+        )
+
+
+def in_ring_order(rows, mesh: Mesh | None):
+    """Rows as the model takes them on a mesh.
+
+    Args:
+        rows: pytree of arrays `[B, T]`, in natural order.
+        mesh: from `make_mesh`; None for one device.
+
+    Returns:
+        The pytree in ring order, cut over the context axis; unchanged without one.
+    """
+    if mesh is None or not _cut(mesh):
+        return rows
+
+    def place(row):
+        moved = row[:, zigzag(row.shape[1], _devices(mesh))]
+        return jax.lax.with_sharding_constraint(moved, named(mesh, "batch", "length"))
+
+    return jax.tree.map(place, rows)
+
+
+def parts_as_rows(x, mesh: Mesh | None):
+    """Each device's part of a sequence as a row of its own, which moves nothing between devices.
+
+    For sums over tokens that are taken a chunk of T at a time, such as the cross entropy: where T is cut over
+    devices, every chunk would lie on one of them.
+
+    Args:
+        x: `[B, T, ...]`, T cut over the context axis.
+        mesh: from `make_mesh`; None for one device.
+
+    Returns:
+        `[n B, T / n, ...]`, cut over rows; unchanged without a context axis.
+    """
+    if mesh is None or not _cut(mesh):
+        return x
+    b, t = x.shape[:2]
+    n = _devices(mesh)
+    parts = x.reshape(b, n, t // n, *x.shape[2:]).swapaxes(0, 1).reshape(n * b, t // n, *x.shape[2:])
+    return jax.lax.with_sharding_constraint(parts, named(mesh, "parts"))
+
+
+def _devices(mesh: Mesh) -> int:
+    return mesh.shape["context"]
+
+
+def _cut(mesh: Mesh) -> bool:
+    return _devices(mesh) > 1
