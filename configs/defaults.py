@@ -19,6 +19,9 @@ def get_config() -> ConfigDict:
     config.model.rotary = "float32"  # or 'exact': rotary angles exact at any position, where float32 drifts
     config.model.remat = True  # recompute blocks in the backward pass
     config.model.scan_unroll = 1  # blocks per iteration of the scan over layers
+    # Attention while training: 'cpu', plain JAX that runs anywhere; 'cudnn', NVIDIA's, in bfloat16; 'splash', for TPUs.
+    # 'auto' takes 'splash' on a TPU and else 'cpu'. With mesh.context it is a ring, which computes as 'cpu' does.
+    config.model.attention = "auto"
     config.model.attention_chunk = 0  # queries at a time; 0: 128 on a CPU, whose caches are small, else 512
 
     config.rope = ConfigDict()
@@ -114,7 +117,9 @@ def get_config() -> ConfigDict:
     config.export.verify_dtype = "float32"  # or 'bfloat16', for a model that does not fit into memory in float32
     config.verify = False  # load what was exported in transformers and compare logits
 
-    config.mesh = ConfigDict({"data": 1, "fsdp": -1, "tensor": 1})
+    # Devices: copies of the model; shards of its weights; shards of its heads; pieces of every sequence in training,
+    # for contexts that fit no single device. At most one may be -1, which takes the devices that are left.
+    config.mesh = ConfigDict({"data": 1, "fsdp": -1, "tensor": 1, "context": 1})
 
     # A run of several processes, each with its own devices, on one file system. Either the address of process 0 and who
     # is who, or `auto`: as Slurm, Open MPI, Kubernetes or Cloud TPU tells.

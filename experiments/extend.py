@@ -55,6 +55,7 @@ from rope_jax.report.page import write_page
 from rope_jax.rope.embedding import ScaleVector, identity
 from rope_jax.rope.methods import Extension, solve_method
 from rope_jax.training import trained
+from rope_jax.training.context import check_attention, check_length
 from rope_jax.training.loop import train
 from rope_jax.training.lora import check_targets
 from rope_jax.training.sharding import check_batch, make_mesh, param_shardings, process_rows
@@ -118,7 +119,7 @@ def extend(config: ConfigDict, folder: Path, name: str) -> dict:
     run = multihost.in_turn(lambda: prepare(config, folder))
     say(
         f"{name}: {run.extension.original:,} to {run.extension.target:,} tokens by {', '.join(run.methods)}; "
-        f"everything goes to {folder}"
+        f"everything goes to {folder}\n{layout(run)}"
     )
     if run.pretraining and not multihost.from_first(run.source.exists):
         pretrain(run)
@@ -185,12 +186,15 @@ def prepare(config: ConfigDict, folder: Path) -> Run:
     check_batch(mesh, tuning.global_batch // tuning.accumulation, "config.train.global_batch / accumulation")
     if settings.LEARNED in methods:
         check_batch(mesh, config.learn.batch, "config.learn.batch")
-    check_batch(mesh, config.eval.batch, "config.eval.batch")
-    check_batch(mesh, config.eval.passkey_batch, "config.eval.passkey_batch")
+    check_batch(mesh, config.eval.batch, "config.eval.batch", "rows")
+    check_batch(mesh, config.eval.passkey_batch, "config.eval.passkey_batch", "rows")
+    check_length(mesh, extension.target, "config.context.target")
+    check_attention(model, mesh)
     pretraining = None
     if not config.model.path:
         pretraining = settings.pretraining(config)
         check_batch(mesh, pretraining.global_batch, "config.pretrain.global_batch")
+        check_length(mesh, extension.original, "config.context.original")
 
     e = config.eval
     lengths = tuple(e.passkey_lengths) or (extension.original, extension.target)
@@ -233,6 +237,13 @@ def prepare(config: ConfigDict, folder: Path) -> Run:
         suite=suite,
         mesh=mesh,
     )
+
+
+def layout(run: Run) -> str:
+    """The devices of a run and how they compute attention, in a line."""
+    pieces = run.mesh.shape["context"]
+    ring = f" in a ring of {pieces} pieces of every sequence" if pieces > 1 else ""
+    return f"{run.mesh.size} x {jax.devices()[0].device_kind}; attention by '{run.model.attention}'{ring}"
 
 
 def pretrain(run: Run) -> None:

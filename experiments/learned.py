@@ -68,7 +68,7 @@ def learned_solution(
             yield {name: place_rows(value, held, rows, sharding, 0) for name, value in next(batches).items()}
 
     with jax.set_mesh(mesh):
-        learned = learn(params, model, solve_method(start, extension).scale, placed(), learning)
+        learned = learn(params, model, solve_method(start, extension).scale, placed(), learning, mesh)
     scale, own = learned.scale, extension.own
     factors = np.asarray(scale.factors, float) / np.asarray(own.factors, float)
     relative = dataclasses.replace(

@@ -81,6 +81,8 @@ def computed(config: ConfigDict, model: LlamaConfig) -> LlamaConfig:
     m = config.model
     cpu = jax.default_backend() == "cpu"
     dtype = ("float32" if cpu else "bfloat16") if m.dtype == "auto" else m.dtype
+    # Not 'cudnn', which takes a mask of T x T for packed documents.
+    fastest = "splash" if jax.default_backend() == "tpu" and config.mesh.context == 1 else "cpu"
     return dataclasses.replace(
         model,
         dtype=dtype,
@@ -88,6 +90,7 @@ def computed(config: ConfigDict, model: LlamaConfig) -> LlamaConfig:
         rotary=m.rotary,
         remat=m.remat,
         scan_unroll=m.scan_unroll,
+        attention=fastest if m.attention == "auto" else m.attention,
         attention_chunk=m.attention_chunk or (128 if cpu else 512),
     )
 

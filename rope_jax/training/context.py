@@ -16,7 +16,7 @@ import jax
 from jax.sharding import Mesh
 
 from rope_jax.errors import InputError
-from rope_jax.model.backends import attend
+from rope_jax.model.backends import attend, check_backend
 from rope_jax.model.config import LlamaConfig
 from rope_jax.model.ring import ring_attention, zigzag
 from rope_jax.training.sharding import named, spec
@@ -34,13 +34,13 @@ def attention_on(config: LlamaConfig, mesh: Mesh | None) -> Callable:
         device they are in ring order.
 
     Raises:
-        InputError: if the backend cannot work on a part of a sequence.
+        InputError: if the mesh asks for a ring of another backend than `cpu`.
     """
     local = partial(attend, config=config)
     if mesh is None or mesh.size == 1:
         return local
     if _cut(mesh):
-        check_ring(config)
+        _check_ring(config)
         specs = (spec("batch", "length", "heads"), spec("batch", "length", "kv_heads"), spec("batch", "length"))
         chunk, window = config.attention_chunk, config.sliding_window
         return partial(ring_attention, mesh=mesh, specs=specs, axis="context", chunk=chunk, window=window)
@@ -51,25 +51,19 @@ def attention_on(config: LlamaConfig, mesh: Mesh | None) -> Callable:
     return jax.shard_map(local, mesh=mesh, in_specs=(query, key, key, spec("batch")), out_specs=query, check_vma=False)
 
 
-def check_ring(config: LlamaConfig) -> None:
-    """Checks that attention can be computed in pieces.
-
-    A ring merges partial softmaxes by the log of their sums and differentiates each under the sum of all, which the
-    public interfaces of `cudnn` and `splash` do not do: the one gives that log in 16 bits, the other not under
-    differentiation. The ring's own products are those of `cpu`, plain JAX on any platform.
+def check_attention(config: LlamaConfig, mesh: Mesh) -> None:
+    """Checks that a model's attention can be computed on a mesh of this machine's devices.
 
     Args:
         config: model config.
+        mesh: from `make_mesh`.
 
     Raises:
-        InputError: if its attention is not `cpu`.
+        InputError: if its backend is not available, or the mesh asks for a ring of another than `cpu`.
     """
-    if config.attention != "cpu":
-        raise InputError(
-            f"config.model.attention is '{config.attention}', which gives no log of its softmaxes' sums, as ring "
-            "attention over config.mesh.context needs: set config.model.attention to 'auto' or 'cpu', or "
-            "config.mesh.context to 1"
-        )
+    if _cut(mesh):
+        _check_ring(config)
+    check_backend(config)
 
 
 def check_length(mesh: Mesh, length: int, field: str) -> None:
@@ -138,3 +132,15 @@ def _devices(mesh: Mesh) -> int:
 
 def _cut(mesh: Mesh) -> bool:
     return _devices(mesh) > 1
+
+
+def _check_ring(config: LlamaConfig) -> None:
+    # A ring merges partial softmaxes by the log of their sums, and differentiates each under the sum of all. Public
+    # interfaces do not give that: cuDNN's has that log in 16 bits, splash attention's not under differentiation. The
+    # ring's own products are those of `cpu`, plain JAX on any platform.
+    if config.attention != "cpu":
+        raise InputError(
+            f"config.model.attention is '{config.attention}', which gives no log of its softmaxes' sums to train with, "
+            "as ring attention over config.mesh.context needs: set config.model.attention to 'auto' or 'cpu', or "
+            "config.mesh.context to 1"
+        )

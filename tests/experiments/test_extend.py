@@ -178,6 +178,9 @@ BAD = [
     ("learn.learning_rate", -1.0, r"config\.learn\.learning_rate is -1"),
     ("train.lora.rank", -1, r"config\.train\.lora\.rank is -1"),
     ("mesh.tensor", 3, r"config\.mesh is .*there are 8"),
+    ("mesh.context", 64, r"config\.mesh is .*there are 8"),
+    ("model.attention", "flash", r"model\.attention is 'flash': use one of cpu, cudnn, splash"),
+    ("model.attention", "splash", r"model\.attention is 'splash', which needs a tpu"),
 ]
 
 
@@ -188,6 +191,19 @@ def test_bad_input_is_refused_before_anything_runs(texts, tmp_path, field, value
     with pytest.raises(InputError, match=message):
         prepare(config, tmp_path / "run")
     assert not (tmp_path / "run" / "methods").exists()
+
+
+def test_sequences_that_cannot_be_cut_are_refused(texts, tmp_path):
+    config = small_config(texts)
+    config.mesh.context = 8
+    config.context.target = 136
+    with pytest.raises(InputError, match=r"context\.target is 136, but config\.mesh\.context = 8 .* multiple of 16"):
+        prepare(config, tmp_path / "run")
+    config.context.target = 128
+    assert prepare(config, tmp_path / "run").mesh.shape == {"data": 1, "fsdp": 1, "tensor": 1, "context": 8}
+    config.model.attention = "cudnn"
+    with pytest.raises(InputError, match=r"'cudnn', which gives no log .*config\.mesh\.context needs"):
+        prepare(config, tmp_path / "run")
 
 
 def test_a_corrected_field_fits_the_same_folder(texts, tmp_path):
