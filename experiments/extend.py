@@ -179,6 +179,7 @@ def prepare(config: ConfigDict, folder: Path) -> Run:
     tuning = settings.fine_tuning(config, extension.target)
 
     mesh = make_mesh(**config.mesh)
+    check_attention(model, mesh)
     param_shardings(model, mesh)
     if tuning.lora:
         check_targets(tuning.lora, model)
@@ -189,7 +190,6 @@ def prepare(config: ConfigDict, folder: Path) -> Run:
     check_batch(mesh, config.eval.batch, "config.eval.batch", "rows")
     check_batch(mesh, config.eval.passkey_batch, "config.eval.passkey_batch", "rows")
     check_length(mesh, extension.target, "config.context.target")
-    check_attention(model, mesh)
     pretraining = None
     if not config.model.path:
         pretraining = settings.pretraining(config)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -239,7 +240,9 @@ def init_params(config: LlamaConfig, key):
         Parameter pytree of `flax.linen.LogicallyPartitioned`, layers stacked on the leading axis.
     """
     rope = ScaleVector.create(jnp.ones(config.head_dim // 2))
-    return Llama(config).init(key, jnp.zeros((1, 2), jnp.int32), rope)["params"]
+    # Parameters do not depend on how attention is computed, and a machine that only stores them may lack the backend.
+    anywhere = dataclasses.replace(config, attention="cpu")
+    return Llama(anywhere).init(key, jnp.zeros((1, 2), jnp.int32), rope)["params"]
 
 
 def abstract_params(config: LlamaConfig):

@@ -12,6 +12,7 @@ from jax._src.cudnn import fused_attention_stablehlo
 from rope_jax.errors import InputError
 from rope_jax.model.backends import attend, check_backend, cudnn_attention, splash_attention
 from rope_jax.model.config import LlamaConfig
+from rope_jax.model.llama import abstract_params
 from rope_jax.model.ring import zigzag
 from rope_jax.training.context import attention_on, in_ring_order
 from rope_jax.training.sharding import make_mesh
@@ -162,6 +163,11 @@ def test_what_was_asked_for_and_is_missing_is_refused(platform, changes, message
     check_backend(MODEL)
     if platform == "gpu":
         check_backend(dataclasses.replace(MODEL, attention="cudnn", dtype="bfloat16"))
+
+
+def test_parameters_are_made_without_the_backend():
+    shapes = jax.tree.map(lambda leaf: leaf.shape, abstract_params(dataclasses.replace(MODEL, attention="cudnn")))
+    assert shapes == jax.tree.map(lambda leaf: leaf.shape, abstract_params(MODEL))
 
 
 def test_unknown_name():
