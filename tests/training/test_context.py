@@ -2,7 +2,11 @@
 
 import contextlib
 import dataclasses
+import os
 import re
+import socket
+import subprocess
+import sys
 from functools import partial
 
 import flax.linen as nn
@@ -18,10 +22,17 @@ from rope_jax.training import trained
 from rope_jax.training.context import check_attention, check_length
 from rope_jax.training.learn import LearnConfig, learn
 from rope_jax.training.loop import train
-from rope_jax.training.lora import LoraConfig
-from rope_jax.training.sharding import batch_sharding, check_batch, make_mesh, param_shardings, row_sharding
+from rope_jax.training.sharding import (
+    batch_sharding,
+    check_batch,
+    make_mesh,
+    param_shardings,
+    place_rows,
+    process_rows,
+    row_sharding,
+)
 from rope_jax.training.state import OptimizerConfig, create_state
-from rope_jax.training.step import train_step
+from rope_jax.training.step import mean_loss, train_step
 from rope_jax.training.trained import TrainConfig
 from tests.training.helpers import CONFIG, Batches
 
@@ -112,17 +123,6 @@ def test_a_run_over_cut_sequences_equals_that_of_one_device(tmp_path):
 
 
 @pytest.mark.slow
-def test_low_rank_updates_and_factors_are_trained_over_cut_sequences(tmp_path):
-    settings = dataclasses.replace(RUN, lora=LoraConfig(2, 4.0, ("q", "v")), learn=LearnConfig(loss_chunk=6))
-    one, four = [], []
-    expected, vector = run(tmp_path / "one", mesh_of(1, 1, 1, 1), settings, one)
-    found, ours = run(tmp_path / "four", mesh_of(2, 1, 1, 4), settings, four)
-    np.testing.assert_allclose(four, one, rtol=1e-5)  # as above
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), found, expected)
-    np.testing.assert_allclose(ours.factors, vector.factors, rtol=1e-5)
-
-
-@pytest.mark.slow
 def test_factors_are_learned_over_cut_sequences():
     found = {}
     for name, mesh in (("one", mesh_of(1, 1, 1, 1)), ("eight", mesh_of(2, 1, 1, 4))):
@@ -173,6 +173,50 @@ def test_rows_are_cut_for_training_and_whole_for_evaluation():
     mesh = mesh_of(2, 1, 1, 4)
     assert batch_sharding(mesh).shard_shape((8, LENGTH)) == (4, LENGTH // 4)
     assert row_sharding(mesh).shard_shape((8, LENGTH)) == (1, LENGTH)
+
+
+def loss_of(mesh):
+    with jax.set_mesh(mesh):
+        rows = next(Batches(length=LENGTH))
+        count = len(rows["tokens"])
+        held, sharding = process_rows(mesh, count), batch_sharding(mesh)
+        rows = {k: place_rows(v[list(held)], held, count, sharding, 0) for k, v in rows.items()}
+        return float(jax.jit(mean_loss, static_argnums=(3, 4, 5))(initial(mesh), rows, ROPE, CONFIG, 7, mesh))
+
+
+PROGRAM = """
+import sys
+import jax
+jax.config.update("jax_num_cpu_devices", 2)
+jax.distributed.initialize(f"localhost:{sys.argv[1]}", 2, int(sys.argv[2]))
+from tests.training.test_context import loss_of, mesh_of
+print(loss_of(mesh_of(1, 1, 1, 4)))
+"""
+
+
+@pytest.mark.slow
+def test_a_ring_over_two_processes():
+    """A sequence may be longer than one machine can hold."""
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = str(probe.getsockname()[1])
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", PROGRAM, port, str(i)],
+            env=os.environ | {"PYTHONPATH": os.getcwd()},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for i in range(2)
+    ]
+    try:
+        outputs = [process.communicate(timeout=240)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    expected = loss_of(mesh_of(1, 1, 1, 1))
+    for output in outputs:
+        assert float(output.splitlines()[-1]) == pytest.approx(expected, rel=2e-6)  # as above
 
 
 def test_messages():

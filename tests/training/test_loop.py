@@ -249,7 +249,7 @@ def test_mesh_messages():
         make_mesh(3, 1, 1)
     with pytest.raises(InputError, match="at most one may be -1"):
         make_mesh(-1, -1, 1)
-    assert make_mesh(2, -1, 2).shape == {"data": 2, "fsdp": 2, "tensor": 2}
+    assert make_mesh(2, -1, 2).shape == {"data": 2, "fsdp": 2, "tensor": 2, "context": 1}
     with pytest.raises(InputError, match=r"config\.mesh\.tensor is 8, which does not divide the 2 of axis 'kv_heads'"):
         param_shardings(CONFIG, make_mesh(1, 1, 8))
     with pytest.raises(InputError, match=r"train\.global_batch is 6.*multiple of 8"):
