@@ -112,7 +112,7 @@ def make_evaluate(
         suite: what is measured.
         tokenizer: the model's.
         texts: documents to measure on.
-        mesh: parameters' mesh; windows are spread over its `data` and `fsdp`.
+        mesh: parameters' mesh; windows are spread over its `data`, `fsdp` and `context`.
         progress: from a description to a wrapper of an iterable, for instance a `tqdm`.
 
     Returns:
