@@ -93,7 +93,9 @@ def _ring(query, key, value, segments, devices, axis, chunk, window):
 
 
 def _ring_forward(query, key, value, segments, devices, axis, chunk, window):
-    me = jax.lax.axis_index(axis)
+    # Masks depend on documents and places only, not on a layer: under a differentiated scan over layers, JAX would form
+    # all of them in front of it, T^2 / n bytes and more. Tied to the queries, they are formed where they are used.
+    query, segments, me = jax.lax.optimization_barrier((query, segments, jax.lax.axis_index(axis)))
 
     def step(number, pieces, state):
         held, source = pieces, (me - number) % devices
