@@ -17,7 +17,8 @@ def get_config() -> ConfigDict:
     config.model.dtype = "auto"  # of matrix products: bfloat16, but float32 on a CPU, which emulates bfloat16
     config.model.param_dtype = "float32"  # of the master weights while training; 'auto': as they are stored
     config.model.rotary = "float32"  # or 'exact': rotary angles exact at any position, where float32 drifts
-    config.model.remat = True  # recompute blocks in the backward pass
+    # What a block keeps for the backward pass, from most to least: none (everything), dots, attention, full, offload.
+    config.model.remat = "full"
     config.model.scan_unroll = 1  # blocks per iteration of the scan over layers
     # Attention while training: 'cpu', plain JAX that runs anywhere; 'cudnn', NVIDIA's, in bfloat16; 'splash', for TPUs.
     # 'auto' takes 'splash' on a TPU and else 'cpu'. With mesh.context it is a ring, which computes as 'cpu' does.
@@ -58,6 +59,8 @@ def get_config() -> ConfigDict:
     config.train.b2 = 0.999
     config.train.weight_decay = 0.0
     config.train.clip_norm = 0.0
+    config.train.mu_dtype = "float32"  # of the first moment, or 'bfloat16'
+    config.train.offload_optimizer = False  # moments in the host's memory between updates
     config.train.global_batch = 64  # sequences of context.target tokens per step
     config.train.accumulation = 8  # microbatches per step
     config.train.loss_chunk = 512  # tokens of a row projected to the vocabulary at a time
@@ -126,6 +129,12 @@ def get_config() -> ConfigDict:
     config.distributed = ConfigDict({"coordinator": "", "processes": 0, "process": -1, "auto": False})
     config.distributed.local_devices = ()  # of this process; empty: all, under Slurm and Open MPI one per process
     config.distributed.timeout = 300  # seconds that processes wait for one another at the start
+
+    config.debug = ConfigDict({"nans": False})  # name the first part of a step that is not finite
+    # Folder of compiled programs for later commands. Empty: `compiled` in the run's folder; 'off': none.
+    config.compilation_cache = ""
+    # Of --plan: folder of the model's config.json, all that it needs of the model; empty: model.path.
+    config.plan = ConfigDict({"model": ""})
 
     # The small model that is trained from nothing when `model.path` is empty.
     config.pretrain = ConfigDict()

@@ -9,4 +9,5 @@ from configs import llama2_8k
 def get_config():
     config = llama2_8k.get_config()
     config.model.path = "meta-llama/Llama-2-13b-hf"
+    config.plan.model = "configs/llama2_13b"
     return config

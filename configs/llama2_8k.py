@@ -10,6 +10,7 @@ from configs import defaults
 def get_config():
     config = defaults.get_config()
     config.model.path = "meta-llama/Llama-2-7b-hf"
+    config.plan.model = "configs/llama2_7b"
     config.rope.base = 10000.0
     config.rope.head_dim = 128
     config.context.original = 4096

@@ -11,7 +11,7 @@ from configs import defaults
 def get_config():
     config = defaults.get_config()
     config.model.dtype = "float32"
-    config.model.remat = False
+    config.model.remat = "none"
     config.model.scan_unroll = 4
     config.rope.base = 10000.0
     config.rope.head_dim = 32

@@ -3,6 +3,7 @@
 python -m experiments.extend                                   # a small model, from nothing, in minutes
 python -m experiments.extend --config=configs/llama2_8k.py --config.data.path=/path/to/tfds_data
 python -m experiments.extend --config=configs/local.py --config.model.path=MODEL --config.data.path=TEXTS
+python -m experiments.extend --config=configs/llama2_16k.py --plan --mesh=fsdp=8    # what it takes, before it is run
 
 The procedure: load (or pre-train) a model, solve for the scale vectors, measure each, fine-tune each, measure
 again, export. Interrupted anywhere, the same command goes on from the last finished stage or checkpoint.
@@ -28,13 +29,15 @@ os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 import flax.linen as nn
 import jax
 import numpy as np
+from absl import flags
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from experiments import cli, settings, signals, workdir
 from experiments.cards import run_card, run_provenance
 from experiments.learned import learned_solution
-from experiments.progress import bar, byte_bar, say, training_bar
+from experiments.plan import plan_run, virtual_devices
+from experiments.progress import bar, byte_bar, first_step, say, training_bar
 from experiments.reading import read_params
 from experiments.texts import evaluation_texts
 from rope_jax import multihost
@@ -58,8 +61,14 @@ from rope_jax.training import trained
 from rope_jax.training.context import check_attention, check_length
 from rope_jax.training.loop import train
 from rope_jax.training.lora import check_targets
+from rope_jax.training.profiling import Profile
 from rope_jax.training.sharding import check_batch, make_mesh, param_shardings, process_rows
+from rope_jax.training.state import check_host_memory
 from rope_jax.training.trained import TrainConfig
+
+PLAN = flags.DEFINE_bool("plan", False, "Only say what memory, communication and hours fine-tuning takes.")
+MESH = flags.DEFINE_string("mesh", "", "With --plan: devices to plan for, such as data=2,fsdp=4; default config.mesh.")
+PROFILE = flags.DEFINE_string("profile", "", "Trace these steps of every training, such as 10:12, into its profile/.")
 
 TINY = Path(__file__).resolve().parents[1] / "configs" / "tiny.py"
 
@@ -83,6 +92,7 @@ class Run:
         tuning: the fine-tuning run.
         suite: what is measured.
         mesh: devices.
+        profile: first and last step to trace, or None.
     """
 
     config: ConfigDict
@@ -99,15 +109,17 @@ class Run:
     tuning: TrainConfig
     suite: SuiteConfig
     mesh: Mesh
+    profile: tuple[int, int] | None = None
 
 
-def extend(config: ConfigDict, folder: Path, name: str) -> dict:
+def extend(config: ConfigDict, folder: Path, name: str, profile: tuple[int, int] | None = None) -> dict:
     """The whole procedure.
 
     Args:
         config: the run's config.
         folder: where everything is written.
         name: of the run, for its page.
+        profile: first and last step of each training to trace, or None.
 
     Returns:
         What `results.json` holds.
@@ -116,7 +128,8 @@ def extend(config: ConfigDict, folder: Path, name: str) -> dict:
         InputError: naming the field or file that cannot be used, before any long computation.
         NonFiniteLoss: naming the step.
     """
-    run = multihost.in_turn(lambda: prepare(config, folder))
+    workdir.compilation_cache(folder, config.compilation_cache)
+    run = dataclasses.replace(multihost.in_turn(lambda: prepare(config, folder)), profile=profile)
     say(
         f"{name}: {run.extension.original:,} to {run.extension.target:,} tokens by {', '.join(run.methods)}; "
         f"everything goes to {folder}\n{layout(run)}"
@@ -181,6 +194,10 @@ def prepare(config: ConfigDict, folder: Path) -> Run:
     mesh = make_mesh(**config.mesh)
     check_attention(model, mesh)
     param_shardings(model, mesh)
+    if tuning.offload_optimizer:
+        check_host_memory(mesh, "config.train.offload_optimizer")
+    if model.remat == "offload":
+        check_host_memory(mesh, "config.model.remat = 'offload'")
     if tuning.lora:
         check_targets(tuning.lora, model)
     state, _ = trained.layout(model, tuning, mesh, own)
@@ -398,6 +415,7 @@ def fit(run: Run, rope: ScaleVector, training: TrainConfig, initial: Callable, f
         process_rows(run.mesh, rows),
         run.config.data.streams,
     )
+    profile = Profile(folder / "profile", *run.profile) if run.profile else None
     steps, tokens = training.optimizer.steps, training.global_batch * training.length
 
     @contextlib.contextmanager
@@ -406,9 +424,12 @@ def fit(run: Run, rope: ScaleVector, training: TrainConfig, initial: Callable, f
             metrics = stack.enter_context(MetricsWriter(folder, start)) if multihost.is_first() else None
             show = stack.enter_context(training_bar(what, steps, start, tokens))
             last = time.monotonic()
+            compiled = first_step(what) if start < steps else None
 
             def on_step(step, values):
                 nonlocal last
+                if step == start + 1:
+                    compiled()
                 now = time.monotonic()
                 if metrics:
                     metrics.write(step, {**values, "seconds": now - last})
@@ -417,8 +438,9 @@ def fit(run: Run, rope: ScaleVector, training: TrainConfig, initial: Callable, f
 
             yield on_step
 
+    checkpoints = folder / "checkpoints"
     with signals.deferred() as should_stop:
-        return train(run.model, rope, training, run.mesh, initial, batches, folder / "checkpoints", report, should_stop)
+        return train(run.model, rope, training, run.mesh, initial, batches, checkpoints, report, should_stop, profile)
 
 
 def measure(run: Run, method: str, stage: str, evaluate: Callable, params: dict, rope: ScaleVector) -> None:
@@ -507,5 +529,26 @@ def leaves(tree) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
 
+def main(config: ConfigDict, folder: Path, name: str) -> None:
+    """What the flags ask for."""
+    if PLAN.value:
+        virtual_devices(config, MESH.value)
+        plan_run(config, name, MESH.value)
+    elif MESH.value:
+        raise InputError("--mesh goes with --plan; a run takes its devices from config.mesh")
+    else:
+        extend(config, folder, name, steps_to_trace(PROFILE.value))
+
+
+def steps_to_trace(flag: str) -> tuple[int, int] | None:
+    """First and last step of `--profile`, None if it is empty."""
+    if not flag:
+        return None
+    first, _, last = flag.partition(":")
+    if not (first.isdecimal() and last.isdecimal() and 1 <= int(first) <= int(last)):
+        raise InputError(f"--profile={flag} must name a first and a last step, such as 10:12")
+    return int(first), int(last)
+
+
 if __name__ == "__main__":
-    cli.run(extend, TINY, several=True)
+    cli.run(main, TINY, several=True)

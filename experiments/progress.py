@@ -43,6 +43,20 @@ def byte_bar(description: str) -> Iterator[Callable[[int, int], None]]:
         yield update
 
 
+def first_step(what: str) -> Callable[[], None]:
+    """Says that the first step of training is being compiled.
+
+    Args:
+        what: what is trained.
+
+    Returns:
+        Function to call after that step, which says how long it took.
+    """
+    tqdm.write(f"  {what}: compiling the training step, minutes for a large model", file=sys.stderr)
+    began = time.monotonic()
+    return lambda: tqdm.write(f"  {what}: the first step took {time.monotonic() - began:.1f} s", file=sys.stderr)
+
+
 @contextlib.contextmanager
 def training_bar(
     description: str, steps: int, start: int, tokens_per_step: int

@@ -76,13 +76,14 @@ def pretrained_model(config: ConfigDict, tokenizer: Tokenizer) -> LlamaConfig:
     )
 
 
-def computed(config: ConfigDict, model: LlamaConfig) -> LlamaConfig:
-    """A model's shape with the run's way of computing it."""
+def computed(config: ConfigDict, model: LlamaConfig, platform: str | None = None) -> LlamaConfig:
+    """A model's shape with the run's way of computing it, on a platform such as 'gpu'; None is JAX's here."""
     m = config.model
-    cpu = jax.default_backend() == "cpu"
+    platform = platform or jax.default_backend()
+    cpu = platform == "cpu"
     dtype = ("float32" if cpu else "bfloat16") if m.dtype == "auto" else m.dtype
     # Not 'cudnn', which takes a mask of T x T for packed documents.
-    fastest = "splash" if jax.default_backend() == "tpu" and config.mesh.context == 1 else "cpu"
+    fastest = "splash" if platform == "tpu" and config.mesh.context == 1 else "cpu"
     return dataclasses.replace(
         model,
         dtype=dtype,
@@ -213,6 +214,7 @@ def pretraining(config: ConfigDict) -> TrainConfig:
         global_batch=p.global_batch,
         loss_chunk=config.train.loss_chunk,
         checkpoint_every=p.checkpoint_every,
+        check_finite=config.debug.nans,
     )
 
 
@@ -250,6 +252,7 @@ def fine_tuning(config: ConfigDict, target: int) -> TrainConfig:
         b2=t.b2,
         weight_decay=t.weight_decay,
         clip_norm=t.clip_norm,
+        mu_dtype=t.mu_dtype,
     )
     return TrainConfig(
         optimizer=optimizer,
@@ -261,6 +264,8 @@ def fine_tuning(config: ConfigDict, target: int) -> TrainConfig:
         keep=t.keep,
         keep_best=t.keep_best,
         lora=_lora(config),
+        offload_optimizer=t.offload_optimizer,
+        check_finite=config.debug.nans,
     )
 
 

@@ -15,7 +15,7 @@ from rope_jax.errors import InputError
 from rope_jax.report.files import read_json, write_json
 
 # What may change between two commands on one folder without making earlier stages wrong.
-MAY_CHANGE = ("compare", "mesh", "model.attention", "distributed")
+MAY_CHANGE = ("compare", "mesh", "model.attention", "distributed", "debug", "compilation_cache", "plan")
 
 
 def check(folder: Path, config: ConfigDict, may_change: tuple[str, ...] = MAY_CHANGE) -> None:
@@ -61,6 +61,17 @@ def claim(folder: Path, config: ConfigDict) -> None:
         config: the run's config.
     """
     write_json(folder / "config.json", json.loads(config.to_json()))
+
+
+def compilation_cache(folder: Path, field: str) -> None:
+    """Has JAX keep compiled programs for later commands, unless the environment says where it does.
+
+    Args:
+        folder: the run's folder.
+        field: `config.compilation_cache`: a folder, empty for one in the run's, or 'off'.
+    """
+    if field != "off" and not jax.config.jax_compilation_cache_dir:
+        jax.config.update("jax_compilation_cache_dir", str(Path(field).expanduser() if field else folder / "compiled"))
 
 
 def needed_bytes(folder: Path, parameters: int, trained: int, methods: tuple[str, ...], keep: int) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from rope_jax.errors import InputError
+from rope_jax.model.remat import POLICIES
 
 ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3")
 ATTENTION = ("cpu", "cudnn", "splash")
@@ -36,7 +37,7 @@ class LlamaConfig:
         param_dtype: dtype the weights are kept in.
         rotary: arithmetic of rotary angles: "float32", which serves the same bits as transformers and is off by
             1e-3 rad at 16k and 6e-2 rad at 1M tokens, or "exact", off by less than 1e-6 rad at any position.
-        remat: recompute each block in the backward pass instead of keeping its activations.
+        remat: what a block keeps for the backward pass, see `rope_jax.model.remat`.
         scan_unroll: blocks per iteration of the scan over layers. 1 compiles fastest; `num_layers` unrolls
             fully, which runs about a tenth faster on CPU.
         attention: how attention over whole sequences is computed: 'cpu', plain JAX that runs anywhere, 'cudnn' or
@@ -62,7 +63,7 @@ class LlamaConfig:
     dtype: str = "float32"
     param_dtype: str = "float32"
     rotary: str = "float32"
-    remat: bool = False
+    remat: str = "none"
     scan_unroll: int = 1
     attention: str = "cpu"
     attention_chunk: int = 128
@@ -94,6 +95,8 @@ class LlamaConfig:
             raise InputError(f"model.rotary is {self.rotary!r}: use 'float32' or 'exact'")
         if self.attention not in ATTENTION:
             raise InputError(f"model.attention is {self.attention!r}: use one of {', '.join(ATTENTION)}")
+        if self.remat not in POLICIES:
+            raise InputError(f"model.remat is {self.remat!r}: use one of {', '.join(POLICIES)}")
         for field in ("dtype", "param_dtype"):
             if getattr(self, field) not in ("float32", "bfloat16", "float16"):
                 raise InputError(f"model.{field} is {getattr(self, field)!r}: use 'float32', 'bfloat16' or 'float16'")

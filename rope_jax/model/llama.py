@@ -8,10 +8,12 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from rope_jax.model.attention import cached_attention
 from rope_jax.model.backends import attend
 from rope_jax.model.config import LlamaConfig
+from rope_jax.model.remat import ATTENTION, BLOCK_INPUT, rematerialised
 from rope_jax.rope.embedding import ScaleVector, periods, phases, rotate
 from rope_jax.rope.turns import exact_frequencies, exact_phases
 
@@ -88,6 +90,7 @@ class Attention(nn.Module):
         k = rotate(k, angles, attention_factor)
         if cache is None:
             out = self.attend(q, k, v, segment_ids) if self.attend else attend(q, k, v, segment_ids, c)
+            out = checkpoint_name(out, ATTENTION)
         else:
             cache = cache.append(k, v)
             out = cached_attention(q, cache, c.attention_chunk, c.sliding_window)
@@ -116,15 +119,18 @@ class Block(nn.Module):
         config: model config.
         tail: with a cache, give only so many of the last tokens; 0 gives all. Keys and values are those of all.
         attend: see `Llama`.
+        place: see `Llama`.
     """
 
     config: LlamaConfig
     tail: int = 0
     attend: Callable | None = None
+    place: Callable | None = None
 
     @nn.compact
     def __call__(self, x, factors, cache, attention_factor, positions, segment_ids):
         c = self.config
+        x = checkpoint_name(self.place(x) if self.place else x, BLOCK_INPUT)
         # Phases are formed inside the block: D/2 sines per token are little beside 12 E^2 products, and
         # one code path serves a vector for the model and a vector per layer.
         if c.rotary == "exact":
@@ -149,10 +155,12 @@ class Llama(nn.Module):
         config: model config.
         attend: attention as a function of query, key, value and segment ids, such as
             `rope_jax.training.context.attention_on` gives for a mesh; None takes `config.attention` on one device.
+        place: lays hidden states `[B, T, E]` out over a mesh, such as `rope_jax.training.sharding.states_on` gives.
     """
 
     config: LlamaConfig
     attend: Callable | None = None
+    place: Callable | None = None
 
     @nn.compact
     def __call__(
@@ -192,19 +200,18 @@ class Llama(nn.Module):
         )
         x = jnp.take(embedding, tokens, axis=0).astype(c.dtype)
 
-        block = nn.remat(Block, prevent_cse=False) if c.remat else Block
         layers = nn.scan(
-            block,
+            rematerialised(Block, c.remat),
             variable_axes={"params": 0, "lora": 0},
             split_rngs={"params": True},
             in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast, nn.broadcast),
             length=c.num_layers,
             unroll=min(c.scan_unroll, c.num_layers),
             metadata_params={nn.PARTITION_NAME: "layers"},
-        )(c, attend=self.attend, name="layers")
+        )(c, attend=self.attend, place=self.place, name="layers")
         factors = jnp.broadcast_to(rope.factors, (c.num_layers, c.head_dim // 2))
         x, _ = layers(x, factors, None, rope.attention_factor, positions, segment_ids)
-        x = RMSNorm(c, name="norm")(x)
+        x = RMSNorm(c, name="norm")(self.place(x) if self.place else x)
 
         if project:
             if c.tie_embeddings:

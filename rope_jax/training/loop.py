@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections import deque
 from collections.abc import Callable
@@ -10,18 +11,22 @@ from functools import partial
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
 from rope_jax import multihost
 from rope_jax.data.pipeline import join_states
 from rope_jax.model.config import LlamaConfig
+from rope_jax.model.llama import abstract_params
 from rope_jax.rope.embedding import ScaleVector
 from rope_jax.training import trained
 from rope_jax.training.checkpoints import Checkpoints, abstract_state
+from rope_jax.training.finite import all_finite, explain
 from rope_jax.training.lora import check_targets
-from rope_jax.training.sharding import batch_sharding, place_rows, process_rows
-from rope_jax.training.state import create_state, state_shardings
+from rope_jax.training.profiling import Profile, traced
+from rope_jax.training.sharding import batch_sharding, param_shardings, place_rows, process_rows, replicated
+from rope_jax.training.state import create_state
 from rope_jax.training.step import train_step
 from rope_jax.training.trained import TrainConfig
 
@@ -44,6 +49,7 @@ def train(
     folder: Path,
     report: Callable[[int], AbstractContextManager[Callable[[int, dict], None]]],
     should_stop: Callable[[], bool] = lambda: False,
+    profile: Profile | None = None,
 ) -> tuple[dict, ScaleVector]:
     """Trains to `run.optimizer.steps`, going on from the newest intact checkpoint in `folder` if there is one.
 
@@ -66,6 +72,7 @@ def train(
             its metrics (floats) once they are known.
         should_stop: asked once per step; if it says yes in any process, all of them save and stop one or two steps
             later, behind the same step.
+        profile: steps to trace, None for none.
 
     Returns:
         The trained, sharded parameters (with `run.lora`, its updates merged into them), and the scale vector that
@@ -91,9 +98,14 @@ def train(
                     losses.append(_settle(*pending, on_step))
                 pending = None
 
-            for step in range(start + 1, run.optimizer.steps + 1):
+            def wait():
+                jax.block_until_ready(state)
+
+            for step in traced(range(start + 1, run.optimizer.steps + 1), profile, wait):
                 rows = _place(batches, run, mesh)
                 state, metrics = _update(state, frozen, rows, rope, config, run, mesh)
+                if run.check_finite:
+                    _check_finite(step, state, metrics, frozen, rows, rope, config, run, mesh)
                 # A step's metrics are read once the next step is under way, so that devices never wait for us; so
                 # are the votes on stopping.
                 settle()
@@ -113,16 +125,40 @@ def train(
 def _update(state, frozen, rows, rope, config, run, mesh):
     """A training step, keeping the state's layout. Compiled once for all runs that differ in `rope` alone."""
     optimizer = trained.optimizer(run)
-    _, shardings = trained.layout(config, run, mesh, rope)
-    layout = state_shardings(state.params, shardings, optimizer, mesh)
-    state, metrics = train_step(state, rows, trained.loss(config, run, frozen, rope, mesh), optimizer)
-    return jax.lax.with_sharding_constraint(state, layout), metrics
+    _, layout = trained.state_layout(config, run, mesh, rope)
+    if run.offload_optimizer:
+        near = jax.tree.map(lambda sharding: sharding.with_memory_kind("device"), layout.opt_state)
+        state = dataclasses.replace(state, opt_state=jax.device_put(state.opt_state, near))
+    loss = trained.loss(config, run, frozen, rope, mesh)
+    state, metrics = train_step(state, rows, loss, optimizer, run.check_finite)
+    return jax.device_put(state, layout), metrics
+
+
+def abstract_update(config: LlamaConfig, rope: ScaleVector, run: TrainConfig, mesh: Mesh) -> jax.stages.Traced:
+    """The program of a step, traced from shapes: `train` compiles the same from arrays.
+
+    Args:
+        config: model config.
+        rope: scale vector, for its shape.
+        run: see `TrainConfig`.
+        mesh: from `make_mesh`; devices may be virtual.
+
+    Returns:
+        The traced step, to be lowered and compiled.
+    """
+    state, layout = trained.state_layout(config, run, mesh, rope)
+    shape = run.accumulation, run.global_batch // run.accumulation, run.length
+    rows = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=batch_sharding(mesh, leading=1))
+    rows = dict.fromkeys(("tokens", "segment_ids", "positions"), rows)
+    frozen = abstract_state(abstract_params(config), param_shardings(config, mesh)) if run.lora else None
+    vector = abstract_state(rope, jax.tree.map(lambda _: replicated(mesh), rope))
+    with jax.set_mesh(mesh):
+        return _update.trace(abstract_state(state, layout), frozen, rows, vector, config, run, mesh)
 
 
 def _initial_state(config, rope, run, mesh, checkpoints, initial_params, frozen, batches):
     optimizer = trained.optimizer(run)
-    abstract, shardings = trained.layout(config, run, mesh, rope)
-    layout = state_shardings(abstract, shardings, optimizer, mesh)
+    shape, layout = trained.state_layout(config, run, mesh, rope)
     losses = deque(maxlen=run.checkpoint_every)
     if checkpoints.latest() is None:
 
@@ -132,7 +168,6 @@ def _initial_state(config, rope, run, mesh, checkpoints, initial_params, frozen,
         # Frozen weights serve every step; what of them is trained whole is copied.
         params = None if run.lora else initial_params()
         return jax.jit(create, out_shardings=layout, donate_argnums=0)(params, frozen), 0, losses
-    shape = jax.eval_shape(partial(create_state, optimizer=optimizer), abstract)
     state, progress = checkpoints.restore(abstract_state(shape, layout))
     batches.set_state(progress["batches"])
     losses.extend(progress["losses"])
@@ -151,6 +186,15 @@ def _place(batches, run: TrainConfig, mesh: Mesh) -> dict:
     held, sharding = process_rows(mesh, rows), batch_sharding(mesh, leading=1)
     parts = [next(batches) for _ in range(run.accumulation)]
     return {name: place_rows(np.stack([p[name] for p in parts]), held, rows, sharding, 1) for name in parts[0]}
+
+
+def _check_finite(step, state, metrics, frozen, rows, rope, config, run, mesh) -> None:
+    """Stops at a step that is not finite, which has changed nothing, with the name of what began it."""
+    flags = metrics.pop("finite")
+    if not (math.isfinite(metrics["loss"]) and all_finite(flags)):
+        params, vector, adapters = trained.computed(run, frozen, state.params, rope)
+        where = explain(flags, params, rows, vector, config, adapters, mesh)
+        raise NonFiniteLoss(f"step {step} is not finite, beginning with {where}; checkpoints before it are kept")
 
 
 def _settle(step, metrics, on_step) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
@@ -122,6 +123,23 @@ def spec(*names: str | None) -> PartitionSpec:
 def named(mesh: Mesh, *names: str | None) -> NamedSharding:
     """The sharding of an array with these logical axes, None for one that is not cut."""
     return NamedSharding(mesh, spec(*names))
+
+
+def states_on(mesh: Mesh | None) -> Callable | None:
+    """How hidden states lie on a mesh in training: as the rows that they are states of, whole along E.
+
+    Without it the compiler leaves them cut as the embedding's rows are, along E over `fsdp`, and then adds up partial
+    products of activations in every layer where gathering the layer's weights moves a fraction of that.
+
+    Args:
+        mesh: from `make_mesh`; None for one device.
+
+    Returns:
+        Function of `[B, T, E]` that gives the same, laid out; None where there is nothing to lay out.
+    """
+    if mesh is None or mesh.size == 1:
+        return None
+    return lambda x: jax.lax.with_sharding_constraint(x, named(mesh, "batch", "length", None))
 
 
 def batch_sharding(mesh: Mesh, leading: int = 0) -> NamedSharding:

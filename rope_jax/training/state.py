@@ -7,9 +7,13 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 
 from rope_jax.errors import InputError
 from rope_jax.training.sharding import replicated
+
+# The host's memory that devices read and write by themselves.
+HOST = "pinned_host"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +30,8 @@ class OptimizerConfig:
         eps: added to the root of the second moment.
         weight_decay: decoupled weight decay.
         clip_norm: global gradient norm to clip at, 0 for none.
+        mu_dtype: dtype of the first moment, 'float32' or 'bfloat16'. The second stays float32: a step changes it by
+            about `1 - b2`, a thousandth, which bfloat16 with its steps of 1/256 would round away.
     """
 
     learning_rate: float = 2e-5
@@ -37,12 +43,15 @@ class OptimizerConfig:
     eps: float = 1e-8
     weight_decay: float = 0.0
     clip_norm: float = 0.0
+    mu_dtype: str = "float32"
 
     def __post_init__(self):
         if self.schedule not in ("constant", "cosine"):
             raise InputError(f"schedule is {self.schedule!r}: use 'constant' or 'cosine'")
         if not self.learning_rate > 0:
             raise InputError(f"learning_rate is {self.learning_rate}: it must be above 0")
+        if self.mu_dtype not in ("float32", "bfloat16"):
+            raise InputError(f"mu_dtype is {self.mu_dtype!r}: use 'float32' or 'bfloat16'")
         if not 0 <= self.warmup_steps <= self.steps:
             raise InputError(f"warmup_steps is {self.warmup_steps}: it must lie in 0 .. steps = {self.steps}")
 
@@ -81,7 +90,14 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
     if config.warmup_steps:
         rise = optax.linear_schedule(0.0, config.learning_rate, config.warmup_steps)
         schedule = optax.join_schedules([rise, schedule], [config.warmup_steps])
-    adamw = optax.adamw(schedule, b1=config.b1, b2=config.b2, eps=config.eps, weight_decay=config.weight_decay)
+    adamw = optax.adamw(
+        schedule,
+        b1=config.b1,
+        b2=config.b2,
+        eps=config.eps,
+        weight_decay=config.weight_decay,
+        mu_dtype=config.mu_dtype,
+    )
     return optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw) if config.clip_norm else adamw
 
 
@@ -120,3 +136,38 @@ def state_shardings(params, shardings, optimizer: optax.GradientTransformation, 
 
     opt_state = jax.tree_util.tree_map_with_path(layout, jax.eval_shape(optimizer.init, params))
     return TrainState(whole, shardings, opt_state)
+
+
+def in_host_memory(state: TrainState, shardings: TrainState) -> TrainState:
+    """The same shardings, with moments in the memory of each device's host.
+
+    Args:
+        state: concrete or abstract.
+        shardings: from `state_shardings`.
+
+    Returns:
+        A `TrainState` of shardings; step counts and the like stay on the devices.
+    """
+
+    def moved(leaf, sharding):
+        return sharding.with_memory_kind(HOST) if leaf.ndim else sharding
+
+    return dataclasses.replace(shardings, opt_state=jax.tree.map(moved, state.opt_state, shardings.opt_state))
+
+
+def check_host_memory(mesh: Mesh, field: str) -> None:
+    """Checks that devices can reach their host's memory.
+
+    Args:
+        mesh: the devices.
+        field: config field that asks for it.
+
+    Raises:
+        InputError: if they cannot.
+    """
+    device = mesh.devices.flat[0]
+    kinds = [memory.kind for memory in device.addressable_memories()]
+    if HOST not in kinds:
+        raise InputError(
+            f"{field} needs the memory '{HOST}', and a {device.device_kind} has {', '.join(kinds)}: set it otherwise"
+        )

@@ -13,7 +13,9 @@ from rope_jax.model.config import LlamaConfig
 from rope_jax.model.llama import Llama, head_kernel
 from rope_jax.rope.embedding import ScaleVector
 from rope_jax.training.context import attention_on, in_ring_order, parts_as_rows
+from rope_jax.training.finite import all_finite, finite
 from rope_jax.training.loss import cross_entropy, next_token_targets
+from rope_jax.training.sharding import states_on
 from rope_jax.training.state import TrainState
 
 
@@ -42,7 +44,7 @@ def summed_loss(
     """
     targets, weights = next_token_targets(rows["tokens"], rows["segment_ids"])
     rows, targets, weights = in_ring_order((rows, targets, weights), mesh)
-    hidden = Llama(config, attention_on(config, mesh)).apply(
+    hidden = Llama(config, attention_on(config, mesh), states_on(mesh)).apply(
         {"params": params, "lora": adapters or {}},
         rows["tokens"],
         rope,
@@ -74,7 +76,13 @@ def mean_loss(
     return nll / count
 
 
-def train_step(state: TrainState, batch: dict, loss: Callable, optimizer: optax.GradientTransformation):
+def train_step(
+    state: TrainState,
+    batch: dict,
+    loss: Callable,
+    optimizer: optax.GradientTransformation,
+    check_finite: bool = False,
+):
     """One update of whatever is trained, from `A` accumulated microbatches.
 
     The loss is the mean over all predicted tokens of all microbatches: gradients of *sums* are accumulated in
@@ -86,9 +94,11 @@ def train_step(state: TrainState, batch: dict, loss: Callable, optimizer: optax.
         loss: gives the summed NLL and the number of tokens predicted of `(params, rows)`, rows `[B, T]`; such as
             `summed_loss` (static).
         optimizer: of these parameters (static).
+        check_finite: also look for numbers that are not finite, and then change nothing (static).
 
     Returns:
-        The next state, and metrics: `loss` in nats per token, `tokens` predicted, `grad_norm`; float32.
+        The next state, and metrics: `loss` in nats per token, `tokens` predicted, `grad_norm`; float32. With
+        `check_finite` also `finite`, which `finite.finite` gives of the gradients.
     """
 
     def accumulate(total, rows):
@@ -101,4 +111,9 @@ def train_step(state: TrainState, batch: dict, loss: Callable, optimizer: optax.
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     metrics = {"loss": nll / count, "tokens": count, "grad_norm": optax.tree.norm(grads)}
-    return TrainState(state.step + 1, params, opt_state), metrics
+    after = TrainState(state.step + 1, params, opt_state)
+    if check_finite:
+        metrics["finite"] = finite(grads)
+        sound = jnp.isfinite(nll) & all_finite(metrics["finite"])
+        after = jax.tree.map(lambda new, old: jnp.where(sound, new, old), after, state)
+    return after, metrics

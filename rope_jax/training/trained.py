@@ -17,7 +17,14 @@ from rope_jax.training import lora
 from rope_jax.training.learn import LearnConfig, from_logarithms, joint_optimizer, to_logarithms
 from rope_jax.training.lora import LoraConfig
 from rope_jax.training.sharding import param_shardings, replicated
-from rope_jax.training.state import OptimizerConfig, make_optimizer
+from rope_jax.training.state import (
+    OptimizerConfig,
+    TrainState,
+    create_state,
+    in_host_memory,
+    make_optimizer,
+    state_shardings,
+)
 from rope_jax.training.step import summed_loss
 
 
@@ -36,6 +43,8 @@ class TrainConfig:
         keep_best: checkpoints of the lowest loss that are kept beside them.
         lora: what is trained in place of all weights; None trains these.
         learn: how the scale vector is trained with the weights; None keeps it as it is.
+        offload_optimizer: keep moments in the host's memory between updates.
+        check_finite: name the first part of a step that is not finite.
     """
 
     optimizer: OptimizerConfig
@@ -48,6 +57,8 @@ class TrainConfig:
     keep_best: int = 0
     lora: LoraConfig | None = None
     learn: LearnConfig | None = None
+    offload_optimizer: bool = False
+    check_finite: bool = False
 
 
 def layout(config: LlamaConfig, run: TrainConfig, mesh: Mesh, rope: ScaleVector) -> tuple[dict, dict]:
@@ -74,6 +85,25 @@ def layout(config: LlamaConfig, run: TrainConfig, mesh: Mesh, rope: ScaleVector)
         "weights": weights[1],
         "rope": jax.tree.map(lambda _: replicated(mesh), vector),
     }
+
+
+def state_layout(config: LlamaConfig, run: TrainConfig, mesh: Mesh, rope: ScaleVector) -> tuple[TrainState, TrainState]:
+    """The state of a run between its updates, without any memory.
+
+    Args:
+        config: model config.
+        run: see `TrainConfig`.
+        mesh: from `make_mesh`.
+        rope: scale vector, for its shape.
+
+    Returns:
+        `TrainState` of `jax.ShapeDtypeStruct`, and one of shardings.
+    """
+    update = optimizer(run)
+    abstract, shardings = layout(config, run, mesh, rope)
+    shardings = state_shardings(abstract, shardings, update, mesh)
+    state = jax.eval_shape(partial(create_state, optimizer=update), abstract)
+    return state, in_host_memory(state, shardings) if run.offload_optimizer else shardings
 
 
 def optimizer(run: TrainConfig) -> optax.GradientTransformation:
@@ -115,13 +145,29 @@ def loss(
     """
 
     def of(trained, rows):
-        weights, vector = trained, rope
-        if run.learn:
-            weights, vector = trained["weights"], from_logarithms(trained["rope"])
-        params, adapters = lora.applied(frozen, weights, run.lora) if run.lora else (weights, None)
+        params, vector, adapters = computed(run, frozen, trained, rope)
         return summed_loss(params, rows, vector, config, run.loss_chunk, adapters, mesh)
 
     return of
+
+
+def computed(run: TrainConfig, frozen: dict | None, trained: dict, rope: ScaleVector):
+    """What the model computes with while it is trained.
+
+    Args:
+        run: see `TrainConfig`.
+        frozen: parameters that stay as they are, if `run.lora`.
+        trained: what is trained.
+        rope: scale vector, unless it is trained.
+
+    Returns:
+        Parameters of `Llama`, the scale vector, and low-rank factors that the projections add, or None.
+    """
+    weights = trained
+    if run.learn:
+        weights, rope = trained["weights"], from_logarithms(trained["rope"])
+    params, adapters = lora.applied(frozen, weights, run.lora) if run.lora else (weights, None)
+    return params, rope, adapters
 
 
 def outcome(

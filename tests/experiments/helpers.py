@@ -21,7 +21,7 @@ def small_config(texts):
     """`configs/tiny.py` in miniature, on one of the test session's eight virtual devices."""
     config = defaults.get_config()
     config.model.dtype = "float32"
-    config.model.remat = False
+    config.model.remat = "none"
     config.model.attention_chunk = 64
     config.rope.base = 10000.0
     config.rope.head_dim = 16

@@ -100,7 +100,9 @@ def plain(params):
     return loss_and_gradients(CONFIG, params)
 
 
-@pytest.mark.parametrize("changes", [{"remat": True}, {"scan_unroll": 2}, {"scan_unroll": 9, "remat": True}], ids=str)
+@pytest.mark.parametrize(
+    "changes", [{"remat": "full"}, {"scan_unroll": 2}, {"scan_unroll": 9, "remat": "full"}], ids=str
+)
 def test_how_it_is_computed_changes_nothing(params, plain, changes):
     # Recomputed and reordered, but the same sums; the largest gradients are of order 10.
     jax.tree.map(

@@ -47,7 +47,7 @@ RUN = TrainConfig(
     checkpoint_every=2,
 )
 MISTRAL = dataclasses.replace(CONFIG, architecture="mistral", sliding_window=7)
-REMAT = dataclasses.replace(CONFIG, remat=True)
+REMAT = dataclasses.replace(CONFIG, remat="full")
 
 
 def mesh_of(data, fsdp, tensor, context):

@@ -1,0 +1,128 @@
+"""A training run before it is run: what it needs, by the program that would run it, and where that fits."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+
+import jax
+from jax.sharding import Mesh
+
+from rope_jax.model.config import LlamaConfig
+from rope_jax.model.llama import abstract_params
+from rope_jax.plan.chips import EFFICIENCY, USABLE, Chip
+from rope_jax.plan.collectives import Collective, collectives
+from rope_jax.plan.flops import model_flops, product_flops
+from rope_jax.plan.memory import Memory, account
+from rope_jax.rope.embedding import ScaleVector
+from rope_jax.training.loop import abstract_update
+from rope_jax.training.trained import TrainConfig, state_layout
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+    """What the compiler of this machine says of the step, bytes on one device.
+
+    Attributes:
+        arguments: of weights, moments and batch.
+        donated: of these, what the results overwrite.
+        temporary: of all else. On a CPU products in bfloat16 are formed from float32 copies, so that it exceeds an
+            accelerator's.
+        seconds: that tracing and compiling took.
+        collectives: of one step.
+    """
+
+    arguments: int
+    donated: int
+    temporary: int
+    seconds: float
+    collectives: tuple[Collective, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """One run on one mesh.
+
+    Attributes:
+        parameters: of the model.
+        trained: numbers that are trained.
+        mesh: axis name to size.
+        tokens: per step.
+        steps: of the run.
+        memory: the account by terms.
+        compiled: what the compiler says.
+        model_flops: what the model needs per step, all devices together.
+        step_flops: what the step's matrix products do, recomputation included, all devices together.
+    """
+
+    parameters: int
+    trained: int
+    mesh: dict[str, int]
+    tokens: int
+    steps: int
+    memory: Memory
+    compiled: Compiled
+    model_flops: float
+    step_flops: float
+
+    @property
+    def devices(self) -> int:
+        """Devices of the mesh."""
+        return math.prod(self.mesh.values())
+
+    def verdict(self, chip: Chip) -> str:
+        """Whether account and compiled program are within what arrays can have of a chip: 'fits', 'close' or 'no'."""
+        needs = self.memory.peak, self.compiled.arguments + self.compiled.temporary
+        return ("no", "close", "fits")[sum(need <= USABLE * chip.memory for need in needs)]
+
+    def hours(self, chip: Chip) -> tuple[float, float]:
+        """Hours of computing at `EFFICIENCY` of a chip's peak, and hours of sending at its links' full speed."""
+        compute = self.step_flops / self.devices / (EFFICIENCY * chip.flops)
+        sent = sum(kind.bytes for kind in self.compiled.collectives) / chip.link
+        return self.steps * compute / 3600, self.steps * sent / 3600
+
+
+def plan(config: LlamaConfig, run: TrainConfig, mesh: Mesh, rope: ScaleVector) -> Plan:
+    """Compiles the training step of a run from abstract arrays, and accounts for it.
+
+    Args:
+        config: model config.
+        run: see `TrainConfig`.
+        mesh: from `make_mesh`; devices may be virtual.
+        rope: scale vector, for its shape.
+
+    Returns:
+        The plan.
+
+    Raises:
+        InputError: if the run does not fit the mesh.
+    """
+    began = time.monotonic()
+    traced = abstract_update(config, rope, run, mesh)
+    compiled = traced.lower().compile()
+    seconds = time.monotonic() - began
+    stats = compiled.memory_analysis()
+    state, _ = state_layout(config, run, mesh, rope)
+    tokens = run.global_batch * run.length
+    return Plan(
+        parameters=_size(abstract_params(config)),
+        trained=_size(state.params),
+        mesh=dict(mesh.shape),
+        tokens=tokens,
+        steps=run.optimizer.steps,
+        memory=account(config, run, mesh, rope),
+        compiled=Compiled(
+            arguments=stats.argument_size_in_bytes,
+            donated=stats.alias_size_in_bytes,
+            temporary=stats.temp_size_in_bytes,
+            seconds=seconds,
+            collectives=collectives(compiled.as_text()),
+        ),
+        model_flops=tokens * model_flops(config, run.length),
+        step_flops=product_flops(traced.jaxpr),
+    )
+
+
+def _size(tree) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))

@@ -1,0 +1,120 @@
+"""Which part of a step is the first that is not finite.
+
+The training step, if asked, looks at the loss, and at each gradient, layer by layer. Only
+where these are not finite is the forward pass repeated to find the layer that it began in.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from rope_jax.model.config import LlamaConfig
+from rope_jax.model.llama import Block, RMSNorm
+from rope_jax.rope.embedding import ScaleVector
+from rope_jax.training.context import attention_on, in_ring_order
+from rope_jax.training.sharding import states_on
+
+
+def finite(tree):
+    """Whether each array is finite.
+
+    Args:
+        tree: pytree of floating-point arrays; those under a key `layers` are stacked over layers.
+
+    Returns:
+        Pytree of bool: a scalar for each array, `[layers]` for each that is stacked.
+    """
+
+    def check(path, leaf):
+        return jnp.all(jnp.isfinite(leaf), axis=tuple(range(1 if _stacked(path) else 0, leaf.ndim)))
+
+    return jax.tree_util.tree_map_with_path(check, tree)
+
+
+def all_finite(flags) -> jax.Array:
+    """Whether all of `finite` hold, bool scalar."""
+    return jnp.all(jnp.stack([jnp.all(flag) for flag in jax.tree.leaves(flags)]))
+
+
+def explain(flags, params, rows: dict, rope: ScaleVector, config: LlamaConfig, adapters, mesh: Mesh | None) -> str:
+    """Names the first part of a step that is not finite, in the order in which it is computed.
+
+    Args:
+        flags: `finite` of the gradients.
+        params: parameters of `Llama` before the step.
+        rows: `tokens`, `segment_ids` and `positions` of the step, each int32 `[A, B, T]`.
+        rope: scale vector.
+        config: model config.
+        adapters: low-rank factors that the projections add, or None.
+        mesh: from `make_mesh`; None for one device.
+
+    Returns:
+        A clause such as 'the output of layer 3 (counted from 0)'.
+    """
+    for what, tree in (("weight", params), ("low-rank factor", adapters or {})):
+        if found := _first(jax.device_get(jax.jit(finite)(tree)), range(config.num_layers)):
+            return f"the {what} {found}"
+    for number in range(len(rows["tokens"])):
+        micro = {name: value[number] for name, value in rows.items()}
+        states = jax.device_get(_forward(params, micro, rope, config, adapters, mesh))
+        for name, flag in dataclasses.asdict(states).items():
+            if not np.all(flag):
+                layer = f" of layer {int(np.argmin(flag))} (counted from 0)" if np.ndim(flag) else ""
+                return f"the {name.replace('_', ' ')}{layer} in the forward pass"
+    found = _first(jax.device_get(flags), reversed(range(config.num_layers)))
+    return f"the gradient of {found}" if found else "the loss, formed from finite states"
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class _Forward:
+    """Whether what the forward pass gives is finite, in its order."""
+
+    embedding: jax.Array
+    output: jax.Array
+    final_norm: jax.Array
+
+
+@partial(jax.jit, static_argnames=("config", "mesh"))
+def _forward(params, rows, rope, config, adapters, mesh):
+    rows = in_ring_order(rows, mesh)
+    block = Block(config, attend=attention_on(config, mesh), place=states_on(mesh))
+
+    def layer(x, layer):
+        weights, factors = layer
+        arguments = x, factors, None, rope.attention_factor, rows["positions"], rows["segment_ids"]
+        x, _ = block.apply(weights, *arguments)
+        return x, jnp.all(jnp.isfinite(x))
+
+    x = jnp.take(params["embedding"], rows["tokens"], axis=0).astype(config.dtype)
+    embedded = jnp.all(jnp.isfinite(x))
+    factors = jnp.broadcast_to(rope.factors, (config.num_layers, config.head_dim // 2))
+    weights = {"params": params["layers"], "lora": (adapters or {}).get("layers", {})}
+    x, layers = jax.lax.scan(layer, x, (weights, factors))
+    x = RMSNorm(config).apply({"params": params["norm"]}, x)
+    return _Forward(embedded, layers, jnp.all(jnp.isfinite(x)))
+
+
+def _first(flags, layers) -> str | None:
+    """The first array that is not finite: layer by layer in the order given, then what is in none."""
+    found = jax.tree_util.tree_flatten_with_path(flags)[0]
+    stacked = [(path, flag) for path, flag in found if _stacked(path)]
+    for layer in layers:
+        for path, flag in stacked:
+            if not flag[layer]:
+                return f"{_name(path)} of layer {layer} (counted from 0)"
+    return next((_name(path) for path, flag in found if not _stacked(path) and not flag), None)
+
+
+def _stacked(path) -> bool:
+    return any(getattr(key, "key", None) == "layers" for key in path)
+
+
+def _name(path) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator=".")

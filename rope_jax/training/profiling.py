@@ -1,0 +1,62 @@
+"""Traces of training steps for TensorBoard and Perfetto."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import jax
+
+from rope_jax.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class Profile:
+    """What is traced.
+
+    Attributes:
+        folder: where the trace goes.
+        first: step that it begins with, from 1. The first step of a run includes compilation.
+        last: step that it ends with.
+    """
+
+    folder: Path
+    first: int
+    last: int
+
+    def __post_init__(self):
+        if not 1 <= self.first <= self.last:
+            raise InputError(f"--profile={self.first}:{self.last} must name a first and a last step, such as 10:12")
+
+
+def traced(steps: range, profile: Profile | None, wait: Callable[[], object]) -> Iterator[int]:
+    """The steps of a loop, some of which are traced.
+
+    Args:
+        steps: steps that the loop takes.
+        profile: what to trace; None for nothing.
+        wait: returns once the devices have finished the last step, so that the trace is whole.
+
+    Yields:
+        The steps.
+    """
+    wanted = [step for step in steps if profile and profile.first <= step <= profile.last]
+    running = False
+    try:
+        for step in steps:
+            if wanted and step == wanted[0]:
+                jax.profiler.start_trace(profile.folder)
+                running = True
+            if running:
+                with jax.profiler.StepTraceAnnotation("train", step_num=step):
+                    yield step
+            else:
+                yield step
+            if wanted and step == wanted[-1]:
+                wait()
+                running = False
+                jax.profiler.stop_trace()
+    finally:
+        if running:  # the loop was left in the midst of the trace
+            jax.profiler.stop_trace()
