@@ -13,6 +13,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["rope_jax*", "experiments*", "configs*"]),
+    package_data={"configs": ["*/config.json"]},
     install_requires=[
         "jax>=0.10.2",
         "flax>=0.12.8",

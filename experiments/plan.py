@@ -136,10 +136,10 @@ def describe(plan: Plan, remat: str) -> str:
         "             scatter them, so up to four times what an accelerator sends",
     ]
     lines += [f"  {c.kind:<24}{c.bytes / GIB:>9.2f} GiB in {c.count:,}" for c in compiled.collectives]
-    lines.append(
-        f"chips        a run fits if sum and compiled are both within {USABLE:.0%} of the memory; it is close if one is;"
-    )
-    lines.append(f"             hours at {EFFICIENCY:.0%} of the peak, and of the collectives at links' speed")
+    lines += [
+        f"chips        fits if sum and compiled are both within {USABLE:.0%} of the memory, close if one of them is;",
+        f"             hours of computing at {EFFICIENCY:.0%} of the peak, of sending at the links' speed",
+    ]
     for chip in CHIPS:
         compute, sent = plan.hours(chip)
         lines.append(

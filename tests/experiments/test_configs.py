@@ -1,5 +1,6 @@
 """The configs that ship: the paper's recipe, and that each builds what the library takes."""
 
+import dataclasses
 import importlib
 
 import jax
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 from experiments import settings
+from experiments.plan import shape
 from rope_jax.data.byte_tokenizer import ByteTokenizer
 from rope_jax.errors import InputError
 from rope_jax.model.config import LlamaConfig
@@ -46,6 +48,14 @@ def test_paper_recipe(name, model, target, n_hat, steps):
     o = tuning.optimizer
     assert (o.learning_rate, o.schedule, o.warmup_steps) == (2e-5, "constant", 0)
     assert (o.b1, o.b2, o.weight_decay, o.clip_norm) == (0.9, 0.999, 0, 0)
+
+
+@pytest.mark.parametrize(("name", "model", "target", "n_hat", "steps"), PAPER)
+def test_shapes_to_plan_with(name, model, target, n_hat, steps):
+    planned, own = shape(load(name))
+    assert planned == settings.computed(load(name), dataclasses.replace(model, param_dtype="float16"), "gpu")
+    assert (planned.dtype, planned.param_dtype, planned.remat) == ("bfloat16", "float32", "full")
+    np.testing.assert_array_equal(own.factors, 1)
 
 
 @pytest.mark.parametrize(("name", "model"), [(name, model) for name, model, *_ in PAPER[::2]])

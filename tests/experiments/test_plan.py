@@ -1,0 +1,69 @@
+"""`--plan`: what it says of a small run, what it refuses, and the configs that ship."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from experiments.extend import steps_to_trace
+from experiments.plan import mesh_sizes, plan_run
+from rope_jax.errors import InputError
+from tests.experiments.helpers import small_config
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def test_plan_of_a_small_run(capsys):
+    result = plan_run(small_config("/nowhere"), "small", "fsdp=4,context=2")
+    said = capsys.readouterr().out
+    assert result.devices == 8 and result.tokens == 8 * 128 and result.steps == 4
+    assert {"all-gather", "all-reduce"} <= {kind.kind for kind in result.compiled.collectives}
+    assert f"parameters   {result.parameters:,}" in said
+    assert "mesh         fsdp 4, context 2; 1,024 tokens per step, 4 steps" in said
+    for chip in ("A100-80", "H100", "H200", "v4", "v5p", "v6e"):
+        assert f"\n  {chip}" in said
+    assert said.count(" fits ") == 7  # each chip, and the explanation
+
+
+@pytest.mark.parametrize(
+    ("mesh", "field", "value", "message"),
+    [
+        ("fdsp=8", "seed", 0, r"--mesh=fdsp=8: 'fdsp=8' is no size of an axis; write some of data, fsdp"),
+        ("fsdp=0", "seed", 0, r"'fsdp=0' is no size"),
+        ("fsdp=8", "train.global_batch", 6, r"train\.global_batch / accumulation is 6.*multiple of 8"),
+        ("tensor=8", "seed", 0, r"mesh\.tensor is 8, which does not divide"),
+        ("fsdp=4,context=2", "context.target", 130, r"config\.context\.target is 130"),
+        ("fsdp=8", "plan.model", "nowhere", r"nowhere"),
+    ],
+)
+def test_what_cannot_be_planned(mesh, field, value, message):
+    config = small_config("/nowhere")
+    config.update_from_flattened_dict({field: value})
+    with pytest.raises(InputError, match=message):
+        plan_run(config, "small", mesh)
+
+
+def test_flags():
+    assert mesh_sizes("", {"data": 2, "fsdp": -1}) == {"data": 2, "fsdp": 1}
+    assert steps_to_trace("") is None and steps_to_trace("3:5") == (3, 5)
+    for flag in ("3", "5:3", "0:2", "a:b"):
+        with pytest.raises(InputError, match=r"--profile=.* such as 10:12"):
+            steps_to_trace(flag)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("config", "parameters"), [("llama2_8k", 6_738_415_616), ("llama2_13b_16k", 13_015_864_320)])
+def test_configs_that_ship(config, parameters, tmp_path):
+    """What a user types, on a machine without an accelerator, the hub or the weights."""
+    done = subprocess.run(
+        [sys.executable, "-m", "experiments.extend", f"--config=configs/{config}.py", "--plan", "--mesh=fsdp=8"],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        check=True,
+    )
+    assert f"parameters   {parameters:,}" in done.stdout
+    assert not (REPOSITORY / "runs" / config).exists()
