@@ -16,7 +16,7 @@ from rope_jax.errors import InputError
 from rope_jax.interop.hf_config import read_config
 from rope_jax.interop.hub import resolve_model
 from rope_jax.model.config import LlamaConfig
-from rope_jax.plan.chips import CHIPS, EFFICIENCY, GIB, USABLE
+from rope_jax.plan.chips import CHIPS, EFFICIENCY, GIB, MARGIN, USABLE
 from rope_jax.plan.plan import Plan, plan
 from rope_jax.rope.embedding import ScaleVector, identity
 from rope_jax.training.context import check_length
@@ -137,7 +137,7 @@ def describe(plan: Plan, remat: str) -> str:
     ]
     lines += [f"  {c.kind:<24}{c.bytes / GIB:>9.2f} GiB in {c.count:,}" for c in compiled.collectives]
     lines += [
-        f"chips        fits if sum and compiled are both within {USABLE:.0%} of the memory, close if one of them is;",
+        f"chips        fits if {MARGIN} times the sum is within {USABLE:.0%} of its memory, close if the sum is;",
         f"             hours of computing at {EFFICIENCY:.0%} of the peak, of sending at the links' speed",
     ]
     for chip in CHIPS:

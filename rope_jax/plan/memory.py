@@ -81,7 +81,8 @@ def account(config: LlamaConfig, run: TrainConfig, mesh: Mesh, rope: ScaleVector
         "weights": on_device(state.params, layout.params),
         "moments": on_device(*moments, kind="device"),
         "batch": 3 * on_device(rows, rows.sharding)
-        + on_device(rope, jax.tree.map(lambda _: replicated(mesh), rope))
+        # A scale vector that is trained is among the weights.
+        + (0 if run.learn else on_device(rope, jax.tree.map(lambda _: replicated(mesh), rope)))
         + on_device(state.step, layout.step),
     }
     if run.lora:

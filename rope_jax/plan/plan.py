@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from rope_jax.model.config import LlamaConfig
 from rope_jax.model.llama import abstract_params
-from rope_jax.plan.chips import EFFICIENCY, USABLE, Chip
+from rope_jax.plan.chips import EFFICIENCY, MARGIN, USABLE, Chip
 from rope_jax.plan.collectives import Collective, collectives
 from rope_jax.plan.flops import model_flops, product_flops
 from rope_jax.plan.memory import Memory, account
@@ -50,7 +50,7 @@ class Plan:
         mesh: axis name to size.
         tokens: per step.
         steps: of the run.
-        memory: the account by terms.
+        memory: the account by terms, on which verdicts rest.
         compiled: what the compiler says.
         model_flops: what the model needs per step, all devices together.
         step_flops: what the step's matrix products do, recomputation included, all devices together.
@@ -72,9 +72,9 @@ class Plan:
         return math.prod(self.mesh.values())
 
     def verdict(self, chip: Chip) -> str:
-        """Whether account and compiled program are within what arrays can have of a chip: 'fits', 'close' or 'no'."""
-        needs = self.memory.peak, self.compiled.arguments + self.compiled.temporary
-        return ("no", "close", "fits")[sum(need <= USABLE * chip.memory for need in needs)]
+        """Whether the account fits what arrays can have of a chip: 'fits', 'close' without `MARGIN`, or 'no'."""
+        usable = USABLE * chip.memory
+        return "fits" if MARGIN * self.memory.peak <= usable else "close" if self.memory.peak <= usable else "no"
 
     def hours(self, chip: Chip) -> tuple[float, float]:
         """Hours of computing at `EFFICIENCY` of a chip's peak, and hours of sending at its links' full speed."""

@@ -53,9 +53,9 @@ def test_formula_is_the_products_of_full_attention():
     ours, _ = counts(CONFIG)
     seen = model_flops(CONFIG, T) * T
     unseen = 12 * 2 * 4 * 32 * (T - 1) / 2 * T
-    # Attention's scores are computed once more in its backward pass: 4 on top of 12. Norms have weights, which are
+    # Attention is computed once more in its backward pass: 4 on top of 12, for every key. Norms have weights, which are
     # multiplied without a product: 5 vectors of 128.
-    again = 4 * 2 * 4 * 32 * T * T / 2
+    again = 4 * 2 * 4 * 32 * T * T
     assert ours == pytest.approx(seen + unseen + again - 6 * T * 4 * 128, rel=1e-3)
 
 

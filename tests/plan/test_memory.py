@@ -21,7 +21,7 @@ CONFIG = LlamaConfig(64, 32, 64, 3, 4, 2, 8, remat="full", attention_chunk=16)
 RUN = TrainConfig(OptimizerConfig(steps=10), length=32, global_batch=16, accumulation=2, loss_chunk=8)
 ROPE = ScaleVector.create(np.ones(4))
 SMALL = dataclasses.replace(RUN, optimizer=OptimizerConfig(mu_dtype="bfloat16"))
-LORA = dataclasses.replace(RUN, lora=LoraConfig(2, 4.0, ("q", "v", "norm")))
+LORA = dataclasses.replace(RUN, lora=LoraConfig(2, 4.0, ("q", "v")))
 JOINT = dataclasses.replace(RUN, learn=LearnConfig())
 
 
@@ -48,8 +48,8 @@ def test_kept_activations_by_policy():
     tokens, layers, width = 2 * 32, 3, 4
     assert kept["full"] == layers * tokens * 32 * width
     assert kept["attention"] == layers * tokens * (32 + 2 * 8) * width
-    # q, attention, o and the input; k, and v twice; gate and up.
-    assert kept["dots"] == layers * tokens * (2 * (2 * 8) + 2 * 32 + 3 * 8 + 2 * 32) * width
+    # q and what attention gives, the block's input and what o gives, k and v, gate and up.
+    assert kept["dots"] == layers * tokens * (2 * (2 * 8) + 2 * 32 + 2 * 8 + 2 * 32) * width
     assert kept["none"] > kept["dots"] and kept["offload"] == 0
 
 
