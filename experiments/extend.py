@@ -52,6 +52,8 @@ from rope_jax.interop.huggingface import check_model, write_model
 from rope_jax.interop.model_card import write_card
 from rope_jax.model.config import LlamaConfig
 from rope_jax.model.llama import abstract_params, init_params
+from rope_jax.plan.chips import GIB
+from rope_jax.plan.memory import account, measured
 from rope_jax.report.files import read_json, write_json
 from rope_jax.report.metrics import MetricsWriter, read_metrics
 from rope_jax.report.page import write_page
@@ -430,6 +432,7 @@ def fit(run: Run, rope: ScaleVector, training: TrainConfig, initial: Callable, f
                 nonlocal last
                 if step == start + 1:
                     compiled()
+                    say_memory(run, rope, training)
                 now = time.monotonic()
                 if metrics:
                     metrics.write(step, {**values, "seconds": now - last})
@@ -441,6 +444,14 @@ def fit(run: Run, rope: ScaleVector, training: TrainConfig, initial: Callable, f
     checkpoints = folder / "checkpoints"
     with signals.deferred() as should_stop:
         return train(run.model, rope, training, run.mesh, initial, batches, checkpoints, report, should_stop, profile)
+
+
+def say_memory(run: Run, rope: ScaleVector, training: TrainConfig) -> None:
+    """Says what a device has held at most, beside what `--plan` says, where devices count it."""
+    peak = measured(run.mesh)
+    if peak is not None:
+        planned = account(run.model, training, run.mesh, rope).peak
+        say(f"  memory: {peak / GIB:.1f} GiB on a device so far; planned for a step {planned / GIB:.1f} GiB")
 
 
 def measure(run: Run, method: str, stage: str, evaluate: Callable, params: dict, rope: ScaleVector) -> None:

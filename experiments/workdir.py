@@ -15,7 +15,16 @@ from rope_jax.errors import InputError
 from rope_jax.report.files import read_json, write_json
 
 # What may change between two commands on one folder without making earlier stages wrong.
-MAY_CHANGE = ("compare", "mesh", "model.attention", "distributed", "debug", "compilation_cache", "plan")
+MAY_CHANGE = (
+    "compare",
+    "mesh",
+    "model.attention",
+    "model.remat",
+    "distributed",
+    "debug",
+    "compilation_cache",
+    "plan",
+)
 
 
 def check(folder: Path, config: ConfigDict, may_change: tuple[str, ...] = MAY_CHANGE) -> None:

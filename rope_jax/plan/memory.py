@@ -125,6 +125,13 @@ def account(config: LlamaConfig, run: TrainConfig, mesh: Mesh, rope: ScaleVector
     return Memory(arguments, backward, loss, update, host)
 
 
+def measured(mesh: Mesh) -> int | None:
+    """The most bytes that any of this process's devices of a mesh has held so far; None where they do not say."""
+    stats = [device.memory_stats() for device in mesh.local_devices]
+    peaks = [stat["peak_bytes_in_use"] for stat in stats if stat and "peak_bytes_in_use" in stat]
+    return max(peaks, default=None)
+
+
 def on_device(tree, shardings, kind: str | None = None) -> int:
     """Bytes of a pytree on each device.
 

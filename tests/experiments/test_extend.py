@@ -37,7 +37,13 @@ def texts(tmp_path_factory):
 def finished(texts, tmp_path_factory):
     """A whole run on the session's eight virtual devices: its folder and results."""
     folder = tmp_path_factory.mktemp("run") / "small"
-    return folder, extend(small_config(texts), folder, "small")
+    return folder, extend(small_config(texts), folder, "small", profile=(2, 3))
+
+
+def test_steps_asked_for_are_traced(finished):
+    folder, _ = finished
+    for training in ("pretrain", "methods/dprope"):
+        assert list((folder / training / "profile").rglob("*.xplane.pb"))
 
 
 def test_results_hold_every_method_before_and_after(finished):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from rope_jax.model.config import LlamaConfig
-from rope_jax.plan.memory import account
+from rope_jax.plan.memory import account, measured
 from rope_jax.plan.plan import plan
 from rope_jax.rope.embedding import ScaleVector
 from rope_jax.training.learn import LearnConfig
@@ -69,6 +69,18 @@ def test_no_more_than_twice_what_is_measured_here():
     result = plan(config, run, make_mesh(1, 8, 1), ROPE_64)
     # In float32 a CPU computes as an accelerator does; an estimate of working memory is no better than a factor.
     assert 0.5 < result.memory.peak / (result.compiled.arguments + result.compiled.temporary) < 2
+
+
+def test_devices_that_count_are_asked():
+    class Device:
+        def __init__(self, stats):
+            self.memory_stats = lambda: stats
+
+    class Mesh:
+        local_devices = (Device({"peak_bytes_in_use": 5}), Device({"peak_bytes_in_use": 7}), Device(None))
+
+    assert measured(Mesh()) == 7
+    assert measured(make_mesh(1, 8, 1)) is None  # CPUs do not
 
 
 ROPE_64 = ScaleVector.create(jnp.ones(32))
