@@ -115,9 +115,8 @@ def describe(plan: Plan, remat: str) -> str:
     memory, compiled = plan.memory, plan.compiled
     mesh = ", ".join(f"{axis} {size}" for axis, size in plan.mesh.items() if size > 1) or "one device"
     lines = [
-        f"parameters   {plan.parameters:,}, of which {plan.trained:,} numbers are trained"
-        if plan.trained <= plan.parameters
-        else f"parameters   {plan.parameters:,}",
+        f"parameters   {plan.parameters:,}"
+        + (f"; {plan.trained:,} numbers are trained" if plan.trained != plan.parameters else ""),
         f"mesh         {mesh}; {plan.tokens:,} tokens per step, {plan.steps:,} steps",
         f"memory       per device, GiB, in the {memory.largest} pass, which needs most (remat '{remat}')",
     ]

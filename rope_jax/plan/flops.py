@@ -63,7 +63,8 @@ def product_flops(jaxpr) -> float:
             total += sum(inner) * eqn.params["length"]
         elif eqn.primitive.name == "shard_map":
             # Shapes inside are those of one device.
-            manual = eqn.params["manual_axes"]
+            # Its axes have one name in some releases of JAX, and another in others.
+            manual = eqn.params.get("newly_manual_axes") or eqn.params["manual_axes"]
             total += sum(inner) * math.prod(eqn.params["mesh"].shape[axis] for axis in manual)
         else:
             total += sum(inner)

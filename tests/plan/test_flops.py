@@ -6,11 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec as P
 
 from rope_jax.model.config import LlamaConfig
 from rope_jax.model.llama import abstract_params
 from rope_jax.plan.flops import model_flops, product_flops
 from rope_jax.rope.embedding import ScaleVector
+from rope_jax.training.sharding import make_mesh
 from rope_jax.training.step import summed_loss
 
 T = 64
@@ -46,6 +48,13 @@ def test_loops_count_as_often_as_they_run():
     head = product_flops(jax.make_jaxpr(lambda p: step(p, deep))(abstract_params(deep))) - 3 * unrolled
     # Three times the layers, but the head once.
     assert head == pytest.approx(-2 * 6 * T * 512 * 128)
+
+
+def test_parts_on_devices_count_together():
+    """Each of 4 devices multiplies its 2 of 8 rows, once for each of two copies of the rows."""
+    mesh = make_mesh(2, 4, 1)
+    product = jax.shard_map(lambda x: x @ x.T, mesh=mesh, in_specs=P("fsdp"), out_specs=P("fsdp"))
+    assert product_flops(jax.make_jaxpr(product)(jnp.ones((8, 4)))) == 2 * 4 * 2 * 2 * 2 * 4
 
 
 def test_formula_is_the_products_of_full_attention():
