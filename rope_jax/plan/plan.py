@@ -72,9 +72,19 @@ class Plan:
         return math.prod(self.mesh.values())
 
     def verdict(self, chip: Chip) -> str:
-        """Whether the account fits what arrays can have of a chip: 'fits', 'close' without `MARGIN`, or 'no'."""
-        usable = USABLE * chip.memory
-        return "fits" if MARGIN * self.memory.peak <= usable else "close" if self.memory.peak <= usable else "no"
+        """Whether the run fits what arrays can have of a chip.
+
+        Args:
+            chip: the chip.
+
+        Returns:
+            'fits' if the account does with `MARGIN`, and the compiled program does; 'close' if only the account does,
+            as it is; else 'no'.
+        """
+        usable, peak = USABLE * chip.memory, self.memory.peak
+        if max(MARGIN * peak, self.compiled.arguments + self.compiled.temporary) <= usable:
+            return "fits"
+        return "close" if peak <= usable else "no"
 
     def hours(self, chip: Chip) -> tuple[float, float]:
         """Hours of computing at `EFFICIENCY` of a chip's peak, and hours of sending at its links' full speed."""
