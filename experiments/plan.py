@@ -136,9 +136,8 @@ def describe(plan: Plan, remat: str) -> str:
     ]
     lines += [f"  {c.kind:<24}{c.bytes / GIB:>9.2f} GiB in {c.count:,}" for c in compiled.collectives]
     lines += [
-        f"chips        fits if {MARGIN} times the sum and what is compiled are within {USABLE:.0%} of its memory, close if",
-        "             the sum alone is;"
-        f" hours of computing at {EFFICIENCY:.0%} of the peak, of sending at the links' speed",
+        f"chips        fits: {MARGIN} times the sum and what is compiled are within {USABLE:.0%} of its memory",
+        f"             close: the sum is; hours at {EFFICIENCY:.0%} of the peak, and of sending at the links' speed",
     ]
     for chip in CHIPS:
         compute, sent = plan.hours(chip)
