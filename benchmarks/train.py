@@ -1,0 +1,258 @@
+"""Training steps: tokens per second, MFU and peak memory, with `--peer` beside transformers and torch.
+
+python benchmarks/train.py --peer                                   # 15M parameters, T = 1024, 4096 and 16384
+python benchmarks/train.py --peer --model=configs/llama2_7b --dtype=bfloat16 --cases 8192x1 16384x1 \
+    --remat=full --attention=cudnn --peak=989e12                    # one H200
+
+Each side is a process of its own, so that memory is its own; steps of the two alternate in one run, from the same
+weights and over the same tokens. A step is forward and backward pass and an AdamW update of all weights.
+
+MFU is model FLOPs per second over the peak: 6 per weight and token, the embedding left out, and 12 H D per layer,
+token and key seen (`rope_jax.plan.flops.model_flops`); recomputation does not count. Without `--peak` the peak is that
+of a float32 product of 4096 x 4096 matrices, by JAX, in the same run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+SHAPE = {
+    "model_type": "llama",
+    "architectures": ["LlamaForCausalLM"],
+    "vocab_size": 32000,
+    "hidden_size": 288,
+    "intermediate_size": 768,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 6,
+    "max_position_embeddings": 4096,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 10000.0,
+    "tie_word_embeddings": True,
+    "hidden_act": "silu",
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, help="folder with a config.json; default 15M parameters")
+    parser.add_argument("--cases", nargs="*", default=["1024x2", "4096x1", "16384x1"], help="tokens x rows")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--remat", default="none", help="of `rope_jax.model.remat`; torch's if not none")
+    parser.add_argument("--attention", default="cpu", help="backend: cpu, cudnn or splash")
+    parser.add_argument("--chunk", type=int, default=128, help="queries at a time of the backend cpu")
+    parser.add_argument("--loss-chunk", type=int, default=512, help="tokens of a row whose logits exist at a time")
+    parser.add_argument("--scan", action="store_true", help="scan over layers in place of unrolling them")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--peak", type=float, help="FLOP/s of the device")
+    parser.add_argument("--peer", action="store_true", help="transformers and torch as well")
+    parser.add_argument("--side", choices=["ours", "peer"], help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.side:
+        {"ours": ours, "peer": peer}[arguments.side](arguments)
+        return
+    sides = ["ours", "peer"] if arguments.peer else ["ours"]
+    machine = platform.processor() or platform.machine()
+    print(f"Python {platform.python_version()}, {os.cpu_count()} CPUs, {machine}, load {os.getloadavg()[0]:.1f}")
+    print("| T | B | by | s/step | tokens/s | of the peer | MFU | peak memory | loss of the first step |")
+    print("|---|---|---|---|---|---|---|---|---|", flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        config = json.loads((arguments.model / "config.json").read_text()) if arguments.model else SHAPE
+        (Path(folder) / "config.json").write_text(json.dumps(config))
+        for case in arguments.cases:
+            compare(case, sides, Path(folder), arguments.repeats)
+
+
+def compare(case: str, sides: list[str], folder: Path, repeats: int) -> None:
+    """Runs one case on all sides and prints its rows."""
+    length, rows = map(int, case.split("x"))
+    # The peer goes first: it writes the weights that both begin with.
+    running, hello, times = {}, {}, {side: [] for side in sides}
+    for side in reversed(sides):
+        command = [sys.executable, __file__, *sys.argv[1:], f"--side={side}", f"--folder={folder}", "--cases", case]
+        running[side] = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        hello[side] = answer(running[side])
+    for _ in range(repeats):
+        for side in sides:
+            if found := ask(running[side], "step"):
+                times[side].append(found["seconds"])
+    last = {side: ask(running[side], "end") for side in sides}
+    for side in sides:
+        if not last[side]:
+            print(f"| {length} | {rows} | {side} | did not run, exit status {running[side].wait()} | | | | | |")
+            continue
+        seconds, tokens = statistics.median(times[side]), length * rows
+        ratio = ""
+        if side == "ours" and last.get("peer"):
+            ratio = f"{statistics.median(b / a for a, b in zip(times['ours'], times['peer'])):.2f}"
+        mfu = f"{hello['ours']['flops'] * tokens / seconds / hello['ours']['peak']:.2f}" if hello["ours"] else ""
+        print(
+            f"| {length} | {rows} | {hello[side]['versions']} | {seconds:.2f} | {tokens / seconds:,.0f} | {ratio} "
+            f"| {mfu} | {last[side]['memory'] / 2**30:.2f} GiB | {hello[side]['loss']:.5f} |",
+            flush=True,
+        )
+    if hello["ours"]:
+        print(f"\nPeak: {hello['ours']['peak'] / 1e9:,.0f} GFLOP/s\n", flush=True)
+
+
+def ask(process, what: str) -> dict:
+    """Tells a side what to do; gives its answer, empty if it is no more."""
+    try:
+        process.stdin.write(what + "\n")
+        process.stdin.flush()
+    except BrokenPipeError:
+        return {}
+    return answer(process)
+
+
+def answer(process) -> dict:
+    return json.loads(process.stdout.readline() or "{}")
+
+
+def serve(step, memory, hello: dict) -> None:
+    """A side's part of the conversation: `step()` makes a step and waits for its end."""
+    print(json.dumps(hello), flush=True)
+    for line in sys.stdin:
+        if line.strip() == "end":
+            print(json.dumps({"memory": memory()}), flush=True)
+            return
+        start = time.perf_counter()
+        step()
+        print(json.dumps({"seconds": time.perf_counter() - start}), flush=True)
+
+
+def tokens_of(arguments, vocabulary: int):
+    import numpy as np
+
+    length, rows = map(int, arguments.cases[0].split("x"))
+    return np.random.default_rng(length).integers(3, vocabulary, (rows, length)).astype(np.int32)
+
+
+def resident() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def ours(arguments) -> None:
+    import dataclasses
+
+    import jax
+    import jax.numpy as jnp
+    from flax import linen as nn
+
+    from rope_jax.interop.huggingface import check_model, read_model
+    from rope_jax.model.llama import init_params
+    from rope_jax.plan.flops import model_flops
+    from rope_jax.training.state import OptimizerConfig, create_state, make_optimizer
+    from rope_jax.training.step import summed_loss, train_step
+
+    if arguments.peer:
+        found = read_model(arguments.folder, None, arguments.dtype)
+        config, params, rope = found.config, found.params, found.rope
+    else:
+        found = check_model(arguments.folder)
+        config, params, rope = found.config, None, found.rope
+    config = dataclasses.replace(
+        config,
+        dtype=arguments.dtype,
+        param_dtype=arguments.dtype,
+        remat=arguments.remat,
+        attention=arguments.attention,
+        attention_chunk=arguments.chunk,
+        scan_unroll=1 if arguments.scan else config.num_layers,
+    )
+    if params is None:
+        params = jax.jit(lambda: nn.unbox(init_params(config, jax.random.key(0))))()
+    optimizer = make_optimizer(OptimizerConfig(learning_rate=1e-5, clip_norm=1.0))
+    state = jax.jit(partial(create_state, optimizer=optimizer), donate_argnums=0)(params)
+    del params, found
+    tokens = tokens_of(arguments, config.vocab_size)
+    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
+    rows = {"tokens": tokens, "segment_ids": jnp.ones_like(positions), "positions": positions}
+    rows = {name: jnp.asarray(value)[None] for name, value in rows.items()}
+    loss = partial(summed_loss, rope=rope, config=config, loss_chunk=arguments.loss_chunk)
+    update = jax.jit(partial(train_step, loss=loss, optimizer=optimizer), donate_argnums=0)
+
+    def step():
+        nonlocal state
+        state, metrics = update(state, rows)
+        return float(metrics["loss"])
+
+    def memory():
+        stats = jax.local_devices()[0].memory_stats() or {}
+        return stats.get("peak_bytes_in_use") or resident()
+
+    first = step()
+    step()
+    used = memory()
+    hello = {
+        "versions": f"rope-jax, JAX {jax.__version__} ({jax.default_backend()})",
+        "loss": first,
+        "flops": model_flops(config, tokens.shape[1]),
+        "peak": arguments.peak or product_peak(),
+    }
+    serve(step, lambda: used, hello)
+
+
+def product_peak() -> float:
+    """FLOP/s of a large float32 product."""
+    import jax
+    import jax.numpy as jnp
+
+    a = jnp.ones((4096, 4096))
+    product = jax.jit(lambda a: a @ a)
+    jax.block_until_ready(product(a))
+    best = float("inf")
+    for _ in range(3):
+        start = time.perf_counter()
+        jax.block_until_ready(product(a))
+        best = min(best, time.perf_counter() - start)
+    return 2 * 4096**3 / best
+
+
+def peer(arguments) -> None:
+    import torch
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    torch.manual_seed(0)
+    device, dtype = "cuda" if torch.cuda.is_available() else "cpu", getattr(torch, arguments.dtype)
+    config = transformers.AutoConfig.from_pretrained(arguments.folder)
+    model = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype).to(device)
+    model.save_pretrained(arguments.folder)
+    if arguments.remat != "none":
+        model.gradient_checkpointing_enable()
+    model.train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, weight_decay=0.0)
+    ids = torch.tensor(tokens_of(arguments, config.vocab_size), dtype=torch.long, device=device)
+
+    def step():
+        loss = model(input_ids=ids, labels=ids, use_cache=False).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss.item()
+
+    first = step()
+    step()
+    used = torch.cuda.max_memory_allocated() if device == "cuda" else resident()
+    versions = f"transformers {transformers.__version__}, torch {torch.__version__} ({device})"
+    serve(step, lambda: used, {"versions": versions, "loss": first})
+
+
+if __name__ == "__main__":
+    main()
