@@ -172,6 +172,8 @@ def fingerprint(state) -> list[int]:
 def _sums(leaves):
     def of(leaf):
         whole = jnp.issubdtype(leaf.dtype, jnp.integer) or leaf.dtype == bool
+        # Moments may lie in the host's memory.
+        leaf = jax.device_put(leaf, jax.memory.Space.Device)
         unsigned = jnp.dtype(f"uint{8 * leaf.dtype.itemsize}")
         bits = leaf.astype(jnp.uint32) if whole else jax.lax.bitcast_convert_type(leaf, unsigned).astype(jnp.uint32)
         index = jnp.zeros(leaf.shape, jnp.uint32)
