@@ -106,6 +106,7 @@ def run(folder, mesh, settings=RUN, losses=None, stop=None):
     return train(CONFIG, ROPE, settings, mesh, partial(initial, mesh), Batches(length=LENGTH), folder, report)
 
 
+@pytest.mark.slow
 def test_a_run_over_cut_sequences_equals_that_of_one_device(tmp_path):
     one, four = [], []
     alone, cut = mesh_of(1, 1, 1, 1), mesh_of(2, 1, 1, 4)
@@ -158,7 +159,7 @@ def init_params_shape(config):
 def test_no_device_holds_a_whole_sequence():
     """Memory falls with the devices of a ring, and neither states nor logits are gathered."""
     length = 32768
-    config = dataclasses.replace(CONFIG, vocab_size=512, attention_chunk=128, remat=True)
+    config = dataclasses.replace(CONFIG, vocab_size=512, attention_chunk=128, remat="full")
     one, eight = (compiled(mesh_of(1, 1, 1, n), config, length, 512) for n in (1, 8))
     # States, their gradients and scores are an eighth; parameters and the logits of a chunk are not. At this length,
     # masks that were formed for all steps at once would outweigh everything.

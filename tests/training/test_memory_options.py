@@ -26,6 +26,7 @@ def saved(folder, settings, mesh):
         return checkpoints.restore(abstract_state(shape, layout))[0]
 
 
+@pytest.mark.slow
 def test_bfloat16_first_moment_follows_float32(tmp_path):
     """How far six large steps of Adam lead apart, against how far they lead."""
     mesh = make_mesh(1, 1, 1, jax.devices()[:1])
@@ -42,6 +43,7 @@ def test_bfloat16_first_moment_follows_float32(tmp_path):
     assert {leaf.dtype for leaf in jax.tree.leaves(adam.nu)} == {jnp.dtype(jnp.float32)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [SMALL, HOST], ids=["bfloat16", "host"])
 def test_resume_is_bitwise_the_same(tmp_path, settings):
     mesh = make_mesh(2, 2, 2)
