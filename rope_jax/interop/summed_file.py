@@ -10,10 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
-# Bytes that are written at a time, and how many such pieces are under way: enough to keep the threads busy, few enough
-# that memory is used again and again. Memory that the system hands out for the first time is slow.
+# Bytes that are written at a time, and how many such pieces are under way: enough that reading and summing go on while
+# a disk makes the writer wait, few enough that memory is used again and again; what the system hands out for the first
+# time is slow.
 PIECE_BYTES = 8 << 20
-PIECES = 4
+PIECES = 40
 
 
 class SummedFile:
