@@ -132,7 +132,7 @@ def describe(plan: Plan, remat: str) -> str:
         f"{compiled.donated / GIB:.2f}), temporary {compiled.temporary / GIB:.2f}; {compiled.seconds:.0f} s",
         f"FLOPs        {plan.model_flops:.3g} per step for the model, {plan.step_flops:.3g} with recomputation",
         "collectives  per device and step, as a CPU's compiler has them: float32, and sums whole where other compilers",
-        "             scatter them, so up to four times what an accelerator sends",
+        "             scatter them: more than an accelerator sends",
     ]
     lines += [f"  {c.kind:<24}{c.bytes / GIB:>9.2f} GiB in {c.count:,}" for c in compiled.collectives]
     lines += [
