@@ -53,7 +53,7 @@ def main() -> None:
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--remat", default="none", help="of `rope_jax.model.remat`; torch's if not none")
     parser.add_argument("--attention", default="cpu", help="backend: cpu, cudnn or splash")
-    parser.add_argument("--chunk", type=int, default=128, help="queries at a time of the backend cpu")
+    parser.add_argument("--chunk", type=int, default=512, help="keys at a time of the backend cpu")
     parser.add_argument("--loss-chunk", type=int, default=512, help="tokens of a row whose logits exist at a time")
     parser.add_argument("--scan", action="store_true", help="scan over layers in place of unrolling them")
     parser.add_argument("--repeats", type=int, default=5)
@@ -153,7 +153,8 @@ def ours(arguments) -> None:
     import jax.numpy as jnp
     from flax import linen as nn
 
-    from rope_jax.interop.huggingface import check_model, read_model
+    from rope_jax.interop.hf_config import read_config
+    from rope_jax.interop.huggingface import read_model
     from rope_jax.model.llama import init_params
     from rope_jax.plan.flops import model_flops
     from rope_jax.training.state import OptimizerConfig, create_state, make_optimizer
@@ -163,7 +164,7 @@ def ours(arguments) -> None:
         found = read_model(arguments.folder, None, arguments.dtype)
         config, params, rope = found.config, found.params, found.rope
     else:
-        found = check_model(arguments.folder)
+        found = read_config(arguments.folder)
         config, params, rope = found.config, None, found.rope
     config = dataclasses.replace(
         config,

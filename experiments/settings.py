@@ -92,7 +92,7 @@ def computed(config: ConfigDict, model: LlamaConfig, platform: str | None = None
         remat=m.remat,
         scan_unroll=m.scan_unroll,
         attention=fastest if m.attention == "auto" else m.attention,
-        attention_chunk=m.attention_chunk or (128 if cpu else 512),
+        attention_chunk=m.attention_chunk,
     )
 
 

@@ -12,10 +12,12 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from rope_jax.errors import InputError
 from rope_jax.model.attention import causal_attention
 from rope_jax.model.config import LlamaConfig
+from rope_jax.model.remat import ATTENTION
 
 
 def attend(query, key, value, segment_ids, config: LlamaConfig):
@@ -32,10 +34,11 @@ def attend(query, key, value, segment_ids, config: LlamaConfig):
         `[B, T, H, D]` in the dtype of `query`.
     """
     arrays = query, key, value, segment_ids
+    # What a policy may keep for the backward pass (see `remat`); `cpu` names it itself, with the sums that go with it.
     if config.attention == "cudnn":
-        return cudnn_attention(*arrays, config.sliding_window)
+        return checkpoint_name(cudnn_attention(*arrays, config.sliding_window), ATTENTION)
     if config.attention == "splash":
-        return splash_attention(*arrays, config.sliding_window)
+        return checkpoint_name(splash_attention(*arrays, config.sliding_window), ATTENTION)
     return causal_attention(*arrays, config.attention_chunk, config.sliding_window)
 
 

@@ -42,7 +42,7 @@ class LlamaConfig:
             fully, which runs about a tenth faster on CPU.
         attention: how attention over whole sequences is computed: 'cpu', plain JAX that runs anywhere, 'cudnn' or
             'splash' (see `rope_jax.model.backends`).
-        attention_chunk: queries handled at a time by 'cpu'; bounds its memory.
+        attention_chunk: keys handled at a time by 'cpu', with half as many queries; bounds its memory.
     """
 
     vocab_size: int
@@ -66,7 +66,7 @@ class LlamaConfig:
     remat: str = "none"
     scan_unroll: int = 1
     attention: str = "cpu"
-    attention_chunk: int = 128
+    attention_chunk: int = 512
 
     def __post_init__(self):
         for field in ("vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads", "context"):

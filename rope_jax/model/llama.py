@@ -13,7 +13,7 @@ from jax.ad_checkpoint import checkpoint_name
 from rope_jax.model.attention import cached_attention
 from rope_jax.model.backends import attend
 from rope_jax.model.config import LlamaConfig
-from rope_jax.model.remat import ATTENTION, BLOCK_INPUT, rematerialised
+from rope_jax.model.remat import BLOCK_INPUT, rematerialised
 from rope_jax.rope.embedding import ScaleVector, periods, phases, rotate
 from rope_jax.rope.turns import exact_frequencies, exact_phases
 
@@ -90,7 +90,6 @@ class Attention(nn.Module):
         k = rotate(k, angles, attention_factor)
         if cache is None:
             out = self.attend(q, k, v, segment_ids) if self.attend else attend(q, k, v, segment_ids, c)
-            out = checkpoint_name(out, ATTENTION)
         else:
             cache = cache.append(k, v)
             out = cached_attention(q, cache, c.attention_chunk, c.sliding_window)

@@ -16,10 +16,13 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import Mesh
 
 from rope_jax.errors import InputError
-from rope_jax.model.attention import MASKED
+from rope_jax.model.attention import by_head, heads_last
+from rope_jax.model.flash import MASKED, Tokens, attend_blocks, attend_blocks_gradient
+from rope_jax.model.remat import ATTENTION
 
 
 def zigzag(length: int, devices: int) -> np.ndarray:
@@ -55,7 +58,7 @@ def ring_attention(query, key, value, segment_ids, *, mesh: Mesh, specs: tuple, 
         mesh: devices.
         specs: `PartitionSpec` of query, of key and value, and of `segment_ids`, in all of which `axis` cuts T.
         axis: mesh axis of the ring.
-        chunk: queries at a time.
+        chunk: keys at a time, and half as many queries.
         window: tokens that a query sees, its own included; None is all before it.
 
     Returns:
@@ -76,14 +79,16 @@ def ring_attention(query, key, value, segment_ids, *, mesh: Mesh, specs: tuple, 
 
 def _local(query, key, value, segment_ids, *, devices, axis, chunk, window):
     """What one device does, in whose hands are its two pieces of every sequence."""
-    b, t, h, d = query.shape
-    k = key.shape[2]
-    scale = jnp.asarray(d**-0.5, query.dtype)
-    grouped = (query * scale).reshape(b, 2, t // 2, k, h // k, d).transpose(1, 0, 3, 4, 2, 5)
-    key, value = (x.reshape(b, 2, t // 2, k, d).transpose(1, 0, 3, 2, 4) for x in (key, value))
+    b, t = segment_ids.shape
+
+    def pieces(x):
+        return jnp.moveaxis(x.reshape(*x.shape[:-2], 2, t // 2, x.shape[-1]), -3, 0)
+
+    query, key, value = by_head(query, key.shape[2]), key.swapaxes(1, 2), value.swapaxes(1, 2)
+    query, key, value = pieces(query), pieces(key), pieces(value)
     segments = segment_ids.reshape(b, 2, t // 2).swapaxes(0, 1)
-    out = _ring(grouped, key, value, segments, devices, axis, chunk, window)
-    return out.transpose(1, 0, 4, 2, 3, 5).reshape(b, t, h, d)
+    out = _ring(query, key, value, segments, devices, axis, chunk, window)
+    return heads_last(jnp.concatenate(tuple(out), axis=-2))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6, 7))
@@ -100,8 +105,8 @@ def _ring_forward(query, key, value, segments, devices, axis, chunk, window):
     def step(number, pieces, state):
         held, source = pieces, (me - number) % devices
         for q, k in _products(number, me, source):
-            mask = _mask(segments, held[2], q, k, me, source, devices, window)
-            state = _merge(state, q, _attend(query[q], held[0][k], held[1][k], mask, chunk))
+            seen = _tokens(segments, q, me, devices), _tokens(held[2], k, source, devices)
+            state = _merge(state, q, attend_blocks(query[q], held[0][k], held[1][k], *seen, chunk, window))
         return state
 
     def move(number, carry):
@@ -114,7 +119,7 @@ def _ring_forward(query, key, value, segments, devices, axis, chunk, window):
     pieces = (key, value, segments)
     carry = _pass_on(pieces, devices, axis), step(0, pieces, state)
     _, (out, log_sum) = jax.lax.fori_loop(1, devices, move, carry)
-    out = out.astype(query.dtype)
+    out, log_sum = (checkpoint_name(x, ATTENTION) for x in (out.astype(query.dtype), log_sum))
     return out, (query, key, value, segments, out, log_sum)
 
 
@@ -128,10 +133,9 @@ def _ring_backward(devices, axis, chunk, window, residuals, d_out):
         held, source = pieces, (me - number) % devices
         d_key, d_value = grads
         for q, k in _products(number, me, source):
-            mask = _mask(segments, held[2], q, k, me, source, devices, window)
-            dq, dk, dv = _attend_backward(
-                query[q], held[0][k], held[1][k], mask, log_sum[q], shared[q], d_out[q], chunk
-            )
+            seen = _tokens(segments, q, me, devices), _tokens(held[2], k, source, devices)
+            parts = query[q], held[0][k], held[1][k], *seen, log_sum[q], shared[q], d_out[q]
+            dq, dk, dv = attend_blocks_gradient(*parts, chunk, window)
             d_query, d_key, d_value = d_query.at[q].add(dq), d_key.at[k].add(dk), d_value.at[k].add(dv)
         return (d_key, d_value), d_query
 
@@ -161,78 +165,11 @@ def _products(number, me, source):
     return (1, 0), (earlier, earlier)
 
 
-def _mask(segments, held, q, k, me, source, devices, window):
-    """Which keys each query sees: `(rows, columns, query segments, key segments, window)`, compared chunk by chunk."""
+def _tokens(segments, piece, device, devices):
+    """The tokens of one of the pieces that a device holds, `segments [2, B, C]`."""
     size = segments.shape[-1]
-
-    def places(piece, device):
-        return jnp.where(piece == 0, device, 2 * devices - 1 - device) * size + jnp.arange(size)
-
-    return places(q, me), places(k, source), segments[q], held[k], window
-
-
-def _visible(mask, start, chunk):
-    rows, columns, query_segments, key_segments, window = mask
-    rows = jax.lax.dynamic_slice_in_dim(rows, start, chunk)[:, None]
-    query_segments = jax.lax.dynamic_slice_in_dim(query_segments, start, chunk, axis=1)
-    seen = columns <= rows
-    if window is not None:
-        seen &= columns > rows - window
-    return (seen[None] & (query_segments[:, :, None] == key_segments[:, None, :]))[:, None, None]
-
-
-def _scores(query, key, mask, start, chunk):
-    part = jax.lax.dynamic_slice_in_dim(query, start, chunk, axis=3)
-    scores = jnp.einsum("bkgtd,bksd->bkgts", part, key, preferred_element_type=jnp.float32)
-    return part, jnp.where(_visible(mask, start, chunk), scores, MASKED)
-
-
-def _starts(size, chunk):
-    chunk = next(c for c in range(min(chunk, size), 0, -1) if size % c == 0)
-    return jnp.arange(0, size, chunk), chunk
-
-
-def _attend(query, key, value, mask, chunk):
-    """One product of pieces: outputs float32 `[B, K, G, C, D]`, and the log of each softmax's sum `[B, K, G, C]`."""
-    starts, chunk = _starts(query.shape[3], chunk)
-
-    def part(start):
-        _, scores = _scores(query, key, mask, start, chunk)
-        highest = jnp.max(scores, axis=-1, keepdims=True)
-        weights = jnp.exp(scores - highest)
-        total = jnp.sum(weights, axis=-1, keepdims=True)
-        out = jnp.einsum("bkgts,bksd->bkgtd", weights.astype(value.dtype), value, preferred_element_type=jnp.float32)
-        return out / total, (highest + jnp.log(total))[..., 0]
-
-    out, log_sum = jax.lax.map(part, starts)
-    return _joined(out), _joined(log_sum)
-
-
-def _attend_backward(query, key, value, mask, log_sum, shared, d_out, chunk):
-    """Gradients, float32, of one product of pieces with respect to its queries, keys and values."""
-    starts, chunk = _starts(query.shape[3], chunk)
-
-    def part(grads, start):
-        d_key, d_value = grads
-        q, scores = _scores(query, key, mask, start, chunk)
-        d, total, common = (jax.lax.dynamic_slice_in_dim(x, start, chunk, axis=3) for x in (d_out, log_sum, shared))
-        weights = jnp.exp(scores - total[..., None])
-        d_weights = jnp.einsum("bkgtd,bksd->bkgts", d, value, preferred_element_type=jnp.float32)
-        d_scores = (weights * (d_weights - common[..., None])).astype(key.dtype)
-        sums = partial(jnp.einsum, preferred_element_type=jnp.float32)
-        d_key += sums("bkgts,bkgtd->bksd", d_scores, q)
-        d_value += sums("bkgts,bkgtd->bksd", weights.astype(d.dtype), d)
-        return (d_key, d_value), sums("bkgts,bksd->bkgtd", d_scores, key)
-
-    zeros = tuple(jnp.zeros(x.shape, jnp.float32) for x in (key, value))
-    (d_key, d_value), d_query = jax.lax.scan(part, zeros, starts)
-    return _joined(d_query), d_key, d_value
-
-
-def _joined(chunks):
-    """Chunks `[N, B, K, G, c, ...]` as `[B, K, G, N c, ...]`."""
-    moved = jnp.moveaxis(chunks, 0, 3)
-    return moved.reshape(*moved.shape[:3], -1, *moved.shape[5:])
+    start = jnp.where(piece == 0, device, 2 * devices - 1 - device) * size
+    return Tokens(start + jnp.arange(size), segments[piece])
 
 
 def _merge(state, piece, part):

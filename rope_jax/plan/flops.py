@@ -12,6 +12,7 @@ import jax
 from jax.extend import core
 
 from rope_jax.model.config import LlamaConfig
+from rope_jax.model.flash import block_sizes
 from rope_jax.model.llama import abstract_params
 
 
@@ -38,15 +39,33 @@ def model_flops(config: LlamaConfig, length: int) -> float:
     return 6.0 * (weights + head) + 12.0 * config.num_layers * config.num_heads * config.head_dim * seen
 
 
-def product_flops(jaxpr) -> float:
+def key_blocks(config: LlamaConfig, length: int, devices: int = 1) -> float:
+    """Blocks of keys that a block of queries meets on average in the attention of backend `cpu`.
+
+    Args:
+        config: model config.
+        length: tokens of a row, of one document.
+        devices: that a row is cut over, each of which holds two pieces (see `rope_jax.model.ring`).
+
+    Returns:
+        The mean over all products of pieces; of the whole row if it is not cut.
+    """
+    size = length // (2 * devices) if devices > 1 else length
+    n, rows, m, columns = block_sizes(size, size, config.attention_chunk)
+    # Of a piece's own keys, those up to the block's last query.
+    own = sum(min(m, (i * rows + rows - 1) // columns + 1) for i in range(n)) / n
+    return own if devices == 1 else (2 * own + (2 * devices - 1) * m) / (2 * devices + 1)
+
+
+def product_flops(jaxpr, trips: float = 1.0) -> float:
     """FLOPs of all matrix products of a program, with the body of each scan as often as it runs.
 
     Args:
         jaxpr: `jax.core.Jaxpr` or `ClosedJaxpr`, such as of `jax.jit(f).trace(...)`.
+        trips: how often the body of a `while` runs, which a program does not say; `key_blocks` of a training step.
 
     Returns:
-        2 per multiplication and addition. Where the branches of a condition differ, the larger counts; the body of a
-        `while`, whose trips are not known, counts once.
+        2 per multiplication and addition. Where the branches of a condition differ, the larger counts.
     """
     jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
     total = 0.0
@@ -56,11 +75,13 @@ def product_flops(jaxpr) -> float:
             shared = math.prod(eqn.invars[0].aval.shape[axis] for axis in contract)
             total += 2.0 * math.prod(eqn.outvars[0].aval.shape) * shared
             continue
-        inner = [product_flops(inner) for inner in _inner(eqn)]
+        inner = [product_flops(inner, trips) for inner in _inner(eqn)]
         if eqn.primitive.name == "cond":
             total += max(inner)
         elif eqn.primitive.name == "scan":
             total += sum(inner) * eqn.params["length"]
+        elif eqn.primitive.name == "while":
+            total += sum(inner) * trips
         elif eqn.primitive.name == "shard_map":
             # Shapes inside are those of one device.
             # Its axes have one name in some releases of JAX, and another in others.

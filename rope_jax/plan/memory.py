@@ -98,7 +98,8 @@ def account(config: LlamaConfig, run: TrainConfig, mesh: Mesh, rope: ScaleVector
     kept = config.num_layers * local.kept("full" if offloaded else config.remat)
     weights = sum(leaf.size for leaf in jax.tree.leaves(abstract_params(local.config)["layers"])) // (local.rows + 1)
     head = config.hidden_size * local.config.vocab_size
-    chunk, queries = min(run.loss_chunk, local.length), min(config.attention_chunk, local.length)
+    chunk = min(run.loss_chunk, local.length)
+    keys, queries = min(config.attention_chunk, local.length), min(config.attention_chunk // 2, local.length)
     backward = {
         # Those of this microbatch, beside the sum over the ones before.
         "gradients": gradients * (2 if run.accumulation > 1 else 1),
@@ -107,8 +108,8 @@ def account(config: LlamaConfig, run: TrainConfig, mesh: Mesh, rope: ScaleVector
         "a block's activations": 2 * local.kept("none"),
         # The next block's weights come while one computes, and its gradient leaves; whole along `fsdp`.
         "gathered weights": 2 * weights * width + 4 * weights if mesh.shape["fsdp"] > 1 else weights * width,
-        # Scores of a chunk of queries, their exponentials, and the gradient of each, float32.
-        "attention scores": 4 * 4 * local.rows * local.config.num_heads * queries * local.length,
+        # Scores of a pair of blocks, their exponentials, and the gradient of each, float32.
+        "attention scores": 4 * 4 * local.rows * local.config.num_heads * queries * keys,
     }
     loss = {
         "gradients": gradients if run.accumulation > 1 else 0,

@@ -13,7 +13,7 @@ from rope_jax.model.config import LlamaConfig
 from rope_jax.model.llama import abstract_params
 from rope_jax.plan.chips import EFFICIENCY, MARGIN, USABLE, Chip
 from rope_jax.plan.collectives import Collective, collectives
-from rope_jax.plan.flops import model_flops, product_flops
+from rope_jax.plan.flops import key_blocks, model_flops, product_flops
 from rope_jax.plan.memory import Memory, account
 from rope_jax.rope.embedding import ScaleVector
 from rope_jax.training.loop import abstract_update
@@ -130,7 +130,7 @@ def plan(config: LlamaConfig, run: TrainConfig, mesh: Mesh, rope: ScaleVector) -
             collectives=collectives(compiled.as_text()),
         ),
         model_flops=tokens * model_flops(config, run.length),
-        step_flops=product_flops(traced.jaxpr),
+        step_flops=product_flops(traced.jaxpr, key_blocks(config, run.length, mesh.shape["context"])),
     )
 
 

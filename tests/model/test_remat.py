@@ -57,14 +57,16 @@ def test_what_is_kept(params):
     b, t = ROWS["tokens"].shape
     c = CONFIG
     entering = (b, t, c.hidden_size)
-    attended = (b, t, c.num_heads, c.head_dim)
+    heads = (c.num_kv_heads, c.num_heads // c.num_kv_heads)
+    attended, sums = (b, *heads, t, c.head_dim), (b, *heads, t)
+    asked = (b, t, c.num_heads, c.head_dim)
     keys = (b, t, c.num_kv_heads, c.head_dim)
     wide = (b, t, c.intermediate_size)
     assert kept(params, "full") == [entering]
-    assert kept(params, "attention") == sorted([entering, attended])
-    # The block's input, what `o` gave, q, k, v, attention's output, and the two inputs of the SwiGLU; JAX keeps the
-    # values a second time, as the input of attention's own checkpoints.
-    assert kept(params, "dots") == sorted([entering, entering, attended, attended, keys, keys, keys, wide, wide])
+    assert kept(params, "attention") == sorted([entering, attended, sums])
+    # The block's input, what `o` gave, q, k, v, attention's output with the logs of its sums, and the two inputs of the
+    # SwiGLU.
+    assert kept(params, "dots") == sorted([entering, entering, asked, attended, sums, keys, keys, wide, wide])
     size = {policy: sum(map(math.prod, kept(params, policy))) for policy in POLICIES[:4]}
     assert size["none"] > size["dots"] > size["attention"] > size["full"]
 

@@ -9,16 +9,17 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from rope_jax.model.config import LlamaConfig
+from rope_jax.model.flash import Blocks, Tokens
 from rope_jax.model.llama import abstract_params
-from rope_jax.plan.flops import model_flops, product_flops
+from rope_jax.plan.flops import key_blocks, model_flops, product_flops
 from rope_jax.rope.embedding import ScaleVector
 from rope_jax.training.sharding import make_mesh
 from rope_jax.training.step import summed_loss
 
 T = 64
-# Wide enough for products to outweigh everything else; attention in one chunk and layers unrolled, so that XLA's count,
-# which takes a loop's body once, is a count.
-CONFIG = LlamaConfig(512, 128, 256, 2, 4, 2, 32, scan_unroll=2, attention_chunk=T)
+# Wide enough for products to outweigh everything else; attention in one pair of blocks and layers unrolled, so that
+# XLA's count, which takes a loop's body once, is a count.
+CONFIG = LlamaConfig(512, 128, 256, 2, 4, 2, 32, scan_unroll=2, attention_chunk=2 * T)
 ROPE = ScaleVector.create(np.ones(16))
 
 
@@ -30,7 +31,7 @@ def step(params, config):
 
 def counts(config):
     traced = jax.jit(lambda p: step(p, config)).trace(abstract_params(config))
-    return product_flops(traced.jaxpr), traced.lower().compile().cost_analysis()["flops"]
+    return product_flops(traced.jaxpr, key_blocks(config, T)), traced.lower().compile().cost_analysis()["flops"]
 
 
 @pytest.mark.parametrize("remat", ["none", "full"])
@@ -50,6 +51,14 @@ def test_loops_count_as_often_as_they_run():
     assert head == pytest.approx(-2 * 6 * T * 512 * 128)
 
 
+@pytest.mark.parametrize(("length", "chunk"), [(64, 16), (60, 16), (7, 4), (64, 256)])
+def test_blocks_of_keys_are_those_that_attention_visits(length, chunk):
+    tokens = Tokens(jnp.arange(length), jnp.ones((1, length), jnp.int32))
+    blocks = Blocks.of(tokens, tokens, chunk, None)
+    visited = np.mean(np.asarray(blocks.end) - np.asarray(blocks.first))
+    assert key_blocks(dataclasses.replace(CONFIG, attention_chunk=chunk), length) == visited
+
+
 def test_parts_on_devices_count_together():
     """Each of 4 devices multiplies its 2 of 8 rows, once for each of two copies of the rows."""
     mesh = make_mesh(2, 4, 1)
@@ -58,13 +67,13 @@ def test_parts_on_devices_count_together():
 
 
 def test_formula_is_the_products_of_full_attention():
-    """6 per weight and 12 H D per key; the program forms all scores of a chunk, twice those that are seen."""
+    """6 per weight and 12 H D per key; the program forms all scores of a block, twice those that are seen."""
     ours, _ = counts(CONFIG)
     seen = model_flops(CONFIG, T) * T
     unseen = 12 * 2 * 4 * 32 * (T - 1) / 2 * T
-    # Attention is computed once more in its backward pass: 4 on top of 12, for every key. Norms have weights, which are
+    # Scores are formed once more in the backward pass: 2 on top of 12, for every key. Norms have weights, which are
     # multiplied without a product: 5 vectors of 128.
-    again = 4 * 2 * 4 * 32 * T * T
+    again = 2 * 2 * 4 * 32 * T * T
     assert ours == pytest.approx(seen + unseen + again - 6 * T * 4 * 128, rel=1e-3)
 
 

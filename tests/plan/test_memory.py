@@ -47,9 +47,10 @@ def test_kept_activations_by_policy():
     }
     tokens, layers, width = 2 * 32, 3, 4
     assert kept["full"] == layers * tokens * 32 * width
-    assert kept["attention"] == layers * tokens * (32 + 2 * 8) * width
-    # q and what attention gives, the block's input and what o gives, k and v, gate and up.
-    assert kept["dots"] == layers * tokens * (2 * (2 * 8) + 2 * 32 + 2 * 8 + 2 * 32) * width
+    assert kept["attention"] == layers * tokens * (32 + 2 * 8 + 2) * width
+    # q and what attention gives, with the log of a sum for each head; the block's input and what o gives, k and v, gate
+    # and up.
+    assert kept["dots"] == layers * tokens * (2 * (2 * 8) + 2 + 2 * 32 + 2 * 8 + 2 * 32) * width
     assert kept["none"] > kept["dots"] and kept["offload"] == 0
 
 
