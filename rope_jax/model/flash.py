@@ -86,7 +86,7 @@ def attend_blocks(query, key, value, queries: Tokens, keys: Tokens, chunk: int, 
         return tuple(blocks.put_query(into, part, i) for into, part in zip(done, parts))
 
     results = jnp.zeros(query.shape), jnp.zeros(query.shape[:4])
-    return tuple(x[:, :, :, :length] for x in jax.lax.fori_loop(0, blocks.queries, of_queries, results))
+    return tuple(x[:, :, :, :length] for x in blocks.for_queries(of_queries, results))
 
 
 def attend_blocks_gradient(
@@ -145,7 +145,7 @@ def attend_blocks_gradient(
         return blocks.put_query(d_query, d_q.reshape(*rows, d), i), d_key, d_value
 
     zeros = jnp.zeros(query.shape), *(jnp.zeros(key_columns.shape) for _ in range(2))
-    d_query, d_key, d_value = jax.lax.fori_loop(0, blocks.queries, of_queries, zeros)
+    d_query, d_key, d_value = blocks.for_queries(of_queries, zeros)
     return d_query[:, :, :, :length], *(x.swapaxes(2, 3)[:, :, :size] for x in (d_key, d_value))
 
 
@@ -233,8 +233,14 @@ class Blocks:
     def add_key(self, x, part, j):
         return jax.lax.dynamic_update_slice_in_dim(x, self.of_key(x, j, 3) + part, j * self.keys_at_a_time, 3)
 
+    def for_queries(self, body, state):
+        """`body(i, state)` for all blocks of queries."""
+        return body(0, state) if self.queries == 1 else jax.lax.fori_loop(0, self.queries, body, state)
+
     def for_keys(self, i, body, state):
-        """`body(j, state)` for all blocks of keys that block `i` of queries meets."""
+        """`body(j, state)` for all blocks of keys that block `i` of queries meets; a single one is always visited."""
+        if self.keys == 1:
+            return body(0, state)
         return jax.lax.fori_loop(self.first[i], self.end[i], body, state)
 
     def either(self, i, j, compute):
@@ -249,6 +255,8 @@ class Blocks:
             seen &= self.of_query(q.segments, i, 1)[:, :, None] == self.of_key(k.segments, j, 1)[:, None]
             return jnp.where(seen[:, None, None], scores, MASKED)
 
+        if self.keys == 1:
+            return compute(masked)
         return jax.lax.cond(self.whole[i, j], lambda: compute(lambda scores: scores), lambda: compute(masked))
 
 
