@@ -2,10 +2,12 @@
 
 python benchmarks/train.py --peer                                   # 15M parameters, T = 1024, 4096 and 16384
 python benchmarks/train.py --peer --model=configs/llama2_7b --dtype=bfloat16 --cases 8192x1 16384x1 \
-    --remat=full --attention=cudnn --peak=989e12                    # one H200
+    --remat=full --checkpointing --attention=cudnn --peak=989e12                    # one H200
 
 Each side is a process of its own, so that memory is its own; steps of the two alternate in one run, from the same
-weights and over the same tokens. A step is forward and backward pass and an AdamW update of all weights.
+weights and over the same tokens. A step is forward and backward pass and an AdamW update of all weights. On a CPU a
+process's memory is that of all it ever did: ours is shown as it is with the program found in the compilation cache, and
+as it was when a process before compiled it.
 
 MFU is model FLOPs per second over the peak: 6 per weight and token, the embedding left out, and 12 H D per layer,
 token and key seen (`rope_jax.plan.flops.model_flops`); recomputation does not count. Without `--peak` the peak is that
@@ -51,11 +53,12 @@ def main() -> None:
     parser.add_argument("--model", type=Path, help="folder with a config.json; default 15M parameters")
     parser.add_argument("--cases", nargs="*", default=["1024x2", "4096x1", "16384x1"], help="tokens x rows")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
-    parser.add_argument("--remat", default="none", help="of `rope_jax.model.remat`; torch's if not none")
+    parser.add_argument("--remat", default="dots", help="of `rope_jax.model.remat`")
+    parser.add_argument("--checkpointing", action="store_true", help="the peer's gradient checkpointing")
     parser.add_argument("--attention", default="cpu", help="backend: cpu, cudnn or splash")
     parser.add_argument("--chunk", type=int, default=512, help="keys at a time of the backend cpu")
-    parser.add_argument("--loss-chunk", type=int, default=512, help="tokens of a row whose logits exist at a time")
-    parser.add_argument("--scan", action="store_true", help="scan over layers in place of unrolling them")
+    parser.add_argument("--loss-tokens", type=int, default=512, help="tokens whose logits exist at a time")
+    parser.add_argument("--unroll", action="store_true", help="unroll the layers in place of a scan over them")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--peak", type=float, help="FLOP/s of the device")
     parser.add_argument("--peer", action="store_true", help="transformers and torch as well")
@@ -68,8 +71,8 @@ def main() -> None:
     sides = ["ours", "peer"] if arguments.peer else ["ours"]
     machine = platform.processor() or platform.machine()
     print(f"Python {platform.python_version()}, {os.cpu_count()} CPUs, {machine}, load {os.getloadavg()[0]:.1f}")
-    print("| T | B | by | s/step | tokens/s | of the peer | MFU | peak memory | loss of the first step |")
-    print("|---|---|---|---|---|---|---|---|---|", flush=True)
+    print("| T | B | by | s/step | tokens/s | of the peer | MFU | peak memory | compiling | loss of the first step |")
+    print("|---|---|---|---|---|---|---|---|---|---|", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         config = json.loads((arguments.model / "config.json").read_text()) if arguments.model else SHAPE
         (Path(folder) / "config.json").write_text(json.dumps(config))
@@ -81,10 +84,14 @@ def compare(case: str, sides: list[str], folder: Path, repeats: int) -> None:
     """Runs one case on all sides and prints its rows."""
     length, rows = map(int, case.split("x"))
     # The peer goes first: it writes the weights that both begin with.
-    running, hello, times = {}, {}, {side: [] for side in sides}
+    running, hello, times, compiling = {}, {}, {side: [] for side in sides}, {}
     for side in reversed(sides):
-        command = [sys.executable, __file__, *sys.argv[1:], f"--side={side}", f"--folder={folder}", "--cases", case]
-        running[side] = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        if side == "ours":
+            first = start(side, case, folder)
+            answer(first)
+            compiling[side] = ask(first, "end").get("memory", 0)
+            first.wait()
+        running[side] = start(side, case, folder)
         hello[side] = answer(running[side])
     for _ in range(repeats):
         for side in sides:
@@ -93,7 +100,7 @@ def compare(case: str, sides: list[str], folder: Path, repeats: int) -> None:
     last = {side: ask(running[side], "end") for side in sides}
     for side in sides:
         if not last[side]:
-            print(f"| {length} | {rows} | {side} | did not run, exit status {running[side].wait()} | | | | | |")
+            print(f"| {length} | {rows} | {side} | did not run, exit status {running[side].wait()} | | | | | | |")
             continue
         seconds, tokens = statistics.median(times[side]), length * rows
         ratio = ""
@@ -102,11 +109,23 @@ def compare(case: str, sides: list[str], folder: Path, repeats: int) -> None:
         mfu = f"{hello['ours']['flops'] * tokens / seconds / hello['ours']['peak']:.2f}" if hello["ours"] else ""
         print(
             f"| {length} | {rows} | {hello[side]['versions']} | {seconds:.2f} | {tokens / seconds:,.0f} | {ratio} "
-            f"| {mfu} | {last[side]['memory'] / 2**30:.2f} GiB | {hello[side]['loss']:.5f} |",
+            f"| {mfu} | {last[side]['memory'] / 2**30:.2f} GiB "
+            f"| {f'{compiling[side] / 2**30:.2f} GiB' if side in compiling else ''} | {hello[side]['loss']:.5f} |",
             flush=True,
         )
     if hello["ours"]:
         print(f"\nPeak: {hello['ours']['peak'] / 1e9:,.0f} GFLOP/s\n", flush=True)
+
+
+def start(side: str, case: str, folder: Path) -> subprocess.Popen:
+    """A process for a side of a case."""
+    command = [sys.executable, __file__, *sys.argv[1:], f"--side={side}", f"--folder={folder}", "--cases", case]
+    cache = {
+        "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    environment = os.environ | cache
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
 
 
 def ask(process, what: str) -> dict:
@@ -173,7 +192,7 @@ def ours(arguments) -> None:
         remat=arguments.remat,
         attention=arguments.attention,
         attention_chunk=arguments.chunk,
-        scan_unroll=1 if arguments.scan else config.num_layers,
+        scan_unroll=config.num_layers if arguments.unroll else 1,
     )
     if params is None:
         params = jax.jit(lambda: nn.unbox(init_params(config, jax.random.key(0))))()
@@ -184,7 +203,7 @@ def ours(arguments) -> None:
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
     rows = {"tokens": tokens, "segment_ids": jnp.ones_like(positions), "positions": positions}
     rows = {name: jnp.asarray(value)[None] for name, value in rows.items()}
-    loss = partial(summed_loss, rope=rope, config=config, loss_chunk=arguments.loss_chunk)
+    loss = partial(summed_loss, rope=rope, config=config, loss_chunk=max(1, arguments.loss_tokens // tokens.shape[0]))
     update = jax.jit(partial(train_step, loss=loss, optimizer=optimizer), donate_argnums=0)
 
     def step():
@@ -234,7 +253,7 @@ def peer(arguments) -> None:
     config = transformers.AutoConfig.from_pretrained(arguments.folder)
     model = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype).to(device)
     model.save_pretrained(arguments.folder)
-    if arguments.remat != "none":
+    if arguments.checkpointing:
         model.gradient_checkpointing_enable()
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, weight_decay=0.0)

@@ -19,7 +19,7 @@ def get_config() -> ConfigDict:
     config.model.rotary = "float32"  # or 'exact': rotary angles exact at any position, where float32 drifts
     # What a block keeps for the backward pass, from most to least: none (everything), dots, attention, full, offload.
     config.model.remat = "full"
-    config.model.scan_unroll = 1  # blocks per iteration of the scan over layers
+    config.model.scan_unroll = 1  # blocks per iteration of the scan over layers; more undo remat on a CPU
     # Attention while training: 'cpu', plain JAX that runs anywhere; 'cudnn', NVIDIA's, in bfloat16; 'splash', for TPUs.
     # 'auto' takes 'splash' on a TPU and else 'cpu'. With mesh.context it is a ring, which computes as 'cpu' does.
     config.model.attention = "auto"

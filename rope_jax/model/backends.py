@@ -28,7 +28,7 @@ def attend(query, key, value, segment_ids, config: LlamaConfig):
         key: `[B, T, K, D]`, already rotated.
         value: `[B, T, K, D]`.
         segment_ids: int32 `[B, T]`; a query sees only keys of its own id.
-        config: model config: backend, queries at a time, window.
+        config: model config: backend, keys at a time, window.
 
     Returns:
         `[B, T, H, D]` in the dtype of `query`.

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
+from functools import cache, partial
 
 import flax.linen as nn
 import jax
@@ -13,7 +13,7 @@ from jax.ad_checkpoint import checkpoint_name
 from rope_jax.model.attention import cached_attention
 from rope_jax.model.backends import attend
 from rope_jax.model.config import LlamaConfig
-from rope_jax.model.remat import BLOCK_INPUT, rematerialised
+from rope_jax.model.remat import BLOCK_INPUT, PRODUCT, rematerialised
 from rope_jax.rope.embedding import ScaleVector, periods, phases, rotate
 from rope_jax.rope.turns import exact_frequencies, exact_phases
 
@@ -61,8 +61,33 @@ class Projection(nn.Module):
 
 
 def _contract(x, kernel, axes):
+    return checkpoint_name(_product(x, kernel.astype(x.dtype), axes), PRODUCT)
+
+
+# With a gradient of its own because of the kernel's: of the two long arrays in that product XLA transposes the first on
+# a CPU, and JAX begins with the gradient of the outputs, which may be the wider.
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _product(x, kernel, axes):
     last = tuple(range(x.ndim - axes, x.ndim))
-    return jnp.tensordot(x, kernel.astype(x.dtype), axes=(last, tuple(range(axes))))
+    return jnp.tensordot(x, kernel, axes=(last, tuple(range(axes))))
+
+
+def _product_forward(x, kernel, axes):
+    return _product(x, kernel, axes), (x, kernel)
+
+
+def _product_backward(axes, residuals, d_y):
+    x, kernel = residuals
+    rows = tuple(range(x.ndim - axes))
+    inner, outer = tuple(range(len(rows), d_y.ndim)), tuple(range(axes, kernel.ndim))
+    d_x = jnp.tensordot(d_y, kernel, axes=(inner, outer))
+    if x.size <= d_y.size:
+        return d_x, jnp.tensordot(x, d_y, axes=(rows, rows))
+    d_kernel = jnp.tensordot(d_y, x, axes=(rows, rows))
+    return d_x, jnp.moveaxis(d_kernel, range(len(outer), kernel.ndim), range(axes))
+
+
+_product.defvjp(_product_forward, _product_backward)
 
 
 class Attention(nn.Module):
@@ -235,6 +260,7 @@ def head_kernel(params, config: LlamaConfig):
     return params["embedding"].T if config.tie_embeddings else params["head"]
 
 
+@partial(jax.jit, static_argnums=0)
 def init_params(config: LlamaConfig, key):
     """Fresh parameters, boxed with their logical axes (`nn.unbox` gives plain arrays).
 
@@ -246,9 +272,9 @@ def init_params(config: LlamaConfig, key):
         Parameter pytree of `flax.linen.LogicallyPartitioned`, layers stacked on the leading axis.
     """
     rope = ScaleVector.create(jnp.ones(config.head_dim // 2))
-    # Parameters do not depend on how attention is computed, and a machine that only stores them may lack the backend.
-    anywhere = dataclasses.replace(config, attention="cpu")
-    return Llama(anywhere).init(key, jnp.zeros((1, 2), jnp.int32), rope)["params"]
+    # Parameters do not depend on how attention is computed: nothing of it is traced, and no backend need be there.
+    model = Llama(config, attend=lambda query, key, value, segment_ids: query)
+    return model.init(key, jnp.zeros((1, 2), jnp.int32), rope)["params"]
 
 
 def abstract_params(config: LlamaConfig):
@@ -275,5 +301,7 @@ def logical_axes(config: LlamaConfig):
     return nn.get_partition_spec(_abstract_boxed(config))
 
 
+# Asked for by everything that lays out, stores or counts parameters, and half a second to trace.
+@cache
 def _abstract_boxed(config: LlamaConfig):
     return jax.eval_shape(lambda: init_params(config, jax.random.key(0)))

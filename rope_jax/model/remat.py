@@ -10,8 +10,9 @@ import jax
 
 POLICIES = ("none", "dots", "attention", "full", "offload")
 
-# What `rope_jax.model.llama` calls the states that enter a block, and the output of its attention.
+# What `rope_jax.model.llama` calls the states that enter a block, products with weights, and attention's output.
 BLOCK_INPUT = "block_input"
+PRODUCT = "product"
 ATTENTION = "attention"
 
 
@@ -37,7 +38,7 @@ def rematerialised(block: type[nn.Module], policy: str) -> type[nn.Module]:
     policies = jax.checkpoint_policies
     attention = policies.save_only_these_names(ATTENTION)
     keeps = {
-        "dots": policies.save_from_both_policies(policies.dots_with_no_batch_dims_saveable, attention),
+        "dots": policies.save_only_these_names(PRODUCT, ATTENTION),
         "attention": attention,
         "full": policies.nothing_saveable,
         "offload": policies.save_and_offload_only_these_names(

@@ -19,6 +19,7 @@ from rope_jax.model.config import LlamaConfig
 from rope_jax.model.llama import abstract_params
 from rope_jax.rope.embedding import ScaleVector
 from rope_jax.training import trained
+from rope_jax.training.loss import COLUMNS
 from rope_jax.training.sharding import batch_sharding, make_mesh, param_shardings, replicated, shards
 from rope_jax.training.state import HOST
 from rope_jax.training.trained import TrainConfig
@@ -115,8 +116,8 @@ def account(config: LlamaConfig, run: TrainConfig, mesh: Mesh, rope: ScaleVector
         "gradients": gradients if run.accumulation > 1 else 0,
         "kept activations": 0 if offloaded else kept,
         "final states": 3 * tokens * config.hidden_size * width,
-        # Logits and their gradient, float32.
-        "logits": 2 * 4 * local.rows * chunk * local.config.vocab_size,
+        # Float32, and some columns' exponentials and gradient.
+        "logits": 4 * local.rows * chunk * (local.config.vocab_size + 2 * min(COLUMNS, local.config.vocab_size)),
         "gathered head": head * width + 4 * head,
     }
     update = {"gradients": gradients}

@@ -44,9 +44,8 @@ def attention_on(config: LlamaConfig, mesh: Mesh | None) -> Callable:
         specs = (spec("batch", "length", "heads"), spec("batch", "length", "kv_heads"), spec("batch", "length"))
         chunk, window = config.attention_chunk, config.sliding_window
         return partial(ring_attention, mesh=mesh, specs=specs, axis="context", chunk=chunk, window=window)
-    if config.attention == "cpu":
-        return local  # plain operations, which the compiler cuts itself
     query, key = spec("batch", None, "heads"), spec("batch", None, "kv_heads")
+    # Each device by itself, also in plain JAX: left to the compiler, all would visit the blocks that any of them needs.
     # Not checked: kernels do not say which of their values vary over which axes.
     return jax.shard_map(local, mesh=mesh, in_specs=(query, key, key, spec("batch")), out_specs=query, check_vma=False)
 
@@ -103,27 +102,6 @@ def in_ring_order(rows, mesh: Mesh | None):
         return jax.lax.with_sharding_constraint(moved, named(mesh, "batch", "length"))
 
     return jax.tree.map(place, rows)
-
-
-def parts_as_rows(x, mesh: Mesh | None):
-    """Each device's part of a sequence as a row of its own, which moves nothing between devices.
-
-    For sums over tokens that are taken a chunk of T at a time, such as the cross entropy: where T is cut over
-    devices, every chunk would lie on one of them.
-
-    Args:
-        x: `[B, T, ...]`, T cut over the context axis.
-        mesh: from `make_mesh`; None for one device.
-
-    Returns:
-        `[n B, T / n, ...]`, cut over rows; unchanged without a context axis.
-    """
-    if mesh is None or not _cut(mesh):
-        return x
-    b, t = x.shape[:2]
-    n = _devices(mesh)
-    parts = x.reshape(b, n, t // n, *x.shape[2:]).swapaxes(0, 1).reshape(n * b, t // n, *x.shape[2:])
-    return jax.lax.with_sharding_constraint(parts, named(mesh, "parts"))
 
 
 def _devices(mesh: Mesh) -> int:

@@ -1,7 +1,8 @@
 """Next-token cross entropy that never holds the logits of more than one chunk of tokens.
 
-Shapes: B rows, T tokens, E hidden size, V vocabulary. Chunks are cut along T and keep B whole, so that inputs
-sharded over rows, vocabulary or both stay so.
+Shapes: B rows, T tokens, E hidden size, V vocabulary, of which each device of a mesh has its part. Chunks are cut along
+T and keep B whole. The kernel is the head transposed, `[V, E]`: some columns of the logits then belong to neighbours in
+its memory.
 """
 
 from __future__ import annotations
@@ -10,27 +11,35 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from rope_jax.training.sharding import spec
+
+# Columns of a chunk's logits for which their gradient exists at a time.
+COLUMNS = 4096
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(4,))
-def cross_entropy(hidden, head, targets, weights, chunk):
+@partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def cross_entropy(hidden, head, targets, weights, chunk, mesh: Mesh | None = None):
     """Weighted sum of next-token negative log likelihoods; divide by the second value for their mean.
 
-    Differentiated, it forms the gradients in the same pass over the chunks as the loss, because logits are
-    dear to recompute and dearer to keep: three matrix products in all. Where rows lie on several devices, the
-    head's gradient is summed over them once per chunk, so larger chunks communicate less.
+    Differentiated, it forms the gradients in the same pass over the chunks as the loss, because logits are dear to
+    recompute and dearer to keep: three matrix products in all. On a mesh, every device takes its own tokens and its own
+    part of the vocabulary, and the head's gradient is summed over devices once, behind all chunks.
 
     Args:
         hidden: `[B, T, E]`, any float dtype, which is that of the matrix products too.
         head: `[E, V]`, any float dtype.
         targets: int32 `[B, T]`, within the vocabulary also where the weight is zero.
         weights: float32 `[B, T]`.
-        chunk: tokens of a row whose logits are formed at a time; needs not divide T.
+        chunk: tokens of a row that each device takes at a time; needs not divide T (static).
+        mesh: from `make_mesh`, over which tokens and vocabulary are cut; None for one device (static).
 
     Returns:
         Pair of float32 scalars: sum of weighted NLL in nats, sum of weights.
     """
-    return jnp.sum(token_nll(hidden, head, targets, chunk) * weights), jnp.sum(weights)
+    device = _on_each(mesh, _device_nll, TOKENS, chunk)
+    return jnp.sum(device(hidden, _kernel(head, hidden), targets, weights != 0) * weights), jnp.sum(weights)
 
 
 def token_nll(hidden, head, targets, chunk, wanted=None):
@@ -49,19 +58,7 @@ def token_nll(hidden, head, targets, chunk, wanted=None):
     """
     if wanted is None:
         wanted = jnp.ones(targets.shape, bool)
-    head = head.astype(hidden.dtype)
-
-    def step(_, inputs):
-        h, t, w = inputs
-        nll = jax.lax.cond(
-            jnp.any(w),
-            lambda: _nll(_logits(h, head), t)[0],
-            lambda: jnp.zeros(t.shape, jnp.float32),
-        )
-        return None, jnp.where(w, nll, 0.0)
-
-    _, nll = jax.lax.scan(step, None, tuple(_split(x, chunk) for x in (hidden, targets, wanted)))
-    return _join(nll, targets.shape[1])
+    return _device_nll(hidden, _kernel(head, hidden), targets, wanted, chunk, None)
 
 
 def next_token_targets(tokens, segment_ids):
@@ -81,30 +78,19 @@ def next_token_targets(tokens, segment_ids):
     return targets, jnp.pad(same, after).astype(jnp.float32)
 
 
-def _cross_entropy_forward(hidden, head, targets, weights, chunk):
-    kernel = head.astype(hidden.dtype)
+# Logical axes of values for each token, of hidden states, and of the kernel.
+TOKENS, STATES, KERNEL = ("batch", "length"), ("batch", "length", None), ("vocab", "embed")
 
-    def step(d_head, inputs):
-        h, t, w = inputs
-        logits = _logits(h, kernel)
-        nll, log_total, hit = _nll(logits, t)
-        d_logits = (jnp.exp(logits - log_total[..., None]) - hit) * w[..., None]
-        # Down to the dtype of the products, as differentiating the product itself would have it.
-        d_logits = d_logits.astype(h.dtype)
-        d_h = jnp.einsum("btv,ev->bte", d_logits, kernel, preferred_element_type=jnp.float32)
-        d_head += jnp.einsum("bte,btv->ev", h, d_logits, preferred_element_type=jnp.float32)
-        return d_head, (nll, d_h.astype(h.dtype))
 
-    d_head, (nll, d_hidden) = jax.lax.scan(
-        step, jnp.zeros(head.shape, jnp.float32), tuple(_split(x, chunk) for x in (hidden, targets, weights))
-    )
-    nll, d_hidden = (_join(x, targets.shape[1]) for x in (nll, d_hidden))
+def _cross_entropy_forward(hidden, head, targets, weights, chunk, mesh):
+    device = _on_each(mesh, _device_gradient, (TOKENS, STATES, KERNEL), chunk)
+    nll, d_hidden, d_kernel = device(hidden, _kernel(head, hidden), targets, weights)
     # An empty array carries the dtype of `head`, which residuals can hold and a dtype itself they cannot.
-    residuals = (d_hidden, d_head, nll, jnp.zeros((0,), head.dtype))
+    residuals = (d_hidden, d_kernel.T, nll, jnp.zeros((0,), head.dtype))
     return (jnp.sum(nll * weights), jnp.sum(weights)), residuals
 
 
-def _cross_entropy_backward(chunk, residuals, cotangents):
+def _cross_entropy_backward(chunk, mesh, residuals, cotangents):
     d_hidden, d_head, nll, like_head = residuals
     of_sum, of_weights = cotangents
     return (
@@ -118,17 +104,110 @@ def _cross_entropy_backward(chunk, residuals, cotangents):
 cross_entropy.defvjp(_cross_entropy_forward, _cross_entropy_backward)
 
 
-def _logits(hidden, head):
-    return jnp.einsum("bte,ev->btv", hidden, head, preferred_element_type=jnp.float32)
+def _on_each(mesh, function, outs, chunk):
+    """A function below, on each device's part of states, kernel, targets and weights; the kernel is whole along E."""
+    if mesh is None or mesh.size == 1:
+        return partial(function, chunk=chunk, mesh=None)
+    ins = STATES, ("vocab", None), TOKENS, TOKENS
+    return jax.shard_map(
+        partial(function, chunk=chunk, mesh=mesh),
+        mesh=mesh,
+        in_specs=tuple(spec(*names) for names in ins),
+        out_specs=spec(*outs) if outs is TOKENS else tuple(spec(*names) for names in outs),
+        # Not checked: it would want to be told what each scan's first state varies over.
+        check_vma=False,
+    )
 
 
-def _nll(logits, targets):
-    """NLL and log of the partition sum, both float32 `[B, T]`, and the one-hot targets, bool `[B, T, V]`."""
-    # A comparison instead of a gather: it fuses into the sum, and needs no communication of logits when the
-    # vocabulary is spread over devices.
-    hit = jnp.arange(logits.shape[-1]) == targets[..., None]
-    log_total = jax.nn.logsumexp(logits, axis=-1)
-    return log_total - jnp.sum(jnp.where(hit, logits, 0.0), axis=-1), log_total, hit
+def _device_nll(hidden, kernel, targets, wanted, chunk, mesh):
+    """NLL of the wanted tokens, float32 `[B, T]`."""
+
+    def step(_, inputs):
+        h, t, w = inputs
+        nll = jax.lax.cond(
+            jnp.any(w),
+            lambda: _nll(_logits(h, kernel), _own(t, kernel, mesh), mesh)[0],
+            lambda: jnp.zeros(t.shape, jnp.float32),
+        )
+        return None, jnp.where(w, nll, 0.0)
+
+    _, nll = jax.lax.scan(step, None, tuple(_split(x, chunk) for x in (hidden, targets, wanted)))
+    return _join(nll, targets.shape[1])
+
+
+def _device_gradient(hidden, kernel, targets, weights, chunk, mesh):
+    """NLL `[B, T]` of all tokens, and the gradients of their weighted sum in states and kernel."""
+    width = _slice(kernel.shape[0])
+
+    def step(d_kernel, inputs):
+        h, t, w = inputs
+        b, size, e = h.shape
+        h, t, w = h.reshape(-1, e), _own(t, kernel, mesh).reshape(-1), w.reshape(-1)
+        logits = _logits(h, kernel)
+        nll, log_total = _nll(logits, t, mesh)
+
+        def columns(number, grads):
+            d_h, d_kernel = grads
+            start = number * width
+            part = jax.lax.dynamic_slice_in_dim(logits, start, width, axis=1)
+            hit = start + jnp.arange(width) == t[:, None]
+            # Down to the dtype of the products, as differentiating the product itself would have it.
+            d_part = ((jnp.exp(part - log_total[:, None]) - hit) * w[:, None]).astype(h.dtype)
+            rows = jax.lax.dynamic_slice_in_dim(kernel, start, width)
+            d_h += jnp.einsum("nv,ve->ne", d_part, rows, preferred_element_type=jnp.float32)
+            d_rows = jax.lax.dynamic_slice_in_dim(d_kernel, start, width)
+            d_rows += jnp.einsum("nv,ne->ve", d_part, h, preferred_element_type=jnp.float32)
+            return d_h, jax.lax.dynamic_update_slice_in_dim(d_kernel, d_rows, start, axis=0)
+
+        grads = jnp.zeros(h.shape, jnp.float32), d_kernel
+        d_h, d_kernel = jax.lax.fori_loop(0, kernel.shape[0] // width, columns, grads)
+        d_h = _sum(d_h, "vocab", mesh).astype(h.dtype)
+        return d_kernel, (nll.reshape(b, size), d_h.reshape(b, size, e))
+
+    d_kernel, (nll, d_hidden) = jax.lax.scan(
+        step, jnp.zeros(kernel.shape, jnp.float32), tuple(_split(x, chunk) for x in (hidden, targets, weights))
+    )
+    if mesh is not None:
+        (embed,), (rows, length) = spec("embed"), spec(*TOKENS)
+        d_kernel = jax.lax.psum_scatter(d_kernel, embed, scatter_dimension=1, tiled=True)
+        d_kernel = jax.lax.psum(d_kernel, tuple(axis for axis in (*rows, length) if axis != embed))
+    nll, d_hidden = (_join(x, targets.shape[1]) for x in (nll, d_hidden))
+    return nll, d_hidden, d_kernel
+
+
+def _kernel(head, hidden):
+    return head.T.astype(hidden.dtype)
+
+
+def _logits(hidden, kernel):
+    return jnp.einsum("...e,ve->...v", hidden, kernel, preferred_element_type=jnp.float32)
+
+
+def _nll(logits, targets, mesh):
+    """NLL and log of the partition sum, float32, shaped like the targets; these are those of `_own`."""
+    highest = jnp.max(logits, axis=-1)
+    if mesh is not None:
+        highest = jax.lax.pmax(highest, spec("vocab")[0])
+    log_total = highest + jnp.log(_sum(jnp.sum(jnp.exp(logits - highest[..., None]), axis=-1), "vocab", mesh))
+    own = (targets >= 0) & (targets < logits.shape[-1])
+    found = jnp.take_along_axis(logits, jnp.where(own, targets, 0)[..., None], axis=-1)[..., 0]
+    return log_total - _sum(jnp.where(own, found, 0.0), "vocab", mesh), log_total
+
+
+def _own(targets, kernel, mesh):
+    """Targets counted from the first token of this device's part of the vocabulary."""
+    return targets if mesh is None else targets - jax.lax.axis_index(spec("vocab")[0]) * kernel.shape[0]
+
+
+def _sum(x, axis, mesh):
+    """The sum over the devices among which a logical axis is cut."""
+    return x if mesh is None else jax.lax.psum(x, spec(axis)[0])
+
+
+def _slice(columns: int) -> int:
+    """The largest divisor that is at most `COLUMNS`; all at a time where that is small, as for a prime number."""
+    width = next(width for width in range(min(columns, COLUMNS), 0, -1) if columns % width == 0)
+    return width if width > COLUMNS // 8 else columns
 
 
 def _split(x, chunk):

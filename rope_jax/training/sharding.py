@@ -24,8 +24,6 @@ RULES = (
     ("batch", ("data", "fsdp")),
     ("length", "context"),
     ("rows", ("data", "fsdp", "context")),
-    # Of parts of sequences that are rows of their own: those of one device stay together.
-    ("parts", ("context", "data", "fsdp")),
     ("vocab", "tensor"),
     ("embed", "fsdp"),
     ("heads", "tensor"),

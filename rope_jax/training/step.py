@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from rope_jax.model.config import LlamaConfig
 from rope_jax.model.llama import Llama, head_kernel
 from rope_jax.rope.embedding import ScaleVector
-from rope_jax.training.context import attention_on, in_ring_order, parts_as_rows
+from rope_jax.training.context import attention_on, in_ring_order
 from rope_jax.training.finite import all_finite, finite
 from rope_jax.training.loss import cross_entropy, next_token_targets
 from rope_jax.training.sharding import states_on
@@ -52,8 +52,7 @@ def summed_loss(
         rows["segment_ids"],
         project=False,
     )
-    hidden, targets, weights = (parts_as_rows(x, mesh) for x in (hidden, targets, weights))
-    return cross_entropy(hidden, head_kernel(params, config), targets, weights, loss_chunk)
+    return cross_entropy(hidden, head_kernel(params, config), targets, weights, loss_chunk, mesh)
 
 
 def mean_loss(
