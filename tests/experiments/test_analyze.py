@@ -9,6 +9,8 @@ import pytest
 from experiments.analyze import analyze, geometry, sweep
 from rope_jax.errors import InputError
 
+pytestmark = pytest.mark.usefixtures("optimised")
+
 
 def load(name):
     config = importlib.import_module(f"configs.{name}").get_config()
