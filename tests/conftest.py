@@ -32,7 +32,9 @@ def optimised():
     """Programs of this module are compiled as users' are: for those that compute for long, or to the last digit."""
     before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", False)
-    yield
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "0")  # for processes that tests start
+        yield
     jax.config.update("jax_disable_most_optimizations", before)
 
 

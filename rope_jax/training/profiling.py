@@ -46,7 +46,7 @@ def traced(steps: range, profile: Profile | None, wait: Callable[[], object]) ->
     try:
         for step in steps:
             if wanted and step == wanted[0]:
-                jax.profiler.start_trace(profile.folder)
+                jax.profiler.start_trace(profile.folder, profiler_options=_options())
                 running = True
             if running:
                 with jax.profiler.StepTraceAnnotation("train", step_num=step):
@@ -60,3 +60,11 @@ def traced(steps: range, profile: Profile | None, wait: Callable[[], object]) ->
     finally:
         if running:  # the loop was left in the midst of the trace
             jax.profiler.stop_trace()
+
+
+def _options() -> jax.profiler.ProfileOptions:
+    options = jax.profiler.ProfileOptions()
+    # Not every Python call, which says little about a compiled step: it hooks into all threads, those that write
+    # checkpoints too, and one of many runs ended in it with a segmentation fault.
+    options.python_tracer_level = 0
+    return options
