@@ -9,7 +9,7 @@ from rope_jax.training.profiling import Profile, traced
 @pytest.fixture
 def calls(monkeypatch):
     seen = []
-    monkeypatch.setattr("jax.profiler.start_trace", lambda folder: seen.append("start"))
+    monkeypatch.setattr("jax.profiler.start_trace", lambda folder, profiler_options: seen.append("start"))
     monkeypatch.setattr("jax.profiler.stop_trace", lambda: seen.append("stop"))
     return seen
 
