@@ -21,7 +21,7 @@ def get_config() -> ConfigDict:
     config.model.remat = "full"
     config.model.scan_unroll = 1  # blocks per iteration of the scan over layers; more undo remat on a CPU
     # Attention while training: 'cpu', plain JAX that runs anywhere; 'cudnn', NVIDIA's, in bfloat16; 'splash', for TPUs.
-    # 'auto' takes 'splash' on a TPU and else 'cpu'. With mesh.context it is a ring, which computes as 'cpu' does.
+    # 'auto' takes 'splash' on a TPU and else 'cpu'. With mesh.context it is a ring over these.
     config.model.attention = "auto"
     config.model.attention_chunk = 512  # keys at a time, and half as many queries: bounds memory
 

@@ -83,7 +83,8 @@ def computed(config: ConfigDict, model: LlamaConfig, platform: str | None = None
     cpu = platform == "cpu"
     dtype = ("float32" if cpu else "bfloat16") if m.dtype == "auto" else m.dtype
     # Not 'cudnn', which takes a mask of T x T for packed documents.
-    fastest = "splash" if platform == "tpu" and config.mesh.context == 1 else "cpu"
+    windowed_ring = config.mesh.context > 1 and model.sliding_window is not None  # which splash has not
+    fastest = "splash" if platform == "tpu" and not windowed_ring else "cpu"
     return dataclasses.replace(
         model,
         dtype=dtype,

@@ -8,16 +8,16 @@ Shapes: B rows, T tokens, H query heads, K key heads, D head dimension.
 
 from __future__ import annotations
 
-from functools import partial
-
 import jax
-import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from rope_jax.errors import InputError
 from rope_jax.model.attention import causal_attention
 from rope_jax.model.config import LlamaConfig
+from rope_jax.model.cudnn import CudnnPieces, cudnn_attention
 from rope_jax.model.remat import ATTENTION
+from rope_jax.model.ring import BlockPieces
+from rope_jax.model.splash import SplashPieces, splash_attention
 
 
 def attend(query, key, value, segment_ids, config: LlamaConfig):
@@ -40,6 +40,32 @@ def attend(query, key, value, segment_ids, config: LlamaConfig):
     if config.attention == "splash":
         return checkpoint_name(splash_attention(*arrays, config.sliding_window), ATTENTION)
     return causal_attention(*arrays, config.attention_chunk, config.sliding_window)
+
+
+def ring_pieces(config: LlamaConfig):
+    """What computes the products of a ring by `config.attention`.
+
+    Args:
+        config: model config: backend, keys at a time, window.
+
+    Returns:
+        `pieces` of `rope_jax.model.ring.ring_attention`.
+
+    Raises:
+        InputError: if that backend has no window there and the model has one.
+    """
+    if config.attention == "cudnn":
+        return CudnnPieces(config.sliding_window)
+    if config.attention == "splash":
+        if config.sliding_window is not None:
+            # Its mask is fixed while compiling; how far keys are from a device's queries changes as they go around.
+            raise InputError(
+                f"config.model.attention is 'splash', which has no sliding window (the model's is "
+                f"{config.sliding_window}) with config.mesh.context: set config.model.attention to 'cpu', or "
+                "config.mesh.context to 1"
+            )
+        return SplashPieces()
+    return BlockPieces(config.attention_chunk, config.sliding_window)
 
 
 def check_backend(config: LlamaConfig) -> None:
@@ -69,91 +95,3 @@ def check_backend(config: LlamaConfig) -> None:
             f"{field}, which takes head dimensions that are multiples of 8 up to {widest} on a {device.device_kind}, "
             f"and the model's is {config.head_dim}: use 'cpu'"
         )
-
-
-def cudnn_attention(query, key, value, segment_ids, window=None, implementation: str = "cudnn"):
-    """Causal self-attention by cuDNN, through `jax.nn.dot_product_attention`.
-
-    That interface knows no documents, and lengths alone (`key_value_seq_lengths`) cannot say where the second one of
-    a row begins. So rows of several documents get a mask, which cuDNN adds to the scores: correct in value and
-    gradient, for 4 T^2 bytes per row on top (the mask and a gradient of it that nobody reads). Where every row is a
-    single document, the kernel runs without it.
-
-    Args:
-        query: `[B, T, H, D]`, bfloat16 or float16, already rotated.
-        key: `[B, T, K, D]`, already rotated.
-        value: `[B, T, K, D]`.
-        segment_ids: int32 `[B, T]`; a query sees only keys of its own id.
-        window: tokens that a query sees, its own included; None is all before it.
-        implementation: of `jax.nn.dot_product_attention`; 'xla' is its reference.
-
-    Returns:
-        `[B, T, H, D]` in the dtype of `query`.
-    """
-    length = query.shape[1]
-    # With a mask, cuDNN differentiates even lengths only.
-    query, key, value, segment_ids = _padded(2, query, key, value, segment_ids)
-    attention = partial(jax.nn.dot_product_attention, is_causal=True, implementation=implementation)
-
-    def documents(query, key, value):
-        mask = segment_ids[:, None, :, None] == segment_ids[:, None, None, :]
-        if window is not None:
-            places = jnp.arange(query.shape[1])
-            mask &= places > places[:, None] - window
-        return attention(query, key, value, mask=mask)
-
-    def one_document(query, key, value):
-        return attention(query, key, value, local_window_size=None if window is None else (window - 1, 0))
-
-    # Padding at the end is seen by itself only, under a causal mask.
-    single = jnp.all(segment_ids[:, :length] == segment_ids[:, :1])
-    return jax.lax.cond(single, one_document, documents, query, key, value)[:, :length]
-
-
-def splash_attention(query, key, value, segment_ids, window=None, interpret: bool = False):
-    """Causal self-attention by JAX's kernel for TPUs; blocks that the causal mask or the window hides cost nothing.
-
-    Args:
-        query: `[B, T, H, D]`, already rotated.
-        key: `[B, T, K, D]`, already rotated.
-        value: `[B, T, K, D]`.
-        segment_ids: int32 `[B, T]`; a query sees only keys of its own id.
-        window: tokens that a query sees, its own included; None is all before it.
-        interpret: run the kernel's program on any platform, slowly.
-
-    Returns:
-        `[B, T, H, D]` in the dtype of `query`.
-    """
-    # A fifth of a second that only those who use it should wait.
-    from jax.experimental.pallas.ops.tpu import splash_attention as splash
-
-    length, heads, dim = query.shape[1:]
-    query = query * jnp.asarray(dim**-0.5, query.dtype)
-    query, key, value, segment_ids = _padded(128, query, key, value, segment_ids)
-    size = query.shape[1]
-    block = next(b for b in (512, 256, 128) if size % b == 0)
-    mask = splash.CausalMask((size, size)) if window is None else splash.LocalMask((size, size), (window - 1, 0), 0)
-    kernel = splash.make_splash_mha_single_device(
-        splash.MultiHeadMask([mask] * heads),
-        block_sizes=splash.BlockSizes(
-            block_q=block,
-            block_kv=block,
-            block_q_dkv=block,
-            block_kv_dkv=block,
-            block_q_dq=block,
-            block_kv_dq=block,
-        ),
-        interpret=interpret,
-    )
-
-    def row(query, key, value, ids):
-        return kernel(*(x.swapaxes(0, 1) for x in (query, key, value)), splash.SegmentIds(ids, ids)).swapaxes(0, 1)
-
-    return jax.vmap(row)(query, key, value, segment_ids)[:, :length]
-
-
-def _padded(multiple, query, key, value, segment_ids):
-    """The arrays with T raised to a multiple; behind all others, padding is not seen by them."""
-    padding = -query.shape[1] % multiple
-    arrays = (jnp.pad(x, ((0, 0), (0, padding), (0, 0), (0, 0))) for x in (query, key, value))
-    return *arrays, jnp.pad(segment_ids, ((0, 0), (0, padding)), mode="edge")

@@ -16,7 +16,7 @@ import jax
 from jax.sharding import Mesh
 
 from rope_jax.errors import InputError
-from rope_jax.model.backends import attend, check_backend
+from rope_jax.model.backends import attend, check_backend, ring_pieces
 from rope_jax.model.config import LlamaConfig
 from rope_jax.model.ring import ring_attention, zigzag
 from rope_jax.training.sharding import named, spec
@@ -34,16 +34,14 @@ def attention_on(config: LlamaConfig, mesh: Mesh | None) -> Callable:
         device they are in ring order.
 
     Raises:
-        InputError: if the mesh asks for a ring of another backend than `cpu`.
+        InputError: if the mesh asks for a ring that the backend has not (see `backends.ring_pieces`).
     """
     local = partial(attend, config=config)
     if mesh is None or mesh.size == 1:
         return local
     if _cut(mesh):
-        _check_ring(config)
         specs = (spec("batch", "length", "heads"), spec("batch", "length", "kv_heads"), spec("batch", "length"))
-        chunk, window = config.attention_chunk, config.sliding_window
-        return partial(ring_attention, mesh=mesh, specs=specs, axis="context", chunk=chunk, window=window)
+        return partial(ring_attention, mesh=mesh, specs=specs, axis="context", pieces=ring_pieces(config))
     query, key = spec("batch", None, "heads"), spec("batch", None, "kv_heads")
     # Each device by itself, also in plain JAX: left to the compiler, all would visit the blocks that any of them needs.
     # Not checked: kernels do not say which of their values vary over which axes.
@@ -58,10 +56,10 @@ def check_attention(config: LlamaConfig, mesh: Mesh) -> None:
         mesh: from `make_mesh`.
 
     Raises:
-        InputError: if its backend is not available, or the mesh asks for a ring of another than `cpu`.
+        InputError: if its backend is not available, or has no ring for this model.
     """
     if _cut(mesh):
-        _check_ring(config)
+        ring_pieces(config)
     check_backend(config)
 
 
@@ -110,15 +108,3 @@ def _devices(mesh: Mesh) -> int:
 
 def _cut(mesh: Mesh) -> bool:
     return _devices(mesh) > 1
-
-
-def _check_ring(config: LlamaConfig) -> None:
-    # A ring merges partial softmaxes by the log of their sums, and differentiates each under the sum of all. Public
-    # interfaces do not give that: cuDNN's has that log in 16 bits, splash attention's not under differentiation. The
-    # ring's own products are those of `cpu`, plain JAX on any platform.
-    if config.attention != "cpu":
-        raise InputError(
-            f"config.model.attention is '{config.attention}', which gives no log of its softmaxes' sums to train with, "
-            "as ring attention over config.mesh.context needs: set config.model.attention to 'auto' or 'cpu', or "
-            "config.mesh.context to 1"
-        )

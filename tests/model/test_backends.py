@@ -10,12 +10,16 @@ import pytest
 from jax._src.cudnn import fused_attention_stablehlo
 
 from rope_jax.errors import InputError
-from rope_jax.model.backends import attend, check_backend, cudnn_attention, splash_attention
+from rope_jax.model.attention import by_head
+from rope_jax.model.backends import attend, check_backend, ring_pieces
 from rope_jax.model.config import LlamaConfig
+from rope_jax.model.cudnn import CudnnPieces, cudnn_attention
+from rope_jax.model.flash import Tokens
 from rope_jax.model.llama import abstract_params
-from rope_jax.model.ring import zigzag
+from rope_jax.model.ring import BlockPieces, ring_attention, zigzag
+from rope_jax.model.splash import SplashPieces, splash_attention
 from rope_jax.training.context import attention_on, in_ring_order
-from rope_jax.training.sharding import make_mesh
+from rope_jax.training.sharding import make_mesh, spec
 from tests.model.test_attention import random_segments
 
 B, T, H, K, D = 2, 64, 4, 2, 16
@@ -47,11 +51,13 @@ def reference(query, key, value, cotangent, segments, window):
     return out, [d_query, *(x.reshape(B, length, K, H // K, D).sum(3) for x in (d_key, d_value))]
 
 
-def ring(query, key, value, segments, window):
+def ring(query, key, value, segments, window, pieces=None):
     """Through the order of the ring and back, on two rows and four pieces of a sequence."""
     mesh = make_mesh(2, 1, 1, context=4)
-    config = dataclasses.replace(MODEL, sliding_window=window, attention_chunk=4)
-    out = attention_on(config, mesh)(*in_ring_order((query, key, value, segments), mesh))
+    specs = *(spec("batch", "length", heads) for heads in ("heads", "kv_heads")), spec("batch", "length")
+    pieces = pieces or ring_pieces(dataclasses.replace(MODEL, sliding_window=window, attention_chunk=4))
+    rows = in_ring_order((query, key, value, segments), mesh)
+    out = ring_attention(*rows, mesh=mesh, specs=specs, axis="context", pieces=pieces)
     return out[:, np.argsort(zigzag(query.shape[1], 4))]
 
 
@@ -61,16 +67,20 @@ BACKENDS = {
     "cudnn's definition": partial(cudnn_attention, implementation="xla"),
     "splash, interpreted": partial(splash_attention, interpret=True),
     "ring": ring,
+    "ring of splash, interpreted": partial(ring, pieces=SplashPieces(interpret=True)),
 }
 MODERN_GPU = jax.default_backend() == "gpu"
 
 
 @pytest.mark.parametrize("documents", ["packed", "one"])
-@pytest.mark.parametrize("window", [None, 13])
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    ("backend", "window"),
+    # A ring of splash has no window, and refuses models that have one (tests/training/test_context.py).
+    [(name, window) for name in BACKENDS for window in (None, 13) if not (window and "ring of splash" in name)],
+)
 def test_equals_the_definition_in_value_and_gradient(backend, window, documents):
     # Neither even nor a multiple of anything, but for the ring, which is cut into eight pieces.
-    length = T if backend == "ring" else T - 3
+    length = T if "ring" in backend else T - 3
     query, key, value, cotangent = inputs(length)
     segments = random_segments(B, length) if documents == "packed" else np.ones((B, length), np.int32)
     out, gradients = reference(query, key, value, cotangent, segments, window)
@@ -124,6 +134,99 @@ def test_cudnn_lowers_to_its_fused_attention(window, monkeypatch):
         assert f"@__cudnn$fmha{name}(" in text
     # No scores outside of the kernels: what is as large as T x T is the mask, one for all heads.
     assert f"tensor<{B}x{H}x1024x1024x" not in text
+
+
+class CudnnByDefinition:
+    """The two primitives of cuDNN's attention as JAX documents them, of heads before tokens: dense, in float32."""
+
+    def __init__(self, gradient):
+        self.gradient = gradient
+
+    def bind(self, query, key, value, bias, *rest, scale, mask_type, layout, sliding_window_length, **others):
+        assert layout == fused_attention_stablehlo.AttentionLayout.BNTH.value and sliding_window_length is None
+        assert others["dropout_rate"] == 0 and all(x.size == 0 for x in rest[:6])
+        group = query.shape[1] // key.shape[1]
+        wide_key, wide_value = (jnp.repeat(x, group, axis=1) for x in (key, value))
+        scores = scale * jnp.einsum("bhtd,bhsd->bhts", query, wide_key) + (bias if bias.size else 0)
+        if mask_type is fused_attention_stablehlo.MaskType.CAUSAL:
+            scores = jnp.where(jnp.tri(*scores.shape[-2:], dtype=bool), scores, -jnp.inf)
+        if not self.gradient:
+            log_sum = jax.nn.logsumexp(scores, axis=-1)
+            return jnp.einsum("bhts,bhsd->bhtd", jnp.exp(scores - log_sum[..., None]), wide_value), log_sum
+        log_sum, out, d_out = rest[6:]
+        weights = jnp.exp(scores - log_sum[..., None])
+        d_scores = jnp.einsum("bhtd,bhsd->bhts", d_out, wide_value) - jnp.sum(d_out * out, -1, keepdims=True)
+        d_scores *= weights * scale
+        wide = jnp.einsum("bhts,bhtd->bhsd", d_scores, query), jnp.einsum("bhts,bhtd->bhsd", weights, d_out)
+        d_key, d_value = (x.reshape(*key.shape[:2], group, *key.shape[2:]).sum(2) for x in wide)
+        return jnp.einsum("bhts,bhsd->bhtd", d_scores, wide_key), d_key, d_value
+
+
+@pytest.mark.parametrize("documents", ["packed", "one"])
+@pytest.mark.parametrize("window", [None, 13])
+def test_ring_of_cudnn_by_the_definition_of_its_primitives(window, documents, monkeypatch):
+    monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91000)
+    monkeypatch.setattr(fused_attention_stablehlo, "get_large_negative_number", lambda dtype: jnp.asarray(-1e9, dtype))
+    for gradient, name in enumerate(("fwd", "bwd")):
+        wrapper = f"_dot_product_attention_{name}_p_wrapper"
+        monkeypatch.setattr(fused_attention_stablehlo, wrapper, CudnnByDefinition(bool(gradient)))
+    length = T + 8  # pieces of nine tokens, of which it takes even numbers only
+    query, key, value, cotangent = inputs(length)
+    segments = random_segments(B, length) if documents == "packed" else np.ones((B, length), np.int32)
+    out, gradients = reference(query, key, value, cotangent, segments, window)
+
+    def both(*arrays):
+        found, pull = jax.vjp(lambda *x: ring(*x, segments, window, CudnnPieces(window)), *arrays)
+        return found, pull(jnp.asarray(cotangent))
+
+    found, ours = jax.jit(both)(query, key, value)
+    np.testing.assert_allclose(found, out, atol=2e-6)  # as above
+    for got, expected in zip(ours, gradients):
+        np.testing.assert_allclose(got, expected, atol=1e-5)
+
+
+def test_ring_of_cudnn_lowers_to_its_fused_attention(monkeypatch):
+    monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91000)
+    text = lowered_ring(CudnnPieces(), "cuda")
+    for name in ("ScaleBiasSoftmax", "ScaleBiasSoftmaxBackward", "Softmax", "SoftmaxBackward"):
+        assert f"@__cudnn$fmha{name}(" in text
+
+
+def test_ring_of_splash_lowers_to_kernels_for_tpus():
+    # Products in the first step and in the others, each with kernels of its own for a causal mask and for none.
+    assert lowered_ring(SplashPieces(), "tpu").count("@tpu_custom_call") >= 3 * 3
+
+
+def lowered_ring(pieces, platform):
+    """As `lowered`, of a ring of four devices."""
+    heads, keys = (jax.ShapeDtypeStruct((2 * B, 2048, n, 128), jnp.bfloat16) for n in (H, K))
+    segments = jax.ShapeDtypeStruct((2 * B, 2048), jnp.int32)
+    out = partial(ring, window=None, pieces=pieces)
+    gradient = jax.grad(lambda *x: jnp.sum(out(*x).astype(jnp.float32)), (0, 1, 2))
+    return jax.jit(gradient).trace(heads, keys, keys, segments).lower(lowering_platforms=(platform,)).as_text()
+
+
+@pytest.mark.skipif(not MODERN_GPU, reason="cuDNN needs a GPU")
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("documents", ["packed", "one"])
+def test_pieces_of_cudnn_equal_those_of_plain_jax(causal, documents):
+    """What a ring is made of, for a ring itself needs several GPUs."""
+    query, key, value, cotangent = (jnp.asarray(x, jnp.bfloat16) for x in inputs(T))
+    query, cotangent = (by_head(x, K) for x in (query, cotangent))
+    key, value = key.swapaxes(1, 2), value.swapaxes(1, 2)
+    segments = random_segments(B, T) if documents == "packed" else np.ones((B, T), np.int32)
+    keys = Tokens(jnp.arange(T), jnp.asarray(segments))
+    queries = keys if causal else Tokens(keys.places + T, keys.segments)
+    arrays = query, key, value, queries, keys
+    out, log_sum = BlockPieces(16).attend(*arrays, causal)
+    found, found_sum = CudnnPieces().attend(*arrays, causal)
+    # bfloat16 keeps eight bits, as above; the log of the sums is in float32 in both.
+    np.testing.assert_allclose(found, out, atol=0.04)
+    np.testing.assert_allclose(found_sum, log_sum, atol=1e-3)
+    # Under the sum of a softmax over more keys than these.
+    rest = log_sum + 0.5, out.astype(jnp.bfloat16), cotangent, causal
+    for got, expected in zip(CudnnPieces().gradient(*arrays, *rest), BlockPieces(16).gradient(*arrays, *rest)):
+        np.testing.assert_allclose(got, expected, atol=0.15)
 
 
 def test_kernels_run_on_each_devices_rows_and_heads(monkeypatch):

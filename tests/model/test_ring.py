@@ -10,7 +10,7 @@ from jax.sharding import AxisType, PartitionSpec
 
 from rope_jax.errors import InputError
 from rope_jax.model.attention import causal_attention
-from rope_jax.model.ring import ring_attention, zigzag
+from rope_jax.model.ring import BlockPieces, ring_attention, zigzag
 
 B, T, H, K, D = 2, 64, 4, 2, 8
 SPECS = (PartitionSpec("data", "context"), PartitionSpec("data", "context"), PartitionSpec("data", "context"))
@@ -56,9 +56,8 @@ def test_equals_one_device(data, context, window):
         return causal_attention(q, k, v, segments, T, window)
 
     def ring(q, k, v):
-        out = ring_attention(
-            *(x[:, order] for x in (q, k, v, segments)), mesh=mesh, specs=SPECS, axis="context", chunk=4, window=window
-        )
+        arrays = (x[:, order] for x in (q, k, v, segments))
+        out = ring_attention(*arrays, mesh=mesh, specs=SPECS, axis="context", pieces=BlockPieces(4, window))
         return out[:, np.argsort(order)]
 
     expected, pull = jax.jit(lambda *x: jax.vjp(alone, *x))(q, k, v)
@@ -74,7 +73,7 @@ def test_bfloat16_and_finite_where_nothing_is_seen():
     q, k, v, _ = (jnp.asarray(x, jnp.bfloat16) for x in arrays())
     segments = jnp.tile(jnp.arange(T, dtype=jnp.int32), (B, 1))  # every token is a document of its own
     order = zigzag(T, 4)
-    ring = jax.jit(partial(ring_attention, mesh=mesh, specs=SPECS, axis="context", chunk=8))
+    ring = jax.jit(partial(ring_attention, mesh=mesh, specs=SPECS, axis="context", pieces=BlockPieces(8)))
     out = ring(*(x[:, order] for x in (q, k, v, segments)))
     assert out.dtype == jnp.bfloat16
     np.testing.assert_array_equal(out, jnp.repeat(v, H // K, axis=2)[:, order])

@@ -229,5 +229,5 @@ def test_messages():
         check_length(mesh, 28, "config.context.target")
     with pytest.raises(InputError, match=r"config\.eval\.batch is 4.*data x fsdp x context = 8.*multiple of 8"):
         check_batch(mesh, 4, "config.eval.batch", "rows")
-    with pytest.raises(InputError, match=r"config\.model\.attention is 'splash'.*'auto' or 'cpu'"):
-        check_attention(dataclasses.replace(CONFIG, attention="splash"), mesh)
+    with pytest.raises(InputError, match=r"'splash', which has no sliding window \(the model's is 7\) with"):
+        check_attention(dataclasses.replace(MISTRAL, attention="splash"), mesh)
