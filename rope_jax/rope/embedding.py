@@ -138,8 +138,9 @@ def rotate(x: jax.Array, angles: jax.Array, attention_factor: jax.Array) -> jax.
     Returns:
         `[B, T, H, D]` in the dtype of `x`; computed in float32.
     """
-    # A barrier, or the compiler computes cosines and sines anew for each head.
-    cos, sin = jax.lax.optimization_barrier((jnp.cos(angles) * attention_factor, jnp.sin(angles) * attention_factor))
+    # In a loop of two, because what leaves a loop is in memory: a compiler would compute them anew for each head, which
+    # a CPU's does in spite of an `optimization_barrier`.
+    cos, sin = jax.lax.map(lambda i: jax.lax.cond(i == 0, jnp.cos, jnp.sin, angles) * attention_factor, jnp.arange(2))
     cos, sin = cos[:, :, None, :], sin[:, :, None, :]
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
