@@ -3,12 +3,15 @@
 python benchmarks/generate.py                        # 15M parameters, batch 8, prompts of 64 tokens, 512 new tokens
 python benchmarks/generate.py --layers=2 --new=64    # quicker
 
-The model is random; both sides get the same float32 weights and must give the same tokens.
+The model is random; both sides get the same float32 weights and must give the same tokens. A CPU is given to JAX as a
+device per core, over which heads and vocabulary are cut as over any mesh; torch takes all cores in its own way. With
+XLA_FLAGS set, devices are what it says.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import platform
 import statistics
@@ -18,6 +21,9 @@ import time
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault(
+    "XLA_FLAGS", f"--xla_force_host_platform_device_count={os.cpu_count()} --xla_cpu_multi_thread_eigen=false"
+)
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import jax
@@ -27,6 +33,9 @@ import transformers
 
 from rope_jax.interop.huggingface import read_model
 from rope_jax.model.generate import greedy
+from rope_jax.training.sharding import cache_sharding, make_mesh, param_shardings
+
+HEADS = 6
 
 
 def main() -> None:
@@ -37,15 +46,21 @@ def main() -> None:
     parser.add_argument("--prompt", type=int, default=64, help="tokens of a prompt that is continued")
     parser.add_argument("--new", type=int, default=512, help="new tokens")
     parser.add_argument("--prefill", type=int, nargs="*", default=[512, 2048], help="tokens of prompts that are read")
+    # Blocks of this size stay nearer to a core; 512, the default of a model, is for all cores at one product.
+    parser.add_argument("--attention-chunk", type=int, default=256, help="as config.model.attention_chunk")
     parser.add_argument("--repeats", type=int, default=5)
     arguments = parser.parse_args()
-    print(f"{os.cpu_count()} CPUs; load {os.getloadavg()[0]:.1f}; {jax.default_backend()}")
+    mesh = make_mesh(1, 1, next(n for n in range(jax.device_count(), 0, -1) if HEADS % n == 0))
+    print(f"{os.cpu_count()} CPUs; load {os.getloadavg()[0]:.1f}; {jax.default_backend()}, {mesh.size} JAX devices")
     versions = {"JAX": jax.__version__, "transformers": transformers.__version__, "torch": torch.__version__}
     print(f"Python {platform.python_version()}, " + ", ".join(f"{k} {v}" for k, v in versions.items()))
 
     with tempfile.TemporaryDirectory() as folder:
         model = random_model(Path(folder), arguments)
         ours = read_model(folder)
+    params = jax.device_put(ours.params, param_shardings(ours.config, mesh))
+    config = dataclasses.replace(ours.config, attention_chunk=arguments.attention_chunk)
+    sharding = cache_sharding(mesh)
     print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f}M parameters, batch {arguments.batch}\n")
 
     def transformers_side(prompts, new):
@@ -54,7 +69,7 @@ def main() -> None:
         return model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **options)[:, ids.shape[1] :].numpy()
 
     def our_side(prompts, new):
-        return np.stack(greedy(ours.params, ours.config, ours.rope, prompts, new))
+        return np.stack(greedy(params, config, ours.rope, prompts, new, cache_sharding=sharding))
 
     print("| prompt | new tokens | ours | transformers | ours, tokens/s | transformers, tokens/s | ratio | equal |")
     print("|---|---|---|---|---|---|---|---|")
@@ -83,8 +98,8 @@ def random_model(folder: Path, arguments):
         hidden_size=288,
         intermediate_size=768,
         num_hidden_layers=arguments.layers,
-        num_attention_heads=6,
-        num_key_value_heads=6,
+        num_attention_heads=HEADS,
+        num_key_value_heads=HEADS,
         max_position_embeddings=4096,
         tie_word_embeddings=True,
         # Ten times the usual, so that the likeliest token is clear and rounding does not decide.

@@ -230,8 +230,9 @@ class _Batch:
 
     @staticmethod
     def _slots(needed, most):
-        """Slots of a cache that holds what is needed: powers of two, so that shapes are few, or the `most` ever."""
-        return min(1 << (needed - 1).bit_length(), most)
+        """Slots of a cache that holds what is needed: two sizes per octave, for few shapes, or the `most` ever."""
+        power = 1 << (needed - 1).bit_length()
+        return min(power * 3 // 4 if needed <= power * 3 // 4 else power, most)
 
     def _spread(self, rows):
         """Rows of a batch on the devices that hold their cache."""
