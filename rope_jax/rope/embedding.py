@@ -138,10 +138,19 @@ def rotate(x: jax.Array, angles: jax.Array, attention_factor: jax.Array) -> jax.
     Returns:
         `[B, T, H, D]` in the dtype of `x`; computed in float32.
     """
-    # In a loop of two, because what leaves a loop is in memory: a compiler would compute them anew for each head, which
-    # a CPU's does in spite of an `optimization_barrier`.
-    cos, sin = jax.lax.map(lambda i: jax.lax.cond(i == 0, jnp.cos, jnp.sin, angles) * attention_factor, jnp.arange(2))
-    cos, sin = cos[:, :, None, :], sin[:, :, None, :]
+    # Kept apart from what follows, or the compiler computes them anew for each head.
+    cos, sin = jax.lax.platform_dependent(angles, cpu=_cos_and_sin_in_a_loop, default=_cos_and_sin)
+    cos, sin = (cos * attention_factor)[:, :, None, :], (sin * attention_factor)[:, :, None, :]
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
     return turned.astype(x.dtype)
+
+
+def _cos_and_sin(angles):
+    return jax.lax.optimization_barrier((jnp.cos(angles), jnp.sin(angles)))
+
+
+def _cos_and_sin_in_a_loop(angles):
+    """A CPU's compiler looks through a barrier, but what leaves a loop is in memory."""
+    cos, sin = jax.lax.map(lambda i: jax.lax.cond(i == 0, jnp.cos, jnp.sin, angles), jnp.arange(2))
+    return cos, sin
