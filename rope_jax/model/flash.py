@@ -263,6 +263,8 @@ class Blocks:
 def _even(size: int, chunk: int) -> tuple[int, int]:
     """Blocks of at most `chunk`, as even as can be: how many, and of how many."""
     count = max(1, -(-size // chunk))
+    # A few more than are needed, if they come out even: padding copies the whole array.
+    count = next((n for n in range(count, count + count // 4 + 1) if size % n == 0), count)
     return count, -(-size // count)
 
 
