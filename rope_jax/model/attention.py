@@ -88,7 +88,7 @@ class LayerCache:
     """Keys and values of one layer. All rows end in the same slot, so short prompts begin in later ones.
 
     Attributes:
-        keys: `[B, K, S, D]`; slots lie beside each other, because every step reads them all.
+        keys: `[B, K, D, S]`; each of the two lies as the products that read all of it take it.
         values: `[B, K, S, D]`.
         first: int32 `[B]`, the slot of each row's position 0; what lies before is padding.
         used: int32 scalar, slots written so far.
@@ -101,10 +101,10 @@ class LayerCache:
 
     def append(self, key, value) -> LayerCache:
         """The cache with the keys and values of the next tokens, `[B, T, K, D]` each, behind the others."""
-        write = partial(jax.lax.dynamic_update_slice_in_dim, start_index=self.used, axis=2)
+        write = partial(jax.lax.dynamic_update_slice_in_dim, start_index=self.used)
         return LayerCache(
-            write(self.keys, key.swapaxes(1, 2).astype(self.keys.dtype)),
-            write(self.values, value.swapaxes(1, 2).astype(self.values.dtype)),
+            write(self.keys, key.transpose(0, 2, 3, 1).astype(self.keys.dtype), axis=3),
+            write(self.values, value.swapaxes(1, 2).astype(self.values.dtype), axis=2),
             self.first,
             self.used + key.shape[1],
         )
@@ -126,7 +126,7 @@ def cached_attention(query, cache, chunk, window=None):
         `[B, T, H, D]` in the dtype of `query`.
     """
     b, t = query.shape[:2]
-    k, slots = cache.keys.shape[1:3]
+    k, slots = cache.values.shape[1:3]
     scaled = by_head(query, k)
     keys, values = cache.keys.astype(query.dtype), cache.values.astype(query.dtype)
     places, ids = cache.used - t + jnp.arange(t), jnp.arange(slots)
@@ -138,17 +138,25 @@ def cached_attention(query, cache, chunk, window=None):
     # Padding in front is a document of its own, of which no query is.
     written = jnp.where(ids >= cache.first[:, None], 0, -1)
     queries = Tokens(places, jnp.zeros((b, t), jnp.int32))
-    out, _ = attend_blocks(scaled, keys, values, queries, Tokens(ids, written), chunk, window)
+    out, _ = attend_blocks(scaled, keys.swapaxes(2, 3), values, queries, Tokens(ids, written), chunk, window)
     return heads_last(out).astype(query.dtype)
 
 
 def _all_keys(query, keys, values, seen):
     """Attention of one query in each row, float32 `[B, K, G, 1, D]`, to the keys that are `seen [B, S]`."""
     b, k, g, _, d = query.shape
-    product = partial(jnp.einsum, preferred_element_type=jnp.float32)
-    scores = product("bkgd,bksd->bkgs", query.reshape(b, k, g, d), keys)
-    scores = jnp.where(seen[:, None, None], scores, MASKED)
+    scores = jnp.where(seen[:, None, None], _vector_products(query.reshape(b, k, g, d), keys), MASKED)
     # Divided by the sum after the product with the values, which is smaller by S / D than the weights are.
     weights = jnp.exp(scores - jnp.max(scores, axis=-1, keepdims=True))
-    out = product("bkgs,bksd->bkgd", weights.astype(values.dtype), values) / jnp.sum(weights, axis=-1, keepdims=True)
+    out = _vector_products(weights.astype(values.dtype), values) / jnp.sum(weights, axis=-1, keepdims=True)
     return out[:, :, :, None]
+
+
+def _vector_products(vectors, matrices):
+    """`[B, K, G, M]` by `[B, K, M, N]`: float32 `[B, K, G, N]`."""
+    if vectors.shape[2] == 1:
+        # One vector by each matrix is bound by reading it: as sums it is spread over a processor's cores, where a
+        # batch of products that are small each runs on one.
+        products = vectors[:, :, 0, :, None].astype(jnp.float32) * matrices.astype(jnp.float32)
+        return jnp.sum(products, axis=2)[:, :, None]
+    return jnp.einsum("bkgm,bkmn->bkgn", vectors, matrices, preferred_element_type=jnp.float32)

@@ -51,8 +51,8 @@ class Cache:
     """Keys and values of all layers; see `LayerCache`.
 
     Attributes:
-        keys: a tuple of `[B, K, S, D]`, one for each layer.
-        values: likewise.
+        keys: a tuple of `[B, K, D, S]`, one for each layer.
+        values: a tuple of `[B, K, S, D]`.
         first: int32 `[B]`, the slot of each row's position 0.
         used: int32 scalar, slots written so far.
     """
@@ -65,7 +65,7 @@ class Cache:
     @property
     def slots(self) -> int:
         """S."""
-        return self.keys[0].shape[2]
+        return self.values[0].shape[2]
 
 
 def empty_cache(config: LlamaConfig, first, slots: int, dtype, sharding: NamedSharding | None) -> Cache:
@@ -76,13 +76,16 @@ def empty_cache(config: LlamaConfig, first, slots: int, dtype, sharding: NamedSh
         first: int32 `[B]`, slot of each row's first token.
         slots: S.
         dtype: of keys and values.
-        sharding: of `[B, K, S, D]`, or None.
+        sharding: of rows and heads, the first two axes, or None.
 
     Returns:
         The cache.
     """
-    shape = (len(first), config.num_kv_heads, slots, config.head_dim)
-    keys, values = (tuple(jnp.zeros(shape, dtype, device=sharding) for _ in range(config.num_layers)) for _ in range(2))
+    rows_and_heads, width = (len(first), config.num_kv_heads), config.head_dim
+    shapes = (*rows_and_heads, width, slots), (*rows_and_heads, slots, width)
+    keys, values = (
+        tuple(jnp.zeros(shape, dtype, device=sharding) for _ in range(config.num_layers)) for shape in shapes
+    )
     return Cache(keys, values, jnp.asarray(first), jnp.int32(0))
 
 
@@ -96,13 +99,15 @@ def grown(cache: Cache, slots: int) -> Cache:
     Returns:
         The larger cache.
     """
-    keys, values = (tuple(_pad_slots(x, slots) for x in layers) for layers in (cache.keys, cache.values))
+    keys, values = (
+        tuple(_pad_slots(x, axis, slots) for x in layers) for layers, axis in ((cache.keys, 3), (cache.values, 2))
+    )
     return Cache(keys, values, cache.first, cache.used)
 
 
-@partial(jax.jit, static_argnames="slots")
-def _pad_slots(x, slots):
-    return jnp.pad(x, ((0, 0), (0, 0), (0, slots - x.shape[2]), (0, 0)))
+@partial(jax.jit, static_argnames=("axis", "slots"))
+def _pad_slots(x, axis, slots):
+    return jnp.pad(x, [(0, slots - size if a == axis else 0) for a, size in enumerate(x.shape)])
 
 
 @partial(jax.jit, static_argnames=("config", "replicated"), donate_argnames="cache")

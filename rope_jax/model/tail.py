@@ -32,7 +32,7 @@ def tail_states(params, config: LlamaConfig, rope: ScaleVector, tokens, first, t
     positions = jnp.maximum(jnp.arange(t) - first[:, None], 0)
     factors = jnp.broadcast_to(rope.factors, (config.num_layers, config.head_dim // 2))
     empty = jnp.zeros((b, config.num_kv_heads, t, config.head_dim), config.dtype)
-    cache = LayerCache(empty, empty, first, jnp.int32(0))
+    cache = LayerCache(empty.swapaxes(2, 3), empty, first, jnp.int32(0))
 
     def block(x, i, tail):
         layer = jax.tree.map(lambda p: p[i], params["layers"])

@@ -212,7 +212,7 @@ def cache_sharding(mesh: Mesh) -> NamedSharding:
         mesh: from `make_mesh`.
 
     Returns:
-        Sharding of `[B, K, S, D]` that spreads rows as `row_sharding` does, heads over `tensor`.
+        Sharding of arrays `[B, K, ...]` that spreads rows as `row_sharding` does, heads over `tensor`.
     """
     return named(mesh, "rows", "kv_heads")
 

@@ -109,7 +109,7 @@ def test_cached_attention_reads_from_the_first_slot_to_the_query(window, chunk, 
     allowed = ((back >= 0) & (back < (window or 16)))[None] & (np.arange(16) >= first[:, None, None])
     for empty in ((0, slice(used, None)), (1, slice(used, None)), (1, slice(0, 6))):
         key[empty], value[empty] = 1e9, 1e30  # padding, and slots nobody has written
-    cache = LayerCache(key.swapaxes(1, 2), value.swapaxes(1, 2), first, jnp.int32(used))
+    cache = LayerCache(key.transpose(0, 2, 3, 1), value.swapaxes(1, 2), first, jnp.int32(used))
     got = jax.jit(cached_attention, static_argnums=(2, 3))(query[:, :count], cache, chunk, window)
     seen = allowed.any(-1)  # a padding query sees nothing, and what it gives is not read
     expected = dense(query[:, :count], key, value, allowed)
