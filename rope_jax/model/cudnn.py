@@ -11,7 +11,9 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from rope_jax.model.flash import Tokens
+from rope_jax.model.flash import Tokens, padded_to_multiple
+
+_even = partial(padded_to_multiple, multiple=2)  # with a mask, cuDNN differentiates no odd lengths
 
 
 def cudnn_attention(query, key, value, segment_ids, window=None, implementation: str = "cudnn"):
@@ -126,8 +128,3 @@ def _settings(bias, causal):
     mask = cudnn.MaskType.CAUSAL if causal else cudnn.MaskType.NO_MASK
     biased = bias is not None
     return 1.0, 42, 0.0, (biased, biased), mask, cudnn.AttentionLayout.BNTH.value, None, cudnn.check_cudnn_version()
-
-
-def _even(x, axis, **how):
-    """The array with an even length: with a mask, cuDNN differentiates no other."""
-    return jnp.pad(x, [(0, x.shape[a] % 2 if a == axis else 0) for a in range(x.ndim)], **how)

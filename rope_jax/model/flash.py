@@ -268,6 +268,21 @@ def _even(size: int, chunk: int) -> tuple[int, int]:
     return count, -(-size // count)
 
 
+def padded_to_multiple(x, axis: int, multiple: int, **how):
+    """An array with an axis raised to a multiple.
+
+    Args:
+        x: the array.
+        axis: of it.
+        multiple: what the axis becomes a multiple of.
+        **how: of `jax.numpy.pad`; default zeros.
+
+    Returns:
+        The array, with padding behind.
+    """
+    return jnp.pad(x, [(0, -size % multiple if a == axis else 0) for a, size in enumerate(x.shape)], **how)
+
+
 def _padded(x, size, axis):
     widths = [(0, size - x.shape[a] if a == axis else 0) for a in range(x.ndim)]
     return jnp.pad(x, widths)

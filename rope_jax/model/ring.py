@@ -64,11 +64,11 @@ class BlockPieces:
         """Attention of one piece of queries to one piece of keys.
 
         Args:
-            query: `[B, K, G, C, D]`, scaled.
-            key: `[B, K, C, D]`.
-            value: `[B, K, C, D]`.
-            queries: places and documents of the queries.
-            keys: those of the keys.
+            query: `[B, K, G, C, D]`, scaled, as for `attend_blocks`, like all that are not named here.
+            key: likewise.
+            value: likewise.
+            queries: likewise.
+            keys: likewise.
             causal: whether the two pieces are one, under a causal mask; otherwise all keys come before all queries.
 
         Returns:

@@ -6,11 +6,14 @@ Shapes: B rows, T tokens, H query heads, K key heads, G = H / K, D head dimensio
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 
-from rope_jax.model.flash import Tokens
+from rope_jax.model.flash import Tokens, padded_to_multiple
+
+_padded = partial(padded_to_multiple, multiple=128)
 
 
 def splash_attention(query, key, value, segment_ids, window=None, interpret: bool = False):
@@ -109,8 +112,3 @@ def _segments(queries, keys):
     from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
     return splash.SegmentIds(queries, keys)
-
-
-def _padded(x, axis, **how):
-    """The array with an axis raised to a multiple of 128."""
-    return jnp.pad(x, [(0, -x.shape[a] % 128 if a == axis else 0) for a in range(x.ndim)], **how)

@@ -61,10 +61,10 @@ def make_mesh(data: int, fsdp: int, tensor: int, devices=None, *, context: int =
     if free and len(devices) % fixed == 0:
         sizes[free[0]] = len(devices) // fixed
     if math.prod(sizes.values()) != len(devices):
-        raise InputError(
-            f"config.mesh is {sizes}, for {math.prod(sizes.values())} devices, but there are {len(devices)}: "
-            "set one of config.mesh.data, .fsdp, .tensor, .context to -1 to take what is left"
-        )
+        wanted, fix = f"{fixed} devices", "set one of data, fsdp, tensor and context to -1 to take what is left"
+        if free:
+            wanted, fix = f"a multiple of {fixed} devices", "choose sizes whose product divides that"
+        raise InputError(f"config.mesh is {sizes}, for {wanted}, but there are {len(devices)}: {fix}")
     return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
 
 

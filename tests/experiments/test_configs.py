@@ -58,6 +58,23 @@ def test_shapes_to_plan_with(name, model, target, n_hat, steps):
     np.testing.assert_array_equal(own.factors, 1)
 
 
+@pytest.mark.parametrize(
+    ("platform", "context", "window", "attention"),
+    [
+        ("cpu", 1, None, "cpu"),
+        ("gpu", 2, None, "cpu"),
+        ("tpu", 1, 4096, "splash"),
+        ("tpu", 2, None, "splash"),
+        ("tpu", 2, 4096, "cpu"),  # in a ring, its kernel has no window
+    ],
+)
+def test_attention_that_auto_takes(platform, context, window, attention):
+    config = load("llama2_8k")
+    config.mesh.context = context
+    model = dataclasses.replace(PAPER[0][1], sliding_window=window, architecture="mistral")
+    assert settings.computed(config, model, platform).attention == attention
+
+
 @pytest.mark.parametrize(("name", "model"), [(name, model) for name, model, *_ in PAPER[::2]])
 def test_full_size_step_has_consistent_shapes(name, model):
     """The real train step on abstract arrays: every shape and dtype of LLaMA2, no memory."""

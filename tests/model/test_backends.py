@@ -185,6 +185,14 @@ def test_ring_of_cudnn_by_the_definition_of_its_primitives(window, documents, mo
         np.testing.assert_allclose(got, expected, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("attention", "window", "pieces"),
+    [("cpu", 13, BlockPieces(24, 13)), ("cudnn", 13, CudnnPieces(13)), ("splash", None, SplashPieces())],
+)
+def test_a_ring_computes_with_what_was_asked_for(attention, window, pieces):
+    assert ring_pieces(dataclasses.replace(MODEL, attention=attention, sliding_window=window)) == pieces
+
+
 def test_ring_of_cudnn_lowers_to_its_fused_attention(monkeypatch):
     monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91000)
     text = lowered_ring(CudnnPieces(), "cuda")

@@ -247,6 +247,8 @@ def test_kill_and_resume_is_bitwise_the_same(tmp_path):
 def test_mesh_messages():
     with pytest.raises(InputError, match=r"config\.mesh.*for 3 devices, but there are 8"):
         make_mesh(3, 1, 1)
+    with pytest.raises(InputError, match=r"for a multiple of 3 devices, but there are 8: choose sizes whose product"):
+        make_mesh(3, -1, 1)
     with pytest.raises(InputError, match="at most one may be -1"):
         make_mesh(-1, -1, 1)
     assert make_mesh(2, -1, 2).shape == {"data": 2, "fsdp": 2, "tensor": 2, "context": 1}
