@@ -4,8 +4,9 @@ python benchmarks/generate.py                        # 15M parameters, batch 8, 
 python benchmarks/generate.py --layers=2 --new=64    # quicker
 
 The model is random; both sides get the same float32 weights and must give the same tokens. A CPU is given to JAX as a
-device per core, over which heads and vocabulary are cut as over any mesh; torch takes all cores in its own way. With
-XLA_FLAGS set, devices are what it says.
+device per core, over which heads and vocabulary are cut as over any mesh (mesh.tensor), or, for prompts that are read
+only, rows of the batch as well (mesh.data); torch takes all cores in its own way. With XLA_FLAGS set, devices are what
+it says.
 """
 
 from __future__ import annotations
@@ -50,17 +51,19 @@ def main() -> None:
     parser.add_argument("--attention-chunk", type=int, default=256, help="as config.model.attention_chunk")
     parser.add_argument("--repeats", type=int, default=5)
     arguments = parser.parse_args()
-    mesh = make_mesh(1, 1, next(n for n in range(jax.device_count(), 0, -1) if HEADS % n == 0))
-    print(f"{os.cpu_count()} CPUs; load {os.getloadavg()[0]:.1f}; {jax.default_backend()}, {mesh.size} JAX devices")
+    count = jax.device_count()
+    if HEADS % count or arguments.batch % count:
+        parser.error(f"there are {count} JAX devices: they must divide {HEADS} heads and a batch of {arguments.batch}")
+    print(f"{os.cpu_count()} CPUs; load {os.getloadavg()[0]:.1f}; {jax.default_backend()}, {count} JAX devices")
     versions = {"JAX": jax.__version__, "transformers": transformers.__version__, "torch": torch.__version__}
     print(f"Python {platform.python_version()}, " + ", ".join(f"{k} {v}" for k, v in versions.items()))
 
     with tempfile.TemporaryDirectory() as folder:
         model = random_model(Path(folder), arguments)
         ours = read_model(folder)
-    params = jax.device_put(ours.params, param_shardings(ours.config, mesh))
     config = dataclasses.replace(ours.config, attention_chunk=arguments.attention_chunk)
-    sharding = cache_sharding(mesh)
+    meshes = {"heads": make_mesh(1, 1, count), "rows": make_mesh(count, 1, 1)}
+    params = {cut: jax.device_put(ours.params, param_shardings(config, mesh)) for cut, mesh in meshes.items()}
     print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f}M parameters, batch {arguments.batch}\n")
 
     def transformers_side(prompts, new):
@@ -68,24 +71,27 @@ def main() -> None:
         options = {"do_sample": False, "max_new_tokens": new, "pad_token_id": 0}
         return model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **options)[:, ids.shape[1] :].numpy()
 
-    def our_side(prompts, new):
-        return np.stack(greedy(params, config, ours.rope, prompts, new, cache_sharding=sharding))
+    def our_side(prompts, new, cut):
+        sharding = cache_sharding(meshes[cut])
+        return np.stack(greedy(params[cut], config, ours.rope, prompts, new, cache_sharding=sharding))
 
-    print("| prompt | new tokens | ours | transformers | ours, tokens/s | transformers, tokens/s | ratio | equal |")
-    print("|---|---|---|---|---|---|---|---|")
-    for length, new in [(arguments.prompt, arguments.new), *((length, 1) for length in arguments.prefill)]:
+    print("| prompt | new tokens | cut | ours | transformers | ours, tokens/s | its tokens/s | ratio | equal |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    reading = [(length, 1, cut) for length in arguments.prefill for cut in meshes]
+    for length, new, cut in [(arguments.prompt, arguments.new, "heads"), *reading]:
         rng = np.random.default_rng(length)
         prompts = [rng.integers(3, arguments.vocabulary, length).astype(np.int32) for _ in range(arguments.batch)]
-        equal = np.array_equal(our_side(prompts, new), transformers_side(prompts, new))  # compiles, too
+        equal = np.array_equal(our_side(prompts, new, cut), transformers_side(prompts, new))  # compiles, too
         pairs = [
-            (timed(our_side, prompts, new), timed(transformers_side, prompts, new)) for _ in range(arguments.repeats)
+            (timed(our_side, prompts, new, cut), timed(transformers_side, prompts, new))
+            for _ in range(arguments.repeats)
         ]
         mine, other = (statistics.median(times) for times in zip(*pairs))
         ratio = statistics.median(b / a for a, b in pairs)
         tokens = arguments.batch * (new if new > 1 else length)
         print(
-            f"| {length} | {new if new > 1 else '- (prefill)'} | {mine:.2f} s | {other:.2f} s | {tokens / mine:,.0f} "
-            f"| {tokens / other:,.0f} | {ratio:.2f} | {'yes' if equal else 'NO'} |",
+            f"| {length} | {new if new > 1 else '- (prefill)'} | {cut} | {mine:.2f} s | {other:.2f} s "
+            f"| {tokens / mine:,.0f} | {tokens / other:,.0f} | {ratio:.2f} | {'yes' if equal else 'NO'} |",
             flush=True,
         )
 

@@ -15,7 +15,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from rope_jax.model.attention import LayerCache
 from rope_jax.model.config import LlamaConfig
-from rope_jax.model.llama import Block, RMSNorm, head_kernel
+from rope_jax.model.llama import Block, RMSNorm
 from rope_jax.rope.embedding import ScaleVector
 
 # Steps between two looks of the host at what was decoded; it checks stop strings and grows the cache there.
@@ -23,7 +23,7 @@ SEGMENT = 32
 
 
 def decoding_weights(params, config: LlamaConfig):
-    """The parameters as decoding reads them: in the computation dtype, and layer by layer.
+    """The parameters as decoding reads them: in the computation dtype, layer by layer, the head token by token.
 
     A step reads every weight once and does little with it, so it must neither convert nor slice any. A scan over
     stacked layers would slice weights, and the cache, at each step.
@@ -33,9 +33,11 @@ def decoding_weights(params, config: LlamaConfig):
         config: its config.
 
     Returns:
-        The parameters, with a tuple of trees as `layers`.
+        The parameters, with a tuple of trees as `layers`, and `[V, E]` as `head` unless it is tied.
     """
     top = {name: value for name, value in params.items() if name != "layers"}
+    if not config.tie_embeddings:
+        top["head"] = top["head"].T
     return {"layers": _separate(params["layers"], config), **jax.tree.map(lambda x: x.astype(config.dtype), top)}
 
 
@@ -187,9 +189,22 @@ def _forward(weights, config, rope, tokens, cache):
         layers.append(layer)
     # Only the last state meets the vocabulary: T x V logits are never formed.
     x = RMSNorm(config).apply({"params": weights["norm"]}, x[:, -1])
-    logits = jnp.dot(x, head_kernel(weights, config), preferred_element_type=jnp.float32)
+    logits = _projected(x, weights["embedding" if config.tie_embeddings else "head"])
     keys, values = tuple(layer.keys for layer in layers), tuple(layer.values for layer in layers)
     return logits, Cache(keys, values, cache.first, cache.used + tokens.shape[1])
+
+
+def _projected(states, head):
+    """float32 logits `[B, V]` of states `[B, E]`, by a head `[V, E]`."""
+    product = partial(jnp.einsum, "be,ve->bv", preferred_element_type=jnp.float32)
+    if head.dtype != jnp.float32 or not 2 <= len(states) <= 32:
+        return product(states, head)
+    return jax.lax.platform_dependent(states, head, cpu=_projected_by_sums, default=product)
+
+
+def _projected_by_sums(states, head):
+    """For few states: before a product, XLA copies the whole head into another order, which takes longer than it."""
+    return jnp.sum(head[:, :, None] * states.T, axis=1).T
 
 
 def _most_likely(logits, banned):

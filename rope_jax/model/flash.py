@@ -261,10 +261,13 @@ class Blocks:
 
 
 def _even(size: int, chunk: int) -> tuple[int, int]:
-    """Blocks of at most `chunk`, as even as can be: how many, and of how many."""
+    """Blocks of about `chunk`, as even as can be: how many, and of how many."""
     count = max(1, -(-size // chunk))
-    # A few more than are needed, if they come out even: padding copies the whole array.
-    count = next((n for n in range(count, count + count // 4 + 1) if size % n == 0), count)
+    # A few more or less than are needed, if they come out even: padding copies the whole array.
+    near = [n for n in range(max(1, count * 4 // 5), count * 2) if size % n == 0 and size // n <= chunk * 5 // 4]
+    # A processor's products work on tiles of some 64 columns; what is left over takes as long as a whole one.
+    near = [n for n in near if size // n % 64 == 0] or [n for n in near if n <= count + count // 4]
+    count = min(near, key=lambda n: abs(n - count), default=count)
     return count, -(-size // count)
 
 

@@ -184,7 +184,7 @@ class _Batch:
 
         token, cache = self._read(prompts, batch_size, int(limits.max()), stops if self.stops.min_new_tokens else free)
         length, produced = int(cache.used), 1
-        room = bucket_length(length + int(limits.max()))
+        room = bucket_length(length + int(limits.max()) - 1)
         new = np.asarray(token)[:, None]
         while True:
             left[: len(answers)] = [answer.take(row) for answer, row in zip(answers, new)]
@@ -212,7 +212,7 @@ class _Batch:
         for row, prompt in enumerate(prompts):
             first[row] = length - len(prompt)
             tokens[row, first[row] :] = prompt
-        slots = self._slots(length + min(SEGMENT, limit), bucket_length(length + limit))
+        slots = self._slots(length + min(SEGMENT, limit - 1), bucket_length(length + limit - 1))
         cache = empty_cache(self.config, self._spread(first), slots, self.cache_dtype, self.cache_sharding)
         token, start = None, 0
         for end in range(head, length + 1, self.chunk):

@@ -223,7 +223,7 @@ def test_prefill_memory_does_not_grow_with_the_prompt(untied):
     def temporary(slots):
         weights = jax.eval_shape(lambda: decode.decoding_weights(untied[1], untied[2]))
         weights |= {"embedding": jax.ShapeDtypeStruct((4096, 32), jnp.float32)}
-        weights |= {"head": jax.ShapeDtypeStruct((32, 4096), jnp.float32)}
+        weights |= {"head": jax.ShapeDtypeStruct((4096, 32), jnp.float32)}
         compiled = decode.prefill.lower(
             weights,
             jax.eval_shape(lambda: identity(8)),
