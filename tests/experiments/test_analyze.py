@@ -41,6 +41,7 @@ def test_table_3_and_reference_per_pair(shared, tmp_path, name, factor, table_3)
         assert (tmp_path / "figures" / f"figure_{figure}.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_sweep(tmp_path):
     found = sweep(geometry(load("llama2_8k")), tmp_path / "sweep.png")
     assert (tmp_path / "sweep.png").exists()

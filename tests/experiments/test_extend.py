@@ -200,6 +200,7 @@ def test_bad_input_is_refused_before_anything_runs(texts, tmp_path, field, value
     assert not (tmp_path / "run" / "methods").exists()
 
 
+@pytest.mark.slow
 def test_a_run_over_cut_sequences_measures_the_same(finished, texts, tmp_path):
     folder, whole = finished
     config = small_config(texts)

@@ -4,8 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from rope_jax.model.attention import LayerCache, cached_attention, causal_attention
+from rope_jax.model.flash import block_sizes
 
 
 def dense(query, key, value, allowed):
@@ -30,6 +33,25 @@ def random_segments(rows, length, seed=0):
     rng = np.random.default_rng(seed)
     cuts = rng.random((rows, length)) < 0.1
     return np.take(np.array([3, 0, 7, 1, 5] * 40), np.cumsum(cuts, axis=1)).astype(np.int32)
+
+
+@given(st.integers(1, 20_000), st.integers(1, 20_000), st.integers(2, 1024))
+def test_blocks_hold_every_token_and_stay_near_the_chunk(queries, keys, chunk):
+    n, rows, m, columns = block_sizes(queries, keys, chunk)
+    assert n * rows >= queries and m * columns >= keys
+    half = chunk // 2
+    assert rows <= 1.25 * half
+    # As many scores at a time where queries are few.
+    assert columns <= 1.25 * chunk * max(1, half // rows)
+
+
+# Even where a size has a divisor near, in tiles of 64 where it has such a one.
+@pytest.mark.parametrize(
+    ("keys", "chunk", "blocks"),
+    [(640, 256, (2, 320)), (2560, 256, (10, 256)), (300, 256, (2, 150)), (1024, 512, (2, 512))],
+)
+def test_blocks_of_keys_come_out_even(keys, chunk, blocks):
+    assert block_sizes(4096, keys, chunk)[2:] == blocks
 
 
 @pytest.mark.parametrize("kv_heads", [4, 2, 1])

@@ -27,7 +27,12 @@ def test_bounds(target, bound):
 
 
 @pytest.mark.parametrize(
-    ("base", "head_dim", "original"), [(500000.0, 128, 8192), (500000.0, 64, 8192), (10000.0, 256, 4096)]
+    ("base", "head_dim", "original"),
+    [
+        (500000.0, 128, 8192),
+        pytest.param(500000.0, 64, 8192, marks=pytest.mark.slow),
+        pytest.param(10000.0, 256, 4096, marks=pytest.mark.slow),
+    ],
 )
 def test_no_pair_is_worse_than_the_papers_selection(base, head_dim, original):
     theta = exact_frequencies(base, head_dim)

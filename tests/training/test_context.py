@@ -74,8 +74,10 @@ def one_step(mesh, config, accumulation=1):
 
 @pytest.mark.parametrize(
     ("sizes", "config", "accumulation"),
-    [((2, 1, 1, 4), REMAT, 2), ((1, 2, 2, 2), MISTRAL, 1)],
-    ids=["llama on data=2,context=4", "mistral on fsdp=2,tensor=2,context=2"],
+    [
+        pytest.param((2, 1, 1, 4), REMAT, 2, id="llama on data=2,context=4"),
+        pytest.param((1, 2, 2, 2), MISTRAL, 1, id="mistral on fsdp=2,tensor=2,context=2", marks=pytest.mark.slow),
+    ],
 )
 def test_a_step_over_cut_sequences_equals_that_of_one_device(sizes, config, accumulation):
     expected, gradients = one_step(mesh_of(1, 1, 1, 1), config)
@@ -156,6 +158,7 @@ def init_params_shape(config):
     return jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
 
 
+@pytest.mark.slow
 def test_no_device_holds_a_whole_sequence():
     """Memory falls with the devices of a ring, and neither states nor logits are gathered."""
     length = 32768
