@@ -23,7 +23,7 @@ def get_config() -> ConfigDict:
     # Attention while training: 'cpu', plain JAX that runs anywhere; 'cudnn', NVIDIA's, in bfloat16; 'splash', for TPUs.
     # 'auto' takes 'splash' on a TPU and else 'cpu'. With mesh.context it is a ring over these.
     config.model.attention = "auto"
-    config.model.attention_chunk = 512  # keys at a time, and half as many queries: bounds memory
+    config.model.attention_chunk = 512  # queries and keys at a time: bounds memory
 
     config.rope = ConfigDict()
     config.rope.method = "dprope"  # trained and exported

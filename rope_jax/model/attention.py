@@ -27,7 +27,7 @@ def causal_attention(query, key, value, segment_ids, chunk, window=None):
         key: `[B, T, K, D]`, already rotated.
         value: `[B, T, K, D]`.
         segment_ids: int32 `[B, T]`; a query sees only keys of its own id.
-        chunk: keys at a time, and half as many queries.
+        chunk: queries and keys at a time, about.
         window: keys that a query sees, its own included; None is all before it.
 
     Returns:

@@ -28,7 +28,7 @@ def attend(query, key, value, segment_ids, config: LlamaConfig):
         key: `[B, T, K, D]`, already rotated.
         value: `[B, T, K, D]`.
         segment_ids: int32 `[B, T]`; a query sees only keys of its own id.
-        config: model config: backend, keys at a time, window.
+        config: model config: backend, queries and keys at a time, window.
 
     Returns:
         `[B, T, H, D]` in the dtype of `query`.
@@ -46,7 +46,7 @@ def ring_pieces(config: LlamaConfig):
     """What computes the products of a ring by `config.attention`.
 
     Args:
-        config: model config: backend, keys at a time, window.
+        config: model config: backend, queries and keys at a time, window.
 
     Returns:
         `pieces` of `rope_jax.model.ring.ring_attention`.

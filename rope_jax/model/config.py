@@ -42,7 +42,7 @@ class LlamaConfig:
             fully, which is a little faster on a CPU, but keeps as much there as if `remat` were 'none'.
         attention: how attention over whole sequences is computed: 'cpu', plain JAX that runs anywhere, 'cudnn' or
             'splash' (see `rope_jax.model.backends`).
-        attention_chunk: keys handled at a time by 'cpu', with half as many queries; bounds its memory.
+        attention_chunk: queries and keys handled at a time by 'cpu'; bounds its memory.
     """
 
     vocab_size: int

@@ -46,7 +46,7 @@ def attend_blocks(query, key, value, queries: Tokens, keys: Tokens, chunk: int, 
         value: `[B, K, S, D]`.
         queries: places and documents of the queries.
         keys: those of the keys.
-        chunk: keys at a time, and half as many queries; more keys where queries are fewer.
+        chunk: queries and keys at a time, about; more keys where queries are fewer.
         window: places that a query sees, its own included; None is all before it.
 
     Returns:
@@ -152,20 +152,18 @@ def attend_blocks_gradient(
 def block_sizes(queries: int, keys: int, chunk: int) -> tuple[int, int, int, int]:
     """How queries and keys are cut.
 
-    Twice as many keys as queries: with a chunk of 512, that is the smallest product that XLA spreads over the cores of
-    a processor.
+    With a chunk of 512, a product is large enough for XLA to spread it over the cores of a processor.
 
     Args:
         queries: T.
         keys: S.
-        chunk: keys at a time, and half as many queries; more keys where queries are fewer.
+        chunk: queries and keys at a time, about; more keys where queries are fewer.
 
     Returns:
         n and C, m and C'.
     """
-    half = max(1, chunk // 2)
-    n, rows = _even(queries, half)
-    return n, rows, *_even(keys, chunk * max(1, half // rows))
+    n, rows = _even(queries, chunk)
+    return n, rows, *_even(keys, chunk * max(1, chunk // rows))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -53,7 +53,7 @@ class BlockPieces:
     """The products of a ring in plain JAX, on any platform; what computes them elsewhere has the same two methods.
 
     Attributes:
-        chunk: keys at a time, and half as many queries.
+        chunk: queries and keys at a time, about.
         window: places that a query sees, its own included; None is all before it.
     """
 

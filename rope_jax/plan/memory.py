@@ -16,6 +16,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from rope_jax.model.config import LlamaConfig
+from rope_jax.model.flash import block_sizes
 from rope_jax.model.llama import abstract_params
 from rope_jax.rope.embedding import ScaleVector
 from rope_jax.training import trained
@@ -100,7 +101,7 @@ def account(config: LlamaConfig, run: TrainConfig, mesh: Mesh, rope: ScaleVector
     weights = sum(leaf.size for leaf in jax.tree.leaves(abstract_params(local.config)["layers"])) // (local.rows + 1)
     head = config.hidden_size * local.config.vocab_size
     chunk = min(run.loss_chunk, local.length)
-    keys, queries = min(config.attention_chunk, local.length), min(config.attention_chunk // 2, local.length)
+    _, queries, _, keys = block_sizes(local.length, local.length, config.attention_chunk)
     backward = {
         # Those of this microbatch, beside the sum over the ones before.
         "gradients": gradients * (2 if run.accumulation > 1 else 1),

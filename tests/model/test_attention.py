@@ -39,10 +39,9 @@ def random_segments(rows, length, seed=0):
 def test_blocks_hold_every_token_and_stay_near_the_chunk(queries, keys, chunk):
     n, rows, m, columns = block_sizes(queries, keys, chunk)
     assert n * rows >= queries and m * columns >= keys
-    half = chunk // 2
-    assert rows <= 1.25 * half
+    assert rows <= 1.25 * chunk
     # As many scores at a time where queries are few.
-    assert columns <= 1.25 * chunk * max(1, half // rows)
+    assert columns <= 1.25 * chunk * max(1, chunk // rows)
 
 
 # Even where a size has a divisor near, in tiles of 64 where it has such a one.
