@@ -263,7 +263,7 @@ def _even(size: int, chunk: int) -> tuple[int, int]:
     count = max(1, -(-size // chunk))
     # A few more or less than are needed, if they come out even: padding copies the whole array.
     near = [n for n in range(max(1, count * 4 // 5), count * 2) if size % n == 0 and size // n <= chunk * 5 // 4]
-    # A processor's products work on tiles of some 64 columns; what is left over takes as long as a whole one.
+    # A CPU's products are fastest on multiples of 64 columns: 208 of them take longer than 256.
     near = [n for n in near if size // n % 64 == 0] or [n for n in near if n <= count + count // 4]
     count = min(near, key=lambda n: abs(n - count), default=count)
     return count, -(-size // count)
