@@ -204,7 +204,7 @@ def _projected(states, head):
 
 
 def _projected_by_sums(states, head):
-    """For few states a CPU is bound by reading the head: so it takes up to half of the time off XLA's product."""
+    """Takes up to two fifths off the time that XLA's product of few states takes on a CPU."""
     return jnp.sum(head[:, :, None] * states.T, axis=1).T
 
 
