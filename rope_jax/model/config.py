@@ -69,7 +69,8 @@ class LlamaConfig:
     attention_chunk: int = 512
 
     def __post_init__(self):
-        for field in ("vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads", "context"):
+        sizes = ("vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads", "context")
+        for field in (*sizes, "scan_unroll", "attention_chunk"):
             if getattr(self, field) < 1:
                 raise InputError(f"model.{field} is {getattr(self, field)}: it must be at least 1")
         if self.num_kv_heads < 1 or self.num_heads % self.num_kv_heads:

@@ -196,6 +196,8 @@ def test_every_parameter_names_its_axes():
         ({"architecture": "mistral", "sliding_window": 0}, "model.sliding_window is 0"),
         ({"sliding_window": 8}, "model.sliding_window is 8: it is a number of tokens for 'mistral'"),
         ({"num_layers": 0}, "model.num_layers is 0"),
+        ({"scan_unroll": 0}, "model.scan_unroll is 0: it must be at least 1"),
+        ({"attention_chunk": 0}, "model.attention_chunk is 0: it must be at least 1"),
         ({"num_kv_heads": 3}, "model.num_heads is 4 and model.num_kv_heads 3"),
         ({"num_kv_heads": 0}, "model.num_kv_heads 0"),
         ({"head_dim": 7}, "model.head_dim is 7.*even"),
