@@ -34,7 +34,7 @@ import transformers
 
 from rope_jax.interop.huggingface import read_model
 from rope_jax.model.generate import greedy
-from rope_jax.training.sharding import cache_sharding, make_mesh, param_shardings
+from rope_jax.sharding import cache_sharding, make_mesh, param_shardings
 
 HEADS = 6
 

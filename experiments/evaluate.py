@@ -45,7 +45,7 @@ from rope_jax.model.generate import greedy_batches
 from rope_jax.report.evaluation_page import write_evaluation_page
 from rope_jax.report.files import write_json, write_text
 from rope_jax.rope.embedding import ScaleVector
-from rope_jax.training.sharding import cache_sharding
+from rope_jax.sharding import cache_sharding
 
 DEFAULT = Path(__file__).resolve().parents[1] / "configs" / "eval.py"
 SCORE = flags.DEFINE_string("score", "", "Folder of LongBench-E prediction files to score; no model is read.")

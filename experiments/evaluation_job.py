@@ -32,7 +32,7 @@ from rope_jax.model.config import LlamaConfig
 from rope_jax.report.files import read_json, write_json
 from rope_jax.rope.embedding import ScaleVector
 from rope_jax.rope.methods import solve_method
-from rope_jax.training.sharding import check_batch, make_mesh, param_shardings, row_sharding
+from rope_jax.sharding import check_batch, make_mesh, param_shardings, row_sharding
 
 MEASURED = ("perplexity", "longppl", "leaderboard")
 # Fields that name files: what was made from one keeps its name, and is never mixed with what is made from another.

@@ -37,10 +37,10 @@ from rope_jax.model.config import LlamaConfig
 from rope_jax.report.files import write_json
 from rope_jax.rope.embedding import ScaleVector
 from rope_jax.rope.methods import solve_method
+from rope_jax.sharding import make_mesh
 from rope_jax.training import trained
 from rope_jax.training.checkpoints import losses, read_trained
 from rope_jax.training.learn import from_logarithms
-from rope_jax.training.sharding import make_mesh
 from rope_jax.training.trained import TrainConfig
 
 DEFAULT = Path(__file__).resolve().parents[1] / "configs" / "export.py"

@@ -59,12 +59,12 @@ from rope_jax.report.metrics import MetricsWriter, read_metrics
 from rope_jax.report.page import write_page
 from rope_jax.rope.embedding import ScaleVector, identity
 from rope_jax.rope.methods import Extension, solve_method
+from rope_jax.sharding import check_batch, make_mesh, param_shardings, process_rows
 from rope_jax.training import trained
 from rope_jax.training.context import check_attention, check_length
 from rope_jax.training.loop import train
 from rope_jax.training.lora import check_targets
 from rope_jax.training.profiling import Profile
-from rope_jax.training.sharding import check_batch, make_mesh, param_shardings, process_rows
 from rope_jax.training.state import check_host_memory
 from rope_jax.training.trained import TrainConfig
 

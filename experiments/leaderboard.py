@@ -15,7 +15,7 @@ from experiments.measured import Subject, stages
 from experiments.progress import bar
 from rope_jax.errors import InputError
 from rope_jax.evaluation.leaderboard import LEADERBOARD, harness_tasks, leaderboard_scores
-from rope_jax.training.sharding import cache_sharding, row_sharding
+from rope_jax.sharding import cache_sharding, row_sharding
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,8 +14,8 @@ from rope_jax.data.source import TextSource
 from rope_jax.data.tokenizer import Tokenizer
 from rope_jax.model.config import LlamaConfig
 from rope_jax.rope.methods import Extension, Solution, solve_method
+from rope_jax.sharding import batch_sharding, place_rows, process_rows
 from rope_jax.training.learn import LearnConfig, Learned, learn
-from rope_jax.training.sharding import batch_sharding, place_rows, process_rows
 
 
 def learned_solution(

@@ -30,7 +30,7 @@ from rope_jax.evaluation.suite import EvaluationTexts
 from rope_jax.interop.hub import resolve_model
 from rope_jax.interop.huggingface import check_model
 from rope_jax.model.generate import bucket_length
-from rope_jax.training.sharding import row_sharding, shards
+from rope_jax.sharding import row_sharding, shards
 
 
 def check_longppl(config: ConfigDict) -> Path:

@@ -19,9 +19,9 @@ from rope_jax.model.config import LlamaConfig
 from rope_jax.plan.chips import CHIPS, EFFICIENCY, GIB, MARGIN, USABLE
 from rope_jax.plan.plan import Plan, plan
 from rope_jax.rope.embedding import ScaleVector, identity
+from rope_jax.sharding import AXES, check_batch, make_mesh
 from rope_jax.training.context import check_length
 from rope_jax.training.lora import check_targets
-from rope_jax.training.sharding import AXES, check_batch, make_mesh
 
 
 def plan_run(config: ConfigDict, name: str, mesh: str) -> Plan:

@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 from experiments.progress import byte_bar
 from rope_jax.interop.huggingface import read_model
 from rope_jax.model.config import LlamaConfig
-from rope_jax.training.sharding import param_shardings
+from rope_jax.sharding import param_shardings
 
 
 def read_params(folder: Path, model: LlamaConfig, mesh: Mesh) -> dict:

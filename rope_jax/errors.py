@@ -1,8 +1,35 @@
-"""The one exception that means: the user can fix this, and the message says how."""
+"""What a caller can correct."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
 
 
 class InputError(ValueError):
-    """A config field, file or argument is unusable; the message names it and the fix.
+    """An input that cannot be used, and how to correct it.
 
-    Raised before long work begins. `experiments` prints it as a single line and exits with status 2.
+    The message names arguments of the function that raises it in backticks:
+    ``InputError(f"`target` is {target}, not above `original` ({original})", field="target")``.
+    A command knows an argument as a config field and renames it.
+
+    Attributes:
+        field: the argument at fault; empty if a file or a text is at fault.
     """
+
+    def __init__(self, message: str, field: str = ""):
+        super().__init__(message)
+        self.field = field
+
+    def renamed(self, names: Mapping[str, str]) -> InputError:
+        """The same error under the caller's names.
+
+        Args:
+            names: argument to the name that the caller gives it, such as ``{"target": "config.context.target"}``.
+                Arguments that are missing keep their names.
+
+        Returns:
+            The error, with every argument in backticks replaced in its message.
+        """
+        message = re.sub(r"`([\w.]+)`", lambda quoted: names.get(quoted[1], quoted[0]), str(self))
+        return InputError(message, names.get(self.field, self.field))

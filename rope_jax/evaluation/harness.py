@@ -61,7 +61,7 @@ class HarnessModel(TemplateLM):
             batch_size: rows scored or decoded together; with shardings, a multiple of their devices.
             max_length: tokens of a prompt and its continuation; default the model's context.
             chunk: tokens of a row projected to the vocabulary at a time.
-            batch_sharding: of rows that are scored, from `rope_jax.training.sharding`.
+            batch_sharding: of rows that are scored, from `rope_jax.sharding`.
             cache_sharding: of keys and values while decoding, likewise.
             progress: wraps the iterable of batches, for instance `tqdm`.
 

@@ -16,7 +16,7 @@ from rope_jax.evaluation.passkey import make_prompts, passkey
 from rope_jax.evaluation.perplexity import perplexity, perplexity_by_position, position_edges
 from rope_jax.model.config import LlamaConfig
 from rope_jax.model.generate import greedy
-from rope_jax.training.sharding import cache_sharding, row_sharding
+from rope_jax.sharding import cache_sharding, row_sharding
 
 
 @dataclasses.dataclass(frozen=True)

@@ -103,7 +103,7 @@ def greedy_batches(
         batch_size: prompts decoded together, of neighbouring lengths; default all of them.
         chunk: tokens of the prompts read at a time, a multiple of 16; bounds the memory of activations.
         cache_dtype: of keys and values; default the computation dtype.
-        cache_sharding: of the cache, from `rope_jax.training.sharding.cache_sharding`; default one device.
+        cache_sharding: of the cache, from `rope_jax.sharding.cache_sharding`; default one device.
         progress: wraps the iterable of batches, for instance `tqdm`.
 
     Yields:

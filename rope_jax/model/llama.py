@@ -179,7 +179,7 @@ class Llama(nn.Module):
         config: model config.
         attend: attention as a function of query, key, value and segment ids, such as
             `rope_jax.training.context.attention_on` gives for a mesh; None takes `config.attention` on one device.
-        place: lays hidden states `[B, T, E]` out over a mesh, such as `rope_jax.training.sharding.states_on` gives.
+        place: lays hidden states `[B, T, E]` out over a mesh, such as `rope_jax.sharding.states_on` gives.
     """
 
     config: LlamaConfig

@@ -19,9 +19,9 @@ from rope_jax.model.config import LlamaConfig
 from rope_jax.model.flash import block_sizes
 from rope_jax.model.llama import abstract_params
 from rope_jax.rope.embedding import ScaleVector
+from rope_jax.sharding import batch_sharding, make_mesh, param_shardings, replicated, shards
 from rope_jax.training import trained
 from rope_jax.training.loss import COLUMNS
-from rope_jax.training.sharding import batch_sharding, make_mesh, param_shardings, replicated, shards
 from rope_jax.training.state import HOST
 from rope_jax.training.trained import TrainConfig
 

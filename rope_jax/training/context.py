@@ -19,7 +19,7 @@ from rope_jax.errors import InputError
 from rope_jax.model.backends import attend, check_backend, ring_pieces
 from rope_jax.model.config import LlamaConfig
 from rope_jax.model.ring import ring_attention, zigzag
-from rope_jax.training.sharding import named, spec
+from rope_jax.sharding import named, spec
 
 
 def attention_on(config: LlamaConfig, mesh: Mesh | None) -> Callable:

@@ -17,8 +17,8 @@ from jax.sharding import Mesh
 from rope_jax.model.config import LlamaConfig
 from rope_jax.model.llama import Block, RMSNorm
 from rope_jax.rope.embedding import ScaleVector
+from rope_jax.sharding import states_on
 from rope_jax.training.context import attention_on, in_ring_order
-from rope_jax.training.sharding import states_on
 
 
 def finite(tree):

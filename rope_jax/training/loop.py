@@ -20,12 +20,12 @@ from rope_jax.data.pipeline import join_states
 from rope_jax.model.config import LlamaConfig
 from rope_jax.model.llama import abstract_params
 from rope_jax.rope.embedding import ScaleVector
+from rope_jax.sharding import batch_sharding, param_shardings, place_rows, process_rows, replicated
 from rope_jax.training import trained
 from rope_jax.training.checkpoints import Checkpoints, abstract_state
 from rope_jax.training.finite import all_finite, explain
 from rope_jax.training.lora import check_targets
 from rope_jax.training.profiling import Profile, traced
-from rope_jax.training.sharding import batch_sharding, param_shardings, place_rows, process_rows, replicated
 from rope_jax.training.state import create_state
 from rope_jax.training.step import train_step
 from rope_jax.training.trained import TrainConfig

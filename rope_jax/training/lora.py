@@ -20,7 +20,7 @@ from jax.sharding import Mesh, PartitionSpec
 from rope_jax.errors import InputError
 from rope_jax.model.config import LlamaConfig
 from rope_jax.model.llama import abstract_params, logical_axes
-from rope_jax.training.sharding import shardings_of
+from rope_jax.sharding import shardings_of
 
 # Projections, and how many leading axes of a layer's kernel its input has.
 PROJECTIONS = {"q": 1, "k": 1, "v": 1, "o": 2, "gate": 1, "up": 1, "down": 1}

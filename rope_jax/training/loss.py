@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from rope_jax.training.sharding import spec
+from rope_jax.sharding import spec
 
 # Columns of a chunk's logits for which their gradient exists at a time.
 COLUMNS = 4096

@@ -10,7 +10,7 @@ import optax
 from jax.sharding import Mesh
 
 from rope_jax.errors import InputError
-from rope_jax.training.sharding import replicated
+from rope_jax.sharding import replicated
 
 # The host's memory that devices read and write by themselves.
 HOST = "pinned_host"

@@ -12,10 +12,10 @@ from jax.sharding import Mesh
 from rope_jax.model.config import LlamaConfig
 from rope_jax.model.llama import Llama, head_kernel
 from rope_jax.rope.embedding import ScaleVector
+from rope_jax.sharding import states_on
 from rope_jax.training.context import attention_on, in_ring_order
 from rope_jax.training.finite import all_finite, finite
 from rope_jax.training.loss import cross_entropy, next_token_targets
-from rope_jax.training.sharding import states_on
 from rope_jax.training.state import TrainState
 
 

@@ -13,10 +13,10 @@ from jax.sharding import Mesh
 from rope_jax.model.config import LlamaConfig
 from rope_jax.model.llama import abstract_params
 from rope_jax.rope.embedding import ScaleVector
+from rope_jax.sharding import param_shardings, replicated
 from rope_jax.training import lora
 from rope_jax.training.learn import LearnConfig, from_logarithms, joint_optimizer, to_logarithms
 from rope_jax.training.lora import LoraConfig
-from rope_jax.training.sharding import param_shardings, replicated
 from rope_jax.training.state import (
     OptimizerConfig,
     TrainState,

@@ -18,8 +18,8 @@ from rope_jax.model.flash import Tokens
 from rope_jax.model.llama import abstract_params
 from rope_jax.model.ring import BlockPieces, ring_attention, zigzag
 from rope_jax.model.splash import SplashPieces, splash_attention
+from rope_jax.sharding import make_mesh, spec
 from rope_jax.training.context import attention_on, in_ring_order
-from rope_jax.training.sharding import make_mesh, spec
 from tests.model.test_attention import random_segments
 
 B, T, H, K, D = 2, 64, 4, 2, 16

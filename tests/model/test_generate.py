@@ -16,7 +16,7 @@ from rope_jax.model import decode
 from rope_jax.model.generate import Stops, bucket_length, greedy, greedy_batches
 from rope_jax.model.llama import Llama
 from rope_jax.rope.embedding import ScaleVector, identity
-from rope_jax.training.sharding import cache_sharding, make_mesh, param_shardings
+from rope_jax.sharding import cache_sharding, make_mesh, param_shardings
 from tests.interop.references import quiet_transformers, write_random_llama
 
 PAD = 95  # never in a prompt

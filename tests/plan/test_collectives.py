@@ -7,7 +7,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from rope_jax.plan.collectives import Collective, collectives
-from rope_jax.training.sharding import make_mesh
+from rope_jax.sharding import make_mesh
 
 
 def compiled(function, *shapes):

@@ -13,7 +13,7 @@ from rope_jax.model.flash import Blocks, Tokens
 from rope_jax.model.llama import abstract_params
 from rope_jax.plan.flops import key_blocks, model_flops, product_flops
 from rope_jax.rope.embedding import ScaleVector
-from rope_jax.training.sharding import make_mesh
+from rope_jax.sharding import make_mesh
 from rope_jax.training.step import summed_loss
 
 T = 64

@@ -11,9 +11,9 @@ from rope_jax.model.config import LlamaConfig
 from rope_jax.plan.memory import account, measured
 from rope_jax.plan.plan import plan
 from rope_jax.rope.embedding import ScaleVector
+from rope_jax.sharding import make_mesh
 from rope_jax.training.learn import LearnConfig
 from rope_jax.training.lora import LoraConfig
-from rope_jax.training.sharding import make_mesh
 from rope_jax.training.state import OptimizerConfig
 from rope_jax.training.trained import TrainConfig
 

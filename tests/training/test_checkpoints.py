@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from rope_jax.errors import InputError
+from rope_jax.sharding import make_mesh
 from rope_jax.training.checkpoints import Checkpoints, fingerprint, losses
 from rope_jax.training.loop import Stopped
-from rope_jax.training.sharding import make_mesh
 from rope_jax.training.state import TrainState
 from tests.training.test_loop import RUN, identical, run
 

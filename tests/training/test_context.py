@@ -18,11 +18,7 @@ import pytest
 from rope_jax.errors import InputError
 from rope_jax.model.llama import init_params
 from rope_jax.rope.embedding import ScaleVector
-from rope_jax.training import trained
-from rope_jax.training.context import check_attention, check_length
-from rope_jax.training.learn import LearnConfig, learn
-from rope_jax.training.loop import train
-from rope_jax.training.sharding import (
+from rope_jax.sharding import (
     batch_sharding,
     check_batch,
     make_mesh,
@@ -31,6 +27,10 @@ from rope_jax.training.sharding import (
     process_rows,
     row_sharding,
 )
+from rope_jax.training import trained
+from rope_jax.training.context import check_attention, check_length
+from rope_jax.training.learn import LearnConfig, learn
+from rope_jax.training.loop import train
 from rope_jax.training.state import OptimizerConfig, create_state
 from rope_jax.training.step import mean_loss, train_step
 from rope_jax.training.trained import TrainConfig

@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import pytest
 
 from rope_jax.model.llama import init_params
+from rope_jax.sharding import make_mesh
 from rope_jax.training import trained
 from rope_jax.training.finite import explain, finite
 from rope_jax.training.loop import NonFiniteLoss
 from rope_jax.training.lora import LoraConfig
-from rope_jax.training.sharding import make_mesh
 from rope_jax.training.state import OptimizerConfig, create_state
 from rope_jax.training.step import train_step
 from tests.training.test_loop import CONFIG, LOSS, ROPE, RUN, Batches, one_device, run

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from rope_jax.training.sharding import make_mesh
+from rope_jax.sharding import make_mesh
 from tests.training.topology import RUN, fit
 
 # ROPE_JAX_LONG=1 asks for what takes too long at every change.

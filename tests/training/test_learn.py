@@ -12,6 +12,7 @@ from rope_jax.errors import InputError
 from rope_jax.model.llama import init_params
 from rope_jax.rope import scaling
 from rope_jax.rope.embedding import ScaleVector
+from rope_jax.sharding import make_mesh, param_shardings
 from rope_jax.training.learn import (
     LearnConfig,
     from_logarithms,
@@ -20,7 +21,6 @@ from rope_jax.training.learn import (
 )
 from rope_jax.training.loop import train
 from rope_jax.training.lora import LoraConfig
-from rope_jax.training.sharding import make_mesh, param_shardings
 from rope_jax.training.state import OptimizerConfig
 from rope_jax.training.step import mean_loss
 from rope_jax.training.trained import TrainConfig

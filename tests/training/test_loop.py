@@ -20,9 +20,9 @@ import pytest
 from rope_jax.errors import InputError
 from rope_jax.model.llama import Llama, init_params
 from rope_jax.rope.embedding import ScaleVector
+from rope_jax.sharding import check_batch, make_mesh, param_shardings
 from rope_jax.training import trained
 from rope_jax.training.loop import NonFiniteLoss, train
-from rope_jax.training.sharding import check_batch, make_mesh, param_shardings
 from rope_jax.training.state import OptimizerConfig, create_state, make_optimizer
 from rope_jax.training.step import train_step
 from rope_jax.training.trained import TrainConfig

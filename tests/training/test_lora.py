@@ -14,10 +14,10 @@ from flax.traverse_util import flatten_dict
 from rope_jax.errors import InputError
 from rope_jax.model.llama import Llama, init_params
 from rope_jax.rope.embedding import ScaleVector
+from rope_jax.sharding import make_mesh, param_shardings
 from rope_jax.training import trained as what
 from rope_jax.training.loop import train
 from rope_jax.training.lora import LoraConfig, applied, check_targets, init_trained, merge
-from rope_jax.training.sharding import make_mesh, param_shardings
 from rope_jax.training.state import OptimizerConfig, create_state, make_optimizer
 from rope_jax.training.step import train_step
 from rope_jax.training.trained import TrainConfig

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from jax.sharding import NamedSharding
 
 from rope_jax.plan.collectives import collectives
+from rope_jax.sharding import make_mesh, spec
 from rope_jax.training.loss import COLUMNS, cross_entropy, next_token_targets, token_nll
-from rope_jax.training.sharding import make_mesh, spec
 
 
 def inputs(b=4, t=22, e=16, v=48, seed=0):

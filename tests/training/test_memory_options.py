@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from rope_jax.errors import InputError
+from rope_jax.sharding import make_mesh
 from rope_jax.training.checkpoints import Checkpoints, abstract_state
-from rope_jax.training.sharding import make_mesh
 from rope_jax.training.state import OptimizerConfig, check_host_memory
 from rope_jax.training.trained import state_layout
 from tests.training.test_loop import CONFIG, ROPE, RUN, identical, initial, run

@@ -7,7 +7,7 @@ import shutil
 import jax
 import pytest
 
-from rope_jax.training.sharding import make_mesh, process_rows
+from rope_jax.sharding import make_mesh, process_rows
 from tests.training.topology import RUN, fit, start_processes
 
 MESH = (2, 2, 2)

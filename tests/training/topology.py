@@ -25,9 +25,9 @@ from rope_jax.errors import InputError
 from rope_jax.interop.huggingface import write_model
 from rope_jax.model.llama import init_params
 from rope_jax.rope.embedding import identity
+from rope_jax.sharding import make_mesh, param_shardings, process_rows
 from rope_jax.training.checkpoints import fingerprint
 from rope_jax.training.loop import train
-from rope_jax.training.sharding import make_mesh, param_shardings, process_rows
 from rope_jax.training.state import OptimizerConfig
 from rope_jax.training.trained import TrainConfig
 from tests.training.helpers import CONFIG

@@ -1,0 +1,16 @@
+"""Errors speak of arguments; callers rename them."""
+
+from rope_jax.errors import InputError
+
+
+def test_renaming_replaces_every_argument_in_backticks():
+    error = InputError("`target` is 8, not above `original` (16); see `--help`", field="target")
+    renamed = error.renamed({"target": "config.context.target", "original": "config.context.original"})
+    assert str(renamed) == "config.context.target is 8, not above config.context.original (16); see `--help`"
+    assert renamed.field == "config.context.target"
+
+
+def test_unknown_arguments_keep_their_names():
+    renamed = InputError("`rank` is 0: it must be at least 1", field="rank").renamed({})
+    assert (str(renamed), renamed.field) == ("`rank` is 0: it must be at least 1", "rank")
+    assert InputError("no such file").field == ""
