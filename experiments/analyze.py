@@ -20,10 +20,10 @@ from ml_collections import ConfigDict
 from experiments import cli, settings
 from experiments.progress import say
 from rope_jax.errors import InputError
+from rope_jax.files import write_json
 from rope_jax.interop.hf_config import read_config
 from rope_jax.interop.hub import resolve_model
 from rope_jax.report import angle_plots, plots
-from rope_jax.report.files import write_json
 from rope_jax.report.plots import NAMES
 from rope_jax.rope.angles import angle_histograms
 from rope_jax.rope.embedding import frequencies, identity

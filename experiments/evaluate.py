@@ -41,9 +41,9 @@ from rope_jax.evaluation.depths import depth_grids
 from rope_jax.evaluation.longbench.samples import prediction_row
 from rope_jax.evaluation.longbench.scoring import write_scores
 from rope_jax.evaluation.scores import average_of_run
+from rope_jax.files import write_json, write_text
 from rope_jax.model.generate import greedy_batches
 from rope_jax.report.evaluation_page import write_evaluation_page
-from rope_jax.report.files import write_json, write_text
 from rope_jax.rope.embedding import ScaleVector
 from rope_jax.sharding import cache_sharding
 

@@ -24,12 +24,11 @@ from rope_jax.data.tokenizer import Tokenizer, load_tokenizer
 from rope_jax.errors import InputError
 from rope_jax.evaluation.nll import make_token_nll
 from rope_jax.evaluation.suite import EvaluationTexts
+from rope_jax.files import read_json_object, read_record, write_json
 from rope_jax.interop.hf_config import SourceConfig
 from rope_jax.interop.hub import resolve_model
 from rope_jax.interop.huggingface import check_model
-from rope_jax.interop.json_fields import read_json as read_object
 from rope_jax.model.config import LlamaConfig
-from rope_jax.report.files import read_json, write_json
 from rope_jax.rope.embedding import ScaleVector
 from rope_jax.rope.methods import solve_method
 from rope_jax.sharding import check_batch, make_mesh, param_shardings, row_sharding
@@ -124,7 +123,7 @@ def prepare(config: ConfigDict, folder: Path) -> Job:
         raise InputError(f"config.eval.lengths is {lengths}: give numbers of tokens, at least 2")
     workdir.check(folder, config, (*workdir.MAY_CHANGE, "suite", *PATHS, *LAYOUT))
     files = model_files(source)
-    if (read_json(folder / "model.json") or files) != files:
+    if (read_record(folder / "model.json") or files) != files:
         raise InputError(
             f"the model in {source} is not the one that {folder} was begun with (its model.json): choose another "
             "--workdir, or delete that folder to start over"
@@ -269,7 +268,7 @@ def scale_vectors(config: ConfigDict, source: Path, found: SourceConfig) -> tupl
 
 def trained_context(folder: Path, found: SourceConfig) -> int:
     """Tokens that a model was pre-trained on, as far as its config tells."""
-    raw = read_object(folder / "config.json")
+    raw = read_json_object(folder / "config.json")
     blocks = [raw, *(raw.get(key) or {} for key in ("rope_scaling", "rope_parameters"))]
     named = [(found.provenance or {}).get("original_context")]
     named += [block.get("original_max_position_embeddings") for block in blocks]

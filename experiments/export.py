@@ -25,8 +25,9 @@ from experiments.cards import run_card, run_provenance
 from experiments.progress import byte_bar, say
 from experiments.reading import read_params
 from rope_jax.errors import InputError
+from rope_jax.files import read_json_object, write_json
 from rope_jax.interop.gguf_files import add_factors, check_extendable, check_gguf, write_gguf
-from rope_jax.interop.hf_config import SourceConfig, read_config, read_json
+from rope_jax.interop.hf_config import SourceConfig, read_config
 from rope_jax.interop.hub import resolve_model
 from rope_jax.interop.huggingface import check_model, write_model
 from rope_jax.interop.model_card import CardFacts, write_card
@@ -34,7 +35,6 @@ from rope_jax.interop.peft_adapter import check_adapter, write_adapter
 from rope_jax.interop.rescale import rescale_folder
 from rope_jax.interop.verify import TOLERANCES, verify_config, verify_gguf, verify_logits
 from rope_jax.model.config import LlamaConfig
-from rope_jax.report.files import write_json
 from rope_jax.rope.embedding import ScaleVector
 from rope_jax.rope.methods import solve_method
 from rope_jax.sharding import make_mesh
@@ -416,7 +416,7 @@ def _step(place: Path, wanted: int) -> int:
 
 
 def _read(path: Path) -> dict | None:
-    return read_json(path) if path.is_file() else None
+    return read_json_object(path) if path.is_file() else None
 
 
 def _tuples(value):

@@ -47,6 +47,7 @@ from rope_jax.data.source import TextSource
 from rope_jax.data.tokenizer import Tokenizer, load_tokenizer
 from rope_jax.errors import InputError
 from rope_jax.evaluation.suite import EvaluationTexts, SuiteConfig, check_suite, make_evaluate
+from rope_jax.files import read_record, write_json
 from rope_jax.interop.hub import resolve_model
 from rope_jax.interop.huggingface import check_model, write_model
 from rope_jax.interop.model_card import write_card
@@ -54,7 +55,6 @@ from rope_jax.model.config import LlamaConfig
 from rope_jax.model.llama import abstract_params, init_params
 from rope_jax.plan.chips import GIB
 from rope_jax.plan.memory import account, measured
-from rope_jax.report.files import read_json, write_json
 from rope_jax.report.metrics import MetricsWriter, read_metrics
 from rope_jax.report.page import write_page
 from rope_jax.rope.embedding import ScaleVector, identity
@@ -296,7 +296,7 @@ def solve(run: Run) -> dict[str, ScaleVector]:
     say("disturbance x 1000, and interpolated dimensions")
     for method in run.methods:
         path = run.folder / "methods" / method / "scale.json"
-        record = multihost.from_first(partial(read_json, path))
+        record = multihost.from_first(partial(read_record, path))
         if record is None:
             # What is solved in every process need not agree in the last bit.
             record = multihost.from_first(partial(recorded, path, solved(run, method)))
@@ -387,7 +387,7 @@ def evaluate_and_tune(run: Run, vectors: dict[str, ScaleVector]) -> dict[str, di
             export(run, tuned, vector)
     return multihost.from_first(
         lambda: {
-            method: {name: read_json(folder / f"{name}.json") for name in ("scale", "before", "after")}
+            method: {name: read_record(folder / f"{name}.json") for name in ("scale", "before", "after")}
             for method, folder in folders.items()
         }
     )
@@ -472,7 +472,7 @@ def export(run: Run, params: dict, rope: ScaleVector) -> None:
     """Writes the fine-tuned model of the first method in Hugging Face format, with its card."""
     method = run.methods[0]
     files = {stage: run.folder / "methods" / method / f"{stage}.json" for stage in ("before", "after")}
-    measured = multihost.from_first(lambda: {stage: read_json(file) for stage, file in files.items()})
+    measured = multihost.from_first(lambda: {stage: read_record(file) for stage, file in files.items()})
     facts = run_card(
         run.config, method, rope, run.extension.original, run.extension.target, run.tuning.optimizer.steps, **measured
     )

@@ -23,8 +23,8 @@ from rope_jax.evaluation.perplexity import (
     position_edges,
 )
 from rope_jax.evaluation.suite import EvaluationTexts
+from rope_jax.files import read_record, write_json
 from rope_jax.model.config import LlamaConfig
-from rope_jax.report.files import read_json, write_json
 from rope_jax.rope.embedding import ScaleVector
 
 
@@ -75,7 +75,7 @@ def stages(
     Raises:
         InputError: if the file was measured on something else.
     """
-    saved = read_json(path) or {"of": dict(of), "stages": {}}
+    saved = read_record(path) or {"of": dict(of), "stages": {}}
     if saved["of"] != dict(of):
         differing = next(key for key in of if saved["of"].get(key) != of[key])
         raise InputError(

@@ -12,7 +12,7 @@ from experiments.progress import bar
 from experiments.suites import Bench, Part, Suite
 from rope_jax.errors import InputError
 from rope_jax.evaluation.sample import Sample, from_json, to_json
-from rope_jax.report.files import write_text
+from rope_jax.files import write_text
 
 
 @dataclasses.dataclass(frozen=True)

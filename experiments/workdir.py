@@ -12,7 +12,7 @@ import jax
 from ml_collections import ConfigDict
 
 from rope_jax.errors import InputError
-from rope_jax.report.files import read_json, write_json
+from rope_jax.files import read_record, write_json
 
 # What may change between two commands on one folder without making earlier stages wrong.
 MAY_CHANGE = (
@@ -39,7 +39,7 @@ def check(folder: Path, config: ConfigDict, may_change: tuple[str, ...] = MAY_CH
         InputError: if the folder holds a run of another config, naming the fields, or cannot be created.
     """
     try:
-        before = read_json(folder / "config.json")
+        before = read_record(folder / "config.json")
         folder.mkdir(parents=True, exist_ok=True)
     except json.JSONDecodeError as error:
         raise InputError(f"{folder / 'config.json'} is damaged ({error}): choose another --workdir") from error

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from rope_jax.data.text_files import list_text_files, read_documents
 from rope_jax.errors import InputError
-from rope_jax.evaluation.data_files import missing_file, read_json
+from rope_jax.evaluation.data_files import missing_file
+from rope_jax.files import read_json
 
 ESSAYS_COMMAND = (
     "git clone https://github.com/NVIDIA/RULER && cd RULER/scripts/data/synthetic/json && "

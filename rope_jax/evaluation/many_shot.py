@@ -14,9 +14,10 @@ from random import Random
 from rope_jax.data.tokenizer import Tokenizer
 from rope_jax.errors import InputError
 from rope_jax.evaluation.answers import equals
-from rope_jax.evaluation.data_files import missing_file, read_json_lines
+from rope_jax.evaluation.data_files import missing_file
 from rope_jax.evaluation.draft import Draft, fitted_samples
 from rope_jax.evaluation.sample import Sample
+from rope_jax.files import read_json_lines
 
 MAX_NEW_TOKENS = 20
 TEMPLATE = (

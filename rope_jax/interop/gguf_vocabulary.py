@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 
 from rope_jax.errors import InputError
-from rope_jax.interop.hf_config import read_json
+from rope_jax.files import read_json_object
 
 # The regular expression by which a tokenizer.json splits text -> llama.cpp's name of it.
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
@@ -36,7 +36,7 @@ def add_vocabulary(writer, folder: Path, vocab_size: int) -> None:
 
     merges = False
     if (folder / "tokenizer.json").is_file():
-        tokenizer = read_json(folder / "tokenizer.json")
+        tokenizer = read_json_object(folder / "tokenizer.json")
         model = tokenizer.get("model") or {}
         if model.get("type") != "BPE" or not isinstance(model.get("vocab"), dict):
             raise InputError(

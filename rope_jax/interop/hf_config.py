@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 
 from rope_jax.errors import InputError
+from rope_jax.files import read_json_object
 from rope_jax.interop.hf_keys import (
     ARCHITECTURES,
     HARMLESS,
@@ -16,7 +17,7 @@ from rope_jax.interop.hf_keys import (
     Architecture,
 )
 from rope_jax.interop.hf_rope import read_rope
-from rope_jax.interop.json_fields import boolean, integer, number, read_json, shown, unusable
+from rope_jax.interop.json_fields import boolean, integer, number, shown, unusable
 from rope_jax.model.config import LlamaConfig
 from rope_jax.rope.embedding import ScaleVector
 
@@ -57,7 +58,7 @@ def read_config(folder: Path) -> SourceConfig:
             differently from what the file asks for.
     """
     path = Path(folder) / "config.json"
-    raw = read_json(path)
+    raw = read_json_object(path)
     known = _architecture(path, raw)
     _check_allowed(path, raw, known)
     raw = {**known.defaults, **raw}

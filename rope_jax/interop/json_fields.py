@@ -1,39 +1,11 @@
-"""JSON files that nobody vouches for, and their fields."""
+"""Fields of JSON files that nobody vouches for."""
 
 from __future__ import annotations
 
 import json
 import math
-from pathlib import Path
 
 from rope_jax.errors import InputError
-
-
-def read_json(path: Path) -> dict:
-    """A JSON object from a file that nobody vouches for.
-
-    Args:
-        path: file.
-
-    Returns:
-        The object.
-
-    Raises:
-        InputError: if the file is absent, is not a JSON object, or names a key twice.
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}): give a complete model folder") from None
-    except UnicodeDecodeError:
-        raise InputError(f"{path} is not UTF-8 text: download or export it again") from None
-    try:
-        value = json.loads(text, object_pairs_hook=lambda pairs: _object(path, pairs))
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise InputError(f"{path} is not valid JSON ({error}): download or export it again") from None
-    if not isinstance(value, dict):
-        raise InputError(f"{path} holds a JSON {type(value).__name__}, not an object: download it again")
-    return value
 
 
 def shown(value) -> str:
@@ -87,13 +59,4 @@ def boolean(path, raw, key, default) -> bool:
         return default
     if not isinstance(value, bool):
         raise unusable(path, key, value, "give true or false")
-    return value
-
-
-def _object(path, pairs):
-    value = dict(pairs)
-    if len(value) != len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise InputError(f"{path} has the key {twice!r} twice: remove one")
     return value

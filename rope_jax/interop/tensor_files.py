@@ -12,7 +12,7 @@ import math
 from pathlib import Path
 
 from rope_jax.errors import InputError
-from rope_jax.interop.json_fields import read_json
+from rope_jax.files import read_json_object
 from rope_jax.interop.stored import DTYPES, MAX_HEADER_BYTES, StoredTensor, corrupt
 from rope_jax.interop.torch_files import read_torch_header
 
@@ -98,7 +98,7 @@ def read_header(file: Path) -> list[StoredTensor]:
 
 
 def _find_sharded(folder, index, read):
-    places = read_json(index).get("weight_map")
+    places = read_json_object(index).get("weight_map")
     if not isinstance(places, dict) or not places:
         raise InputError(f"{index} has no weight_map: download it again")
     suffix = ".bin" if read is read_torch_header else ".safetensors"

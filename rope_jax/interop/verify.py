@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rope_jax.files import read_json_object
 from rope_jax.interop.gguf_files import READS_FACTORS, read_gguf_rope
-from rope_jax.interop.hf_config import read_config, read_json
+from rope_jax.interop.hf_config import read_config
 from rope_jax.interop.huggingface import read_model
 from rope_jax.model.llama import Llama, head_kernel
 from rope_jax.rope.embedding import ScaleVector
@@ -42,7 +43,7 @@ def verify_config(folder: Path) -> None:
         VerificationError: naming the key.
     """
     path = folder / "config.json"
-    raw = read_json(path)
+    raw = read_json_object(path)
     scaling, context = raw.get("rope_scaling"), raw.get("max_position_embeddings")
     if scaling is None:
         return

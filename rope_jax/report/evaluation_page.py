@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rope_jax.evaluation.scores import AVERAGE, AVERAGE_OF_RUN
+from rope_jax.files import write_text
 from rope_jax.report import evaluation_plots
-from rope_jax.report.files import write_text
 from rope_jax.report.plots import NAMES
 
 # What lies at a depth of each benchmark's prompts.

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tensorboardX import SummaryWriter
 
-from rope_jax.report.files import write_text
+from rope_jax.files import write_text
 
 
 class MetricsWriter:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from rope_jax.files import write_text
 from rope_jax.report import plots
-from rope_jax.report.files import write_text
 from rope_jax.report.plots import NAMES
 
 

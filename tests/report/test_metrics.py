@@ -2,9 +2,6 @@
 
 import json
 
-import pytest
-
-from rope_jax.report.files import read_json, write_json
 from rope_jax.report.metrics import MetricsWriter, read_metrics
 
 
@@ -30,13 +27,3 @@ def test_line_cut_short_by_a_crash_is_left_out(tmp_path):
     with MetricsWriter(tmp_path, 1) as metrics:
         metrics.write(2, {"loss": 1.5})
     assert steps(tmp_path) == [1, 2]
-
-
-def test_json_is_replaced_whole_or_not_at_all(tmp_path):
-    path = tmp_path / "results.json"
-    write_json(path, {"a": 1})
-    with pytest.raises(TypeError):
-        write_json(path, {"a": object()})
-    assert read_json(path) == {"a": 1}
-    assert [file.name for file in tmp_path.iterdir()] == ["results.json"]
-    assert read_json(tmp_path / "absent.json") is None

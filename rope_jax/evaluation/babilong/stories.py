@@ -9,7 +9,8 @@ from pathlib import Path
 from rope_jax.data.text_files import list_text_files, read_documents
 from rope_jax.errors import InputError
 from rope_jax.evaluation.babilong.prompts import TASKS
-from rope_jax.evaluation.data_files import missing_file, read_json, read_json_lines, read_text
+from rope_jax.evaluation.data_files import missing_file
+from rope_jax.files import read_json, read_json_lines, read_text
 
 BABI_COMMAND = (
     "git clone https://github.com/booydar/babilong && unzip babilong/data/tasks_1-20_v1-2.zip -d {folder} && "

@@ -10,8 +10,9 @@ from pathlib import Path
 import yaml
 
 from rope_jax.errors import InputError
-from rope_jax.evaluation.data_files import find_file, missing_file, read_json, read_text
+from rope_jax.evaluation.data_files import find_file, missing_file
 from rope_jax.evaluation.longbench.sets import SETS
+from rope_jax.files import read_json, read_text
 
 OFFICIAL = "dataset2prompt.json"
 FIELDS = ("context", "input")

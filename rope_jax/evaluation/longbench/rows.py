@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from rope_jax.errors import InputError
-from rope_jax.evaluation.data_files import find_file, missing_file, read_json_lines
+from rope_jax.evaluation.data_files import find_file, missing_file
 from rope_jax.evaluation.longbench.sets import SETS
+from rope_jax.files import read_json_lines
 
 DOWNLOAD = (
     "hf download THUDM/LongBench data.zip --repo-type dataset --local-dir {folder} && "

@@ -11,11 +11,10 @@ from typing import Any
 import numpy as np
 
 from rope_jax.errors import InputError
-from rope_jax.evaluation.data_files import read_json_lines
 from rope_jax.evaluation.longbench.rows import check_row
 from rope_jax.evaluation.longbench.sets import BUCKETS, SETS, bucket
 from rope_jax.evaluation.scores import AVERAGE, MeanScore, mean_of_means, mean_score
-from rope_jax.report.files import write_json
+from rope_jax.files import read_json_lines, write_json
 
 
 @dataclasses.dataclass(frozen=True)

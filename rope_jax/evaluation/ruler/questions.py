@@ -9,8 +9,9 @@ from random import Random
 from typing import Any
 
 from rope_jax.errors import InputError
-from rope_jax.evaluation.data_files import missing_file, read_json
+from rope_jax.evaluation.data_files import missing_file
 from rope_jax.evaluation.draft import Draft
+from rope_jax.files import read_json
 
 _ORDER = "Answer the question based on the given documents. Only give me the answer and do not output any other words."
 TEMPLATE = (

@@ -122,7 +122,7 @@ def test_best_answer_and_first_line():
 @pytest.mark.parametrize(
     ("name", "line", "message"),
     [
-        ("qasper.jsonl", "{", "qasper.jsonl:1 is not JSON"),
+        ("qasper.jsonl", "{", "qasper.jsonl:1 is not valid JSON"),
         ("qasper.jsonl", "[]", "qasper.jsonl:1 is not a JSON object"),
         ("qasper.jsonl", '{"answers": ["a"], "length": 1}', '"pred"'),
         ("qasper.jsonl", '{"pred": "", "answers": "a", "length": 1}', '"answers"'),

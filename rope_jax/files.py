@@ -1,0 +1,143 @@
+"""Text and JSON files: written whole or not at all, read with errors that name the path."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rope_jax.errors import InputError
+
+# A decompression bomb must end in a message, not in an exhausted machine.
+LARGEST = 1 << 30
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file atomically: an interruption leaves the old file or the new one.
+
+    Args:
+        path: file to write; its folder is created.
+        text: content, written as UTF-8.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON atomically.
+
+    Args:
+        path: file to write; its folder is created.
+        value: JSON-able value.
+    """
+    write_text(path, json.dumps(value, indent=1) + "\n")
+
+
+def read_text(path: Path) -> str:
+    """Reads a UTF-8 file, plain or gzip (``.gz``).
+
+    Args:
+        path: file.
+
+    Returns:
+        Its text, without a byte order mark.
+
+    Raises:
+        InputError: if the file cannot be read, holds more than 1 GiB, or is not UTF-8.
+    """
+    try:
+        with gzip.open(path) if path.name.lower().endswith(".gz") else open(path, "rb") as file:
+            data = file.read(LARGEST + 1)
+    except (OSError, EOFError, zlib.error) as error:
+        raise InputError(f"{path} cannot be read ({error}): repair it or download it again") from error
+    if len(data) > LARGEST:
+        raise InputError(f"{path} holds more than {LARGEST >> 20} MiB: give a smaller file")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8 text at byte {error.start}: download it again") from None
+
+
+def read_json(path: Path) -> Any:
+    """Reads a JSON file, plain or gzip.
+
+    Args:
+        path: file.
+
+    Returns:
+        Its value.
+
+    Raises:
+        InputError: if the file cannot be read or is not JSON.
+    """
+    return _parsed(path, read_text(path))
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """Reads a JSON object whose keys are unique, at every depth.
+
+    Args:
+        path: file.
+
+    Returns:
+        The object.
+
+    Raises:
+        InputError: if the file cannot be read, is not a JSON object, or repeats a key.
+    """
+    value = _parsed(path, read_text(path), object_pairs_hook=lambda pairs: _unique(path, pairs))
+    if not isinstance(value, dict):
+        raise InputError(f"{path} holds a JSON {type(value).__name__}, not an object: download it again")
+    return value
+
+
+def read_json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Reads a file with one JSON object per line, plain or gzip. Blank lines are skipped.
+
+    Args:
+        path: file.
+
+    Yields:
+        The place ``path:line``, for messages, and the object.
+
+    Raises:
+        InputError: if the file cannot be read or a line is not a JSON object.
+    """
+    # str.splitlines would also split at U+2028 and its kind, which JSON strings may hold.
+    for number, line in enumerate(read_text(path).split("\n"), 1):
+        if not line.strip():
+            continue
+        place = f"{path}:{number}"
+        value = _parsed(place, line)
+        if not isinstance(value, dict):
+            raise InputError(f"{place} is not a JSON object")
+        yield place, value
+
+
+def read_record(path: Path) -> Any:
+    """Reads what `write_json` wrote; None if the file does not exist."""
+    return read_json(path) if path.exists() else None
+
+
+def _parsed(place: Path | str, text: str, **options: Any) -> Any:
+    try:
+        return json.loads(text, **options)
+    except InputError:
+        raise
+    except (ValueError, RecursionError) as error:  # an integer of too many digits is a ValueError
+        raise InputError(f"{place} is not valid JSON ({error}): download it again") from None
+
+
+def _unique(path: Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        keys = [key for key, _ in pairs]
+        repeated = next(key for key in keys if keys.count(key) > 1)
+        raise InputError(f"{path} has the key {repeated!r} twice: remove one")
+    return value
