@@ -1,0 +1,31 @@
+"""Versions and compiled programs of a run."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from pathlib import Path
+
+import jax
+
+_PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+
+
+def versions() -> dict[str, str]:
+    """Versions of the software that computes the numbers, and its devices."""
+    return {
+        "Python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in _PACKAGES},
+        "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+    }
+
+
+def compilation_cache(folder: Path, where: str) -> None:
+    """Makes JAX keep compiled programs on disk for later commands, unless the environment names a folder already.
+
+    Args:
+        folder: the run's folder.
+        where: a folder; empty for `compiled` in the run's folder; 'off' for none.
+    """
+    if where != "off" and not jax.config.read("jax_compilation_cache_dir"):
+        jax.config.update("jax_compilation_cache_dir", str(Path(where).expanduser() if where else folder / "compiled"))
