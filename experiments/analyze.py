@@ -23,8 +23,8 @@ from rope_jax.errors import InputError
 from rope_jax.files import write_json
 from rope_jax.interop.hf_config import read_config
 from rope_jax.interop.hub import resolve_model
-from rope_jax.report import angle_plots, plots
-from rope_jax.report.plots import NAMES
+from rope_jax.report import figures, plots
+from rope_jax.report.styles import NAMES
 from rope_jax.rope.angles import angle_histograms
 from rope_jax.rope.embedding import frequencies, identity
 from rope_jax.rope.methods import METHODS, Extension, Solution, solve_method
@@ -80,7 +80,7 @@ def analyze(config: ConfigDict, folder: Path, name: str, with_sweep: bool = Fals
     draw(folder / "figures", extension, solutions)
     say(f"numbers  {folder / 'analysis.json'}\nfigures  {folder / 'figures'}")
     if with_sweep:
-        write_json(folder / "sweep.json", sweep(extension, folder / "figures" / "sweep.png"))
+        write_json(folder / "sweep.json", sweep(extension, folder / "figures"))
         say(f"sweep    {folder / 'sweep.json'}")
     return analysis
 
@@ -123,25 +123,25 @@ def draw(folder: Path, extension: Extension, solutions: dict[str, Solution]) -> 
         return {NAMES[method]: extended[NAMES[method]] for method in methods}
 
     at = f"at {e.target:,} tokens"
-    angle_plots.angle_histograms(
-        folder / "figure_1.png", panels(trained | chosen("extrapolation", "pi")), f"Rotary angles {at}"
-    )
-    angle_plots.angle_histograms(folder / "figure_3.png", panels(trained), "Rotary angles in pre-training")
-    angle_plots.angle_histograms(
-        folder / "figure_6.png", panels(trained | chosen("pi", "yarn", "dprope")), f"Rotary angles {at}"
-    )
+    pictures: list[figures.Figure] = [
+        figures.Histograms("figure_1", f"Rotary angles {at}", panels(trained | chosen("extrapolation", "pi"))),
+        figures.Histograms("figure_3", "Rotary angles in pre-training", panels(trained)),
+        figures.Histograms("figure_6", f"Rotary angles {at}", panels(trained | chosen("pi", "yarn", "dprope"))),
+    ]
     measured = {method: solution.disturbance for method, solution in solutions.items()}
-    for figure, methods in (("figure_7", ("extrapolation", "pi")), ("figure_8", ("pi", "yarn", "dprope"))):
+    for name, methods in (("figure_7", ("extrapolation", "pi")), ("figure_8", ("pi", "yarn", "dprope"))):
         curves = {method: measured[method] for method in methods}
-        plots.disturbance_per_pair(folder / f"{figure}.png", curves, f"Disturbance per pair {at}")
+        pictures.append(figures.disturbance_per_pair(curves, f"Disturbance per pair {at}", name))
+    for picture in pictures:
+        plots.save(picture, folder)
 
 
-def sweep(extension: Extension, picture: Path) -> dict:
+def sweep(extension: Extension, folder: Path) -> dict:
     """The ablations over interpolated dimensions, intervals (the paper's tables 4 to 7) and lengths.
 
     Args:
         extension: where the sweeps start from.
-        picture: PNG to write.
+        folder: where `sweep.png` goes.
 
     Returns:
         Setting to `{"x": [...], "curves": {method: [disturbance x 1000]}}`.
@@ -168,12 +168,8 @@ def sweep(extension: Extension, picture: Path) -> dict:
             ["extrapolation", "pi", "yarn", "dprope_argmin"], "target", [e.original * 2**k for k in doublings]
         ),
     }
-    logarithmic = ("intervals", "extended context")
-    angle_plots.sweep(
-        picture,
-        {name: {**panel, "log": name in logarithmic} for name, panel in found.items()},
-        {"original context": e.original, "extended context": e.target, "intervals": e.intervals},
-    )
+    settings = {"original context": e.original, "extended context": e.target, "intervals": e.intervals}
+    plots.save(figures.sweep(found, settings, logarithmic=("intervals", "extended context")), folder)
     return found
 
 

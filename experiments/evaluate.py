@@ -43,7 +43,8 @@ from rope_jax.evaluation.longbench.scoring import write_scores
 from rope_jax.evaluation.scores import average_of_run
 from rope_jax.files import write_json, write_text
 from rope_jax.model.generate import greedy_batches
-from rope_jax.report.evaluation_page import write_evaluation_page
+from rope_jax.report.evaluation_page import evaluation_page
+from rope_jax.report.page import write_page
 from rope_jax.rope.embedding import ScaleVector
 from rope_jax.sharding import cache_sharding
 
@@ -82,7 +83,7 @@ def evaluate(config: ConfigDict, folder: Path, name: str) -> dict:
                 suites[suite][method] = measure(job, suite, method, params, rope, keys)
     results = collect(job, name, suites)
     write_json(folder / "results.json", results)
-    write_evaluation_page(folder, results)
+    write_page(folder, evaluation_page(results))
     say(f"page     {folder / 'report.md'}\nnumbers  {folder / 'results.json'}\nanswers  {folder / 'predictions'}")
     return results
 

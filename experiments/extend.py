@@ -55,6 +55,7 @@ from rope_jax.model.config import LlamaConfig
 from rope_jax.model.llama import abstract_params, init_params
 from rope_jax.plan.chips import GIB
 from rope_jax.plan.memory import account, measured
+from rope_jax.report.extension_page import extension_page
 from rope_jax.report.metrics import MetricsWriter, read_metrics
 from rope_jax.report.page import write_page
 from rope_jax.rope.embedding import ScaleVector, identity
@@ -151,7 +152,7 @@ def written(run: Run, name: str, measured: dict[str, dict]) -> dict:
     results = collect(run, name, measured)
     write_json(run.folder / "results.json", results)
     curves = {method: read_metrics(run.folder / "methods" / method / "metrics.jsonl") for method in run.methods}
-    write_page(run.folder, results, curves)
+    write_page(run.folder, extension_page(results, curves))
     return results
 
 

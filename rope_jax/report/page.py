@@ -1,172 +1,115 @@
-"""A run's page: `report.md` with its pictures, made from `results.json` alone."""
+"""A report's page as plain data, and its Markdown."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rope_jax.files import write_text
 from rope_jax.report import plots
-from rope_jax.report.plots import NAMES
+from rope_jax.report.figures import Figure
 
 
-def write_page(folder: Path, results: Mapping, curves: Mapping[str, list[dict]]) -> None:
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """Names of `[C]` columns, and rows of `[C]` cells."""
+
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """A command line, shown as it is."""
+
+    line: str
+
+
+# Text is one paragraph, which may mark `code` and *emphasis*.
+Block = str | Table | Figure | Command
+
+
+@dataclasses.dataclass(frozen=True)
+class Section:
+    """A titled part of a page; one without blocks is left out."""
+
+    title: str
+    blocks: Sequence[Block]
+
+
+@dataclasses.dataclass(frozen=True)
+class Page:
+    """A title, an introduction and sections."""
+
+    title: str
+    introduction: Sequence[Block]
+    sections: Sequence[Section]
+
+
+def write_page(folder: Path, page: Page) -> None:
     """Writes `report.md` and `plots/*.png`.
 
     Args:
-        folder: the run's folder.
-        results: content of `results.json`.
-        curves: method to rows of its `metrics.jsonl`.
+        folder: the run's or evaluation's folder.
+        page: what is written.
     """
-    methods = results["methods"]
-    original = results["context"]["original"]
-    solved = {name: method["scale"] for name, method in methods.items()}
-    plots.disturbance_per_pair(
-        folder / "plots/disturbance.png", {name: scale["disturbance"] for name, scale in solved.items()}
+    for block in (*page.introduction, *(block for section in page.sections for block in section.blocks)):
+        if isinstance(block, Figure):
+            plots.save(block, folder / "plots")
+    write_text(folder / "report.md", markdown(page))
+
+
+def markdown(page: Page) -> str:
+    """The page as Markdown, with figures as `plots/NAME.png`."""
+    parts = [f"# {page.title}", *map(_markdown, page.introduction)]
+    for section in page.sections:
+        if section.blocks:
+            parts += [f"## {section.title}", *map(_markdown, section.blocks)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _markdown(block: Block) -> str:
+    match block:
+        case str():
+            return block
+        case Table():
+            rows = (block.head, ["---"] * len(block.head), *block.rows)
+            return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows)
+        case Command():
+            return f"```\n{block.line}\n```"
+    return f"![{block.title or block.name.replace('_', ' ').capitalize()}](plots/{block.name}.png)"
+
+
+def with_interval(value: float | None, interval: Sequence[float] | None, digits: tuple[int, int]) -> str:
+    """A number with its confidence interval, such as `5.123 (4.90 to 5.35)`.
+
+    Args:
+        value: None gives `-`.
+        interval: its ends, or None.
+        digits: decimals of the value and of the ends.
+    """
+    if value is None:
+        return "-"
+    text = f"{value:.{digits[0]}f}"
+    return text if interval is None else f"{text} ({interval[0]:.{digits[1]}f} to {interval[1]:.{digits[1]}f})"
+
+
+def counted(number: int, noun: str) -> str:
+    """`1 document`, `2 documents`."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def reproduction(results: Mapping, files: str) -> Section:
+    """How a run is repeated.
+
+    Args:
+        results: content of `results.json`, of which `command`, `versions` and `seconds` are shown.
+        files: a sentence on further files.
+    """
+    versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
+    seconds = ", ".join(f"{stage} {seconds:.0f}" for stage, seconds in results["seconds"].items())
+    text = f"All numbers, with the full configuration: `results.json`. {files}"
+    return Section(
+        "How to repeat it", [Command(results["command"]), f"Versions: {versions}.", f"Seconds: {seconds}.", text]
     )
-    plots.factors_per_pair(folder / "plots/factors.png", {name: scale["factors"] for name, scale in solved.items()})
-    plots.losses(folder / "plots/loss.png", curves)
-    plots.perplexity_by_position(
-        folder / "plots/perplexity_by_position.png",
-        {name: _curve(method["before"]) for name, method in methods.items()},
-        {name: _curve(method["after"]) for name, method in methods.items()},
-        original,
-    )
-    grids = {name: method["after"]["passkey"] for name, method in methods.items() if method["after"]["passkey"]}
-    if grids:
-        plots.passkey_grids(folder / "plots/passkey.png", {name: _grid(grid) for name, grid in grids.items()})
-    write_text(folder / "report.md", _markdown(results))
-
-
-def _markdown(results: Mapping) -> str:
-    context, methods, model = results["context"], results["methods"], results["model"]
-    original, target = str(context["original"]), str(context["target"])
-    train = results["train"]
-    exported = NAMES[results["export"]["method"]]
-    lines = [
-        f"# {results['name']}: {context['original']:,} to {context['target']:,} tokens",
-        "",
-        f"A model of {model['parameters']:,} parameters ({model['description']}), extended "
-        f"{context['target'] / context['original']:g}-fold by {len(methods)} methods: as they are "
-        f"(*before*), and after {train['steps']} steps of fine-tuning on {train['tokens_per_step']:,} tokens each "
-        f"(*after*). Text: {results['data']['description']}. Exported: {exported}, in `export/`.",
-        "",
-        "![Perplexity by position](plots/perplexity_by_position.png)",
-        "",
-        "## Perplexity",
-        "",
-        f"Sliding window, stride {results['eval']['stride']}, token-weighted, with the 95% bootstrap interval over "
-        f"documents. {original} is the window the model was trained with (did short context suffer?), {target} "
-        "the extended one.",
-        "",
-        f"| method | disturbance x 1000 | interpolated dimensions | {original}, before | {original}, after "
-        f"| {target}, before | {target}, after |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for name, method in methods.items():
-        scale = method["scale"]
-        cells = [
-            _perplexity(method[stage]["perplexity"][window])
-            for window in (original, target)
-            for stage in ("before", "after")
-        ]
-        lines.append(
-            f"| {NAMES[name]} | {scale['disturbance_e3']:.2f} | {scale['interpolated_dimensions']} of "
-            f"{model['head_dim']} | {' | '.join(cells)} |"
-        )
-    first = next(iter(methods.values()))["after"]["perplexity"][target]
-    lines += [
-        "",
-        f"{first['documents']} documents, {first['tokens']:,} scored tokens.",
-    ]
-    if first["bits_per_byte"] is not None:
-        cells = "; ".join(
-            f"{NAMES[name]} {method['before']['perplexity'][target]['bits_per_byte']:.3f} to "
-            f"{method['after']['perplexity'][target]['bits_per_byte']:.3f}"
-            for name, method in methods.items()
-        )
-        lines += [f"Bits per byte at {target}, before to after: {cells}."]
-    lines += [
-        "",
-        "## Scale vectors and their disturbance",
-        "",
-        "![Disturbance per pair](plots/disturbance.png)",
-        "",
-        "![Scale vectors](plots/factors.png)",
-        "",
-        f"Measured with {results['extension']['intervals']} angle intervals as KL(P_L || P_L') of float32 angles.",
-        "",
-        "## Fine-tuning",
-        "",
-        "![Loss](plots/loss.png)",
-        "",
-        *_passkey(methods),
-        "## How to repeat it",
-        "",
-        "```",
-        results["command"],
-        "```",
-        "",
-        "Versions: " + ", ".join(f"{name} {version}" for name, version in results["versions"].items()) + ".",
-        f"Seconds: {', '.join(f'{stage} {seconds:.0f}' for stage, seconds in results['seconds'].items())}.",
-        "All numbers, with the full configuration: `results.json`. Losses per step: `methods/*/metrics.jsonl`, "
-        "also for TensorBoard.",
-        "",
-    ]
-    return "\n".join(lines)
-
-
-def _passkey(methods: Mapping) -> list[str]:
-    rows = []
-    for name, method in methods.items():
-        for stage in ("before", "after"):
-            grid = method[stage]["passkey"]
-            for length, rate in zip(grid["lengths"], grid["per_length"]) if grid else ():
-                low, high = rate["interval"]
-                rows.append(
-                    f"| {NAMES[name]} | {stage} | {length:,} | {rate['successes']} of {rate['trials']} "
-                    f"| {low:.0%} to {high:.0%} |"
-                )
-    if not rows:
-        return []
-    return [
-        "## Passkey retrieval",
-        "",
-        "A five-digit key hidden in repeated filler; found means that the first number in the greedy answer is the "
-        "key. 95% Wilson intervals.",
-        "",
-        "![Passkey](plots/passkey.png)",
-        "",
-        "| method | stage | tokens | found | interval |",
-        "|---|---|---|---|---|",
-        *rows,
-        "",
-    ]
-
-
-def _perplexity(result: Mapping) -> str:
-    if result["interval"] is None:
-        return f"{result['perplexity']:.3f}"
-    low, high = result["interval"]
-    return f"{result['perplexity']:.3f} ({low:.2f} to {high:.2f})"
-
-
-def _curve(measured: Mapping) -> dict:
-    buckets = measured["by_position"]["buckets"]
-    values = [bucket["perplexity"] for bucket in buckets]
-    intervals = [bucket["interval"] or [value, value] for bucket, value in zip(buckets, values)]
-    return {
-        "starts": [bucket["start"] for bucket in buckets],
-        "ends": [bucket["end"] for bucket in buckets],
-        "perplexity": values,
-        "low": [low for low, _ in intervals],
-        "high": [high for _, high in intervals],
-    }
-
-
-def _grid(passkey: Mapping) -> dict:
-    return {
-        "lengths": passkey["lengths"],
-        "depths": [(low + high) / 2 for low, high in passkey["depths"]],
-        "rate": [[cell["rate"] if cell["trials"] else float("nan") for cell in row] for row in passkey["cells"]],
-    }

@@ -1,179 +1,174 @@
-"""The pictures of a run's page. Each function writes one PNG from plain numbers."""
+"""Draws figures with Matplotlib."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import io
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
-from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullLocator
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure as Canvas
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-# Okabe and Ito's colours, which stay apart for colour-blind readers, for what is compared most; one per method in
-# every picture.
-STYLES = {
-    "own": ("as its config says", "#222222"),
-    "extrapolation": ("extrapolation", "#777777"),
-    "pi": ("PI", "#E69F00"),
-    "ntk": ("NTK", "#009E73"),
-    "dynamic_ntk": ("dynamic NTK", "#66C2A5"),
-    "yarn": ("YaRN", "#0072B2"),
-    "yarn_paper": ("YaRN (paper's form)", "#7FA7D8"),
-    "yarn_wavelength": ("YaRN (wavelengths)", "#4B3F99"),
-    "yarn_resonance": ("Resonance YaRN", "#A6761D"),
-    "llama3": ("LLaMA-3.1", "#B8A200"),
-    "abf": ("base change", "#8C564B"),
-    "critical_base": ("critical base", "#C49C94"),
-    "p_rope": ("p-RoPE", "#BCBD22"),
-    "dprope_argmin": ("DPRoPE (argmin)", "#CC79A7"),
-    "dprope": ("DPRoPE", "#D55E00"),
-    "dprope_robust": ("DPRoPE (robust)", "#882255"),
-    "minimal": ("minimal disturbance", "#000000"),
-    "explicit": ("explicit", "#56B4E9"),
-    "learned": ("learned", "#E7298A"),
-}
-NAMES = {method: name for method, (name, _) in STYLES.items()}
-COLOURS = {method: colour for method, (_, colour) in STYLES.items()}
+from rope_jax.report.figures import Figure, HeatMaps, Histograms, Line, LinePlot
+from rope_jax.report.styles import COLOURS, NAMES
 
 
-def disturbance_per_pair(
-    path: Path, disturbance: Mapping[str, Sequence[float]], title: str = "Disturbance per pair"
-) -> None:
-    """Disturbance of each frequency pair (the paper's figures 7 and 8).
+def png(figure: Figure) -> bytes:
+    """Draws a figure.
 
     Args:
-        path: PNG to write.
-        disturbance: method to `[D/2]` nats.
-        title: of the picture.
+        figure: its description.
+
+    Returns:
+        A PNG file's content. Equal figures give equal bytes.
     """
-    figure, axes = new_figure(1)
-    for method, values in disturbance.items():
-        axes[0].plot(values, marker=".", **method_style(method))
-    # Values span four decades and may be zero.
-    axes[0].set_yscale("symlog", linthresh=1e-3)
-    axes[0].set_ylim(bottom=0)
-    axes[0].set(xlabel="frequency pair i (fast to slow)", ylabel="disturbance D_i (nats)", title=title)
-    axes[0].legend()
-    save_figure(figure, path)
-
-
-def factors_per_pair(path: Path, factors: Mapping[str, Sequence]) -> None:
-    """Scale factor of each frequency pair.
-
-    Args:
-        path: PNG to write.
-        factors: method to `[D/2]`, or `[layers, D/2]` of which the mean is drawn.
-    """
-    figure, axes = new_figure(1)
-    for method, values in factors.items():
-        axes[0].plot(np.atleast_2d(values).mean(axis=0), marker=".", drawstyle="steps-mid", **method_style(method))
-    axes[0].set(
-        xlabel="frequency pair i (fast to slow)",
-        ylabel="factor f_i",
-        title="Scale vector: 1 extrapolates, s interpolates",
-    )
-    axes[0].legend()
-    save_figure(figure, path)
-
-
-def losses(path: Path, curves: Mapping[str, Sequence[Mapping[str, float]]]) -> None:
-    """Training loss of each fine-tune.
-
-    Args:
-        path: PNG to write.
-        curves: method to rows with `step` and `loss` (nats per token).
-    """
-    figure, axes = new_figure(1)
-    for method, rows in curves.items():
-        axes[0].plot([row["step"] for row in rows], [row["loss"] for row in rows], **method_style(method))
-    axes[0].set(xlabel="step", ylabel="loss (nats per token)", title="Fine-tuning at the extended context")
-    axes[0].legend()
-    save_figure(figure, path)
-
-
-def perplexity_by_position(
-    path: Path, before: Mapping[str, Mapping], after: Mapping[str, Mapping], original: int
-) -> None:
-    """Perplexity against position in the window, zero-shot and fine-tuned, with 95% bands.
-
-    Args:
-        path: PNG to write.
-        before: method to `{"starts", "ends", "perplexity", "low", "high"}`, sequences over buckets.
-        after: likewise, after fine-tuning.
-        original: pre-training context, tokens, drawn as a line.
-    """
-    figure, axes = new_figure(2, sharey=True)
-    for axis, curves, title in zip(axes, (before, after), ("before fine-tuning", "after fine-tuning")):
-        for method, curve in curves.items():
-            middle = np.sqrt(np.array(curve["starts"], float) * np.array(curve["ends"]))
-            axis.plot(middle, curve["perplexity"], marker=".", **method_style(method))
-            axis.fill_between(middle, curve["low"], curve["high"], color=method_style(method)["color"], alpha=0.15)
-        axis.axvline(original, color="black", linestyle=":", linewidth=1)
-        axis.text(original, 0.99, " trained up to here", transform=axis.get_xaxis_transform(), va="top", size=8)
-        axis.set_xscale("log", base=2)
-        axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        axis.set(xlabel="position in the window (tokens)", title=title)
-    axes[0].set(ylabel="perplexity", yscale="log")
-    axes[0].yaxis.set_major_locator(LogLocator(base=10, subs=(1, 2, 3, 5), numticks=20))
-    axes[0].yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    axes[0].yaxis.set_minor_locator(NullLocator())
-    # The first few tokens of a window are nearly unpredictable for every method; they would flatten the rest.
-    shown = [
-        value
-        for curves in (before, after)
-        for curve in curves.values()
-        for start, value in zip(curve["starts"], curve["perplexity"])
-        if start >= original / 16
-    ]
-    axes[0].set_ylim(0.85 * min(shown), 1.25 * max(shown))
-    axes[0].legend()
-    save_figure(figure, path)
-
-
-def passkey_grids(path: Path, grids: Mapping[str, Mapping]) -> None:
-    """Passkey retrieval, length by depth, one panel per method.
-
-    Args:
-        path: PNG to write.
-        grids: method to `{"lengths": [...], "depths": [...], "rate": [lengths][depths]}`, rates in 0 .. 1.
-    """
-    figure, axes = new_figure(len(grids), width=3.2, sharey=True)
-    for axis, (method, grid) in zip(axes, grids.items()):
-        rate = np.array(grid["rate"], float).T
-        axis.grid(False)
-        image = axis.imshow(rate, vmin=0, vmax=1, cmap="RdYlGn", aspect="auto")
-        axis.set_xticks(range(len(grid["lengths"])), [f"{length:,}" for length in grid["lengths"]])
-        axis.set_yticks(range(len(grid["depths"])), [f"{depth:.0%}" for depth in grid["depths"]])
-        axis.set(title=f"{NAMES[method]}\n{rate.mean():.0%} found", xlabel="prompt (tokens)")
-    axes[0].set_ylabel("depth of the key")
-    figure.colorbar(image, ax=axes, label="keys found")
-    save_figure(figure, path)
-
-
-def method_style(method: str) -> dict:
-    """Label, colour and weight of a method's line, the same in every picture."""
-    # DPRoPE lies on top: where methods agree it is the one that is asked about.
-    ours = "dprope" in method
-    return {
-        "label": NAMES[method],
-        "color": COLOURS[method],
-        "linewidth": 2 if ours else 1.3,
-        "zorder": 3 if ours else 2,
-    }
-
-
-def new_figure(panels: int, width: float = 5.5, **options):
-    """A figure of panels side by side, and the array of their axes."""
-    figure = Figure(figsize=(max(6.5, width * panels), 4.0), dpi=120, layout="constrained")
-    axes = np.atleast_1d(figure.subplots(1, panels, **options))
-    for axis in axes:
-        axis.grid(alpha=0.25)
-    return figure, axes
-
-
-def save_figure(figure: Figure, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Without the version in the metadata equal runs give equal files.
+    draw = {LinePlot: _draw_lines, HeatMaps: _draw_maps, Histograms: _draw_histograms}[type(figure)]
+    file = io.BytesIO()
     with matplotlib.rc_context({"savefig.bbox": "tight"}):
-        figure.savefig(path, metadata={"Software": None})
+        draw(figure).savefig(file, metadata={"Software": None})  # no version of Matplotlib inside
+    return file.getvalue()
+
+
+def save(figure: Figure, folder: Path) -> Path:
+    """Writes a figure as `folder/name.png`, and returns the path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{figure.name}.png"
+    path.write_bytes(png(figure))
+    return path
+
+
+def _draw_lines(figure: LinePlot) -> Canvas:
+    columns = min(len(figure.panels), 3)
+    rows = -(-len(figure.panels) // columns)
+    size = max(6.5, (5.5 if columns < 3 else 4.8) * columns), 4.0 if rows == 1 else 3.6 * rows
+    canvas = Canvas(figsize=size, dpi=120, layout="constrained")
+    grid = canvas.subplots(rows, columns, squeeze=False, sharey=True)
+    for axes in grid.ravel()[len(figure.panels) :]:
+        axes.remove()
+    for axes, panel in zip(grid.ravel(), figure.panels):
+        axes.grid(alpha=0.25)
+        for i, line in enumerate(panel.lines):
+            # Error bars move a few percent aside, so that equal scores do not hide one another.
+            _draw_line(axes, line, figure.kind, 1.02 ** (i - (len(panel.lines) - 1) / 2))
+        axes.set(xlabel=panel.x_label, title=panel.title)
+        if panel.log_x:
+            axes.set_xscale("log", base=2)
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _tokens(value)))
+            places = sorted({x for line in panel.lines for x in line.x})
+            if len(places) <= 12:
+                axes.set_xticks(places)
+                axes.xaxis.set_minor_locator(NullLocator())
+            if figure.kind == "bars":
+                ends = (*places, figure.original or places[0])
+                axes.set_xlim(min(ends) / 1.3, max(ends) * 1.3)  # one length alone would fill the axis
+        if figure.original:
+            _mark_original(axes, figure.original)
+        _scale_y(axes, figure)
+    for axes in grid[:, 0]:
+        axes.set_ylabel(figure.y_label)
+    if len(figure.panels) == 1:
+        grid[0, 0].legend()
+    else:
+        labels = {}
+        for axes in grid.ravel()[: len(figure.panels)]:
+            handles, names = axes.get_legend_handles_labels()
+            labels |= dict(zip(names, handles))
+        canvas.legend(labels.values(), labels, loc="outside lower center", ncols=4)
+    if figure.title:
+        canvas.suptitle(figure.title)
+    return canvas
+
+
+def _draw_line(axes: Axes, line: Line, kind: str, shift: float) -> None:
+    # DPRoPE lies on top where methods agree.
+    style: dict[str, Any] = {"label": NAMES[line.method], "color": COLOURS[line.method]}
+    style |= {"linewidth": 2, "zorder": 3} if "dprope" in line.method else {"linewidth": 1.3, "zorder": 2}
+    if kind == "bars":
+        errors = np.abs(np.asarray(line.interval) - np.asarray(line.y))
+        axes.errorbar(np.multiply(line.x, shift), line.y, yerr=errors, marker="o", markersize=4, capsize=3, **style)
+        return
+    marker = "." if len(line.x) < 200 else ""
+    axes.plot(line.x, line.y, marker=marker, drawstyle="steps-mid" if kind == "steps" else "default", **style)
+    if line.interval is not None:
+        axes.fill_between(line.x, *line.interval, color=style["color"], alpha=0.15)
+
+
+def _scale_y(axes: Axes, figure: LinePlot) -> None:
+    if figure.y_scale == "symlog":
+        axes.set_yscale("symlog", linthresh=1e-3)
+        axes.set_ylim(bottom=0)
+    elif figure.y_scale == "log":
+        axes.set_yscale("log")
+        low, high = figure.y_limits or axes.get_ylim()
+        subs = (1, 1.5, 2, 3, 5, 7) if high / low < 30 else (1, 3)
+        axes.yaxis.set_major_locator(LogLocator(base=10, subs=subs, numticks=20))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.yaxis.set_minor_locator(NullLocator())
+    if figure.y_limits is not None:
+        axes.set_ylim(*figure.y_limits)
+
+
+def _mark_original(axes: Axes, original: int) -> None:
+    axes.axvline(original, color="black", linestyle=":", linewidth=1)
+    # Towards the wider side, so that the text stays within the axes.
+    left, right = axes.get_xlim()
+    to_left = original**2 > left * right
+    text, side = ("trained up to here ", "right") if to_left else (" trained up to here", "left")
+    axes.text(original, 0.99, text, ha=side, va="top", size=8, transform=axes.get_xaxis_transform())
+
+
+def _draw_maps(figure: HeatMaps) -> Canvas:
+    columns, rows = figure.columns, -(-len(figure.maps) // figure.columns)
+    canvas = Canvas(figsize=(max(6.0, 2.6 * columns + 1), 2.9 * rows + 0.6), dpi=120, layout="constrained")
+    grid = canvas.subplots(rows, columns, squeeze=False)
+    for axes in grid.ravel()[len(figure.maps) :]:
+        axes.remove()
+    shown = list(grid.ravel()[: len(figure.maps)])
+    for axes, (title, scored) in zip(shown, figure.maps.items()):
+        scores = np.array(scored["mean"], float).T
+        axes.set_facecolor("#e4e4e4")  # nothing measured
+        axes.imshow(scores, cmap="RdYlGn", vmin=0, vmax=100, aspect="auto")
+        for (y, x), score in np.ndenumerate(scores):
+            if not np.isnan(score):
+                colour = "black" if 15 < score < 85 else "white"
+                axes.text(x, y, f"{score:.0f}", ha="center", va="center", size=7, color=colour)
+        axes.set_xticks(range(scores.shape[1]), map(_tokens, scored["lengths"]), size=8)
+        axes.set_yticks(range(scores.shape[0]), map("{:.0%}".format, scored["depths"]), size=8)
+        axes.set_title(title, size=9)
+        axes.set_xlabel("prompt (tokens)", size=9)
+    for axes in grid[:, 0]:
+        axes.set_ylabel(f"depth of the {figure.hidden}", size=9)
+    canvas.suptitle(figure.title)
+    colours = ScalarMappable(Normalize(0, 100), "RdYlGn")
+    canvas.colorbar(colours, ax=shown, label="score (%)", fraction=0.15 / columns, aspect=25, shrink=min(1, 2 / rows))
+    return canvas
+
+
+def _draw_histograms(figure: Histograms) -> Canvas:
+    rows, columns = len(figure.settings), len(next(iter(figure.settings.values())))
+    canvas = Canvas(figsize=(5.5 * columns, 0.8 + 1.5 * rows), dpi=120, layout="constrained")
+    grid = canvas.subplots(rows, columns, sharex=True, sharey="col", squeeze=False)
+    for row, (setting, curves) in zip(grid, figure.settings.items()):
+        for axes, (pair, shares) in zip(row, curves.items()):
+            axes.stairs(np.asarray(shares) * 100, np.linspace(0, 360, len(shares) + 1), fill=True)
+            axes.set_title(f"{pair}, {setting}", fontsize=9)
+            axes.set_xticks(range(0, 361, 60))
+            axes.set_xlim(0, 360)
+    for axes in grid[-1]:
+        axes.set_xlabel("rotary angle (degrees)")
+    canvas.supylabel("share of positions per interval (%)", fontsize=10)
+    canvas.suptitle(figure.title)
+    return canvas
+
+
+def _tokens(number: float) -> str:
+    """A count as `512`, `1,500`, `8k` (8,192) or `1M` (1,048,576)."""
+    for unit, name in ((2**20, "M"), (2**10, "k")):
+        if number >= unit and number % unit == 0:
+            return f"{number / unit:g}{name}"
+    return f"{number:,.0f}" if number >= 1 else f"{number:g}"

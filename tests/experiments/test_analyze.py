@@ -43,7 +43,7 @@ def test_table_3_and_reference_per_pair(shared, tmp_path, name, factor, table_3)
 
 @pytest.mark.slow
 def test_sweep(tmp_path):
-    found = sweep(geometry(load("llama2_8k")), tmp_path / "sweep.png")
+    found = sweep(geometry(load("llama2_8k")), tmp_path)
     assert (tmp_path / "sweep.png").exists()
     dimensions = dict(zip(found["interpolated dimensions"]["x"], found["interpolated dimensions"]["curves"]["dprope"]))
     # All dimensions interpolated is position interpolation; 80 is the paper's choice.

@@ -7,7 +7,7 @@ import transformers
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from rope_jax.errors import InputError
-from rope_jax.report.plots import COLOURS, NAMES
+from rope_jax.report.styles import COLOURS, NAMES
 from rope_jax.rope import scaling
 from rope_jax.rope.embedding import frequencies, identity
 from rope_jax.rope.methods import METHODS, Extension, solve_method

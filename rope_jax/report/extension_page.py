@@ -1,0 +1,124 @@
+"""The page of a run of `extend`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from rope_jax.report import figures
+from rope_jax.report.page import Block, Page, Section, Table, counted, reproduction, with_interval
+from rope_jax.report.styles import NAMES
+
+STAGES = ("before", "after")
+
+
+def extension_page(results: Mapping, curves: Mapping[str, Sequence[Mapping]]) -> Page:
+    """Describes a run's page.
+
+    Args:
+        results: content of `results.json`.
+        curves: method to the rows of its `metrics.jsonl`.
+
+    Returns:
+        The page.
+    """
+    context, methods, model, train = (results[name] for name in ("context", "methods", "model", "train"))
+    scales = {name: method["scale"] for name, method in methods.items()}
+    positions = {
+        f"{stage} fine-tuning": {name: method[stage]["by_position"]["buckets"] for name, method in methods.items()}
+        for stage in STAGES
+    }
+    introduction = (
+        f"A model of {model['parameters']:,} parameters ({model['description']}), extended "
+        f"{context['target'] / context['original']:g}-fold by {counted(len(methods), 'method')}: as they are "
+        f"(*before*), and after {counted(train['steps'], 'step')} of fine-tuning on "
+        f"{train['tokens_per_step']:,} tokens each (*after*). Text: {results['data']['description']}. "
+        f"Exported: {NAMES[results['export']['method']]}, in `export/`."
+    )
+    vectors = [
+        figures.disturbance_per_pair({name: scale["disturbance"] for name, scale in scales.items()}),
+        figures.factors_per_pair({name: scale["factors"] for name, scale in scales.items()}),
+        f"Measured with {results['extension']['intervals']} angle intervals as KL(P_L || P_L') of float32 angles.",
+    ]
+    return Page(
+        f"{results['name']}: {context['original']:,} to {context['target']:,} tokens",
+        [introduction, figures.perplexity_by_position(positions, context["original"])],
+        [
+            Section("Perplexity", _perplexity(results)),
+            Section("Scale vectors and their disturbance", vectors),
+            Section("Fine-tuning", [figures.training_curves(curves)]),
+            Section("Passkey retrieval", _passkey(methods)),
+            reproduction(results, "Losses per step: `methods/*/metrics.jsonl`, also for TensorBoard."),
+        ],
+    )
+
+
+def _perplexity(results: Mapping) -> list[Block]:
+    original, target = str(results["context"]["original"]), str(results["context"]["target"])
+    methods, windows = results["methods"], dict.fromkeys((original, target))
+    rows = []
+    for name, method in methods.items():
+        scale = method["scale"]
+        cells = [method[stage]["perplexity"][window] for window in windows for stage in STAGES]
+        rows.append(
+            [
+                NAMES[name],
+                f"{scale['disturbance_e3']:.2f}",
+                f"{scale['interpolated_dimensions']} of {results['model']['head_dim']}",
+                *(with_interval(cell["perplexity"], cell["interval"], (3, 2)) for cell in cells),
+            ]
+        )
+    first = next(iter(methods.values()))["after"]["perplexity"][target]
+    scored = f"{counted(first['documents'], 'document')}, {first['tokens']:,} scored tokens."
+    if first["bits_per_byte"] is not None:
+        bits = {
+            name: [f"{method[stage]['perplexity'][target]['bits_per_byte']:.3f}" for stage in STAGES]
+            for name, method in methods.items()
+        }
+        changes = "; ".join(f"{NAMES[name]} {' to '.join(values)}" for name, values in bits.items())
+        scored += f" Bits per byte at {target}, before to after: {changes}."
+    return [
+        f"Sliding window, stride {results['eval']['stride']}, token-weighted, with the 95% bootstrap interval over "
+        f"documents. {original} is the window the model was trained with (did short context suffer?), {target} "
+        "the extended one.",
+        Table(
+            [
+                *("method", "disturbance x 1000", "interpolated dimensions"),
+                *(f"{window}, {stage}" for window in windows for stage in STAGES),
+            ],
+            rows,
+        ),
+        scored,
+    ]
+
+
+def _passkey(methods: Mapping[str, Mapping]) -> list[Block]:
+    """Passkey retrieval of every method; empty if it was not measured."""
+    grids = {name: {stage: method[stage]["passkey"] for stage in STAGES} for name, method in methods.items()}
+    rows = [
+        [
+            *(NAMES[name], stage, f"{length:,}", f"{rate['successes']} of {rate['trials']}"),
+            f"{rate['interval'][0]:.0%} to {rate['interval'][1]:.0%}",
+        ]
+        for name, stages in grids.items()
+        for stage, grid in stages.items()
+        if grid
+        for length, rate in zip(grid["lengths"], grid["per_length"])
+    ]
+    if not rows:
+        return []
+    maps = {name: {"passkey": _percent(stages["after"])} for name, stages in grids.items() if stages["after"]}
+    return [
+        "A five-digit key hidden in repeated filler; found means that the first number in the greedy answer is the "
+        "key. 95% Wilson intervals.",
+        figures.depth_maps("passkey", "Keys found after fine-tuning", maps, "key"),
+        Table(["method", "stage", "tokens", "found", "interval"], rows),
+    ]
+
+
+def _percent(passkey: Mapping) -> dict:
+    """Rates by length and depth in percent; None where there was no trial."""
+    return {
+        "lengths": passkey["lengths"],
+        "depths": [(low + high) / 2 for low, high in passkey["depths"]],
+        "mean": [[100 * cell["rate"] if cell["trials"] else None for cell in row] for row in passkey["cells"]],
+    }

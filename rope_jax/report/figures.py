@@ -1,0 +1,225 @@
+"""Figures as plain data. `rope_jax.report.plots` draws them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from rope_jax.report.styles import NAMES
+
+
+@dataclasses.dataclass(frozen=True)
+class Line:
+    """A method's values `y` at `x`, `[N]` each, with the ends of their 95% confidence intervals, if there are any."""
+
+    method: str
+    x: Sequence[float]
+    y: Sequence[float]
+    interval: tuple[Sequence[float], Sequence[float]] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Panel:
+    """The lines of one pair of axes; `log_x` makes the horizontal one logarithmic (base 2)."""
+
+    lines: Sequence[Line]
+    x_label: str
+    title: str = ""
+    log_x: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class LinePlot:
+    """Panels of lines over one vertical axis.
+
+    Attributes:
+        name: file name without its ending.
+        panels: from left to right, at most three in a row.
+        y_label: quantity and unit.
+        title: above all panels.
+        y_scale: "symlog" starts at 0 and is linear below 1e-3.
+        y_limits: ends of the vertical axis; None for automatic ones.
+        original: pre-training context in tokens, drawn as a vertical line; None for none.
+        kind: "line", "steps" (constant around each x) or "bars" (intervals as error bars, else as bands).
+    """
+
+    name: str
+    panels: Sequence[Panel]
+    y_label: str
+    title: str = ""
+    y_scale: Literal["linear", "log", "symlog"] = "linear"
+    y_limits: tuple[float, float] | None = None
+    original: int | None = None
+    kind: Literal["line", "steps", "bars"] = "line"
+
+
+@dataclasses.dataclass(frozen=True)
+class HeatMaps:
+    """Scores by prompt length and depth.
+
+    Attributes:
+        name: file name without its ending.
+        title: above all maps.
+        maps: title to `{"lengths": [L] tokens, "depths": [D] in 0 .. 1, "mean": [L][D] percent, None if not measured}`.
+        columns: maps in a row.
+        hidden: what lies at the depth, such as "key".
+    """
+
+    name: str
+    title: str
+    maps: Mapping[str, Mapping]
+    columns: int
+    hidden: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Histograms:
+    """Angle distributions (arXiv 2410.01490, figures 1, 3 and 6): a row per setting, a column per frequency pair.
+
+    Attributes:
+        name: file name without its ending.
+        title: above all panels.
+        settings: setting to pair's name to `[b]` shares of the intervals of `[0, 2 pi)`.
+    """
+
+    name: str
+    title: str
+    settings: Mapping[str, Mapping[str, Sequence[float]]]
+
+
+Figure = LinePlot | HeatMaps | Histograms
+
+
+def disturbance_per_pair(
+    disturbance: Mapping[str, ArrayLike], title: str = "Disturbance per pair", name: str = "disturbance"
+) -> LinePlot:
+    """Disturbance of each frequency pair (arXiv 2410.01490, figures 7 and 8).
+
+    Args:
+        disturbance: method to `[D/2]` nats.
+        title: above the panel.
+        name: file name without its ending.
+    """
+    lines = [_by_pair(*item) for item in disturbance.items()]
+    panel = Panel(lines, "frequency pair i (fast to slow)", title)
+    # Values span four decades and may be zero.
+    return LinePlot(name, [panel], "disturbance D_i (nats)", y_scale="symlog")
+
+
+def factors_per_pair(factors: Mapping[str, ArrayLike]) -> LinePlot:
+    """Scale factor of each frequency pair.
+
+    Args:
+        factors: method to `[D/2]`, or to `[layers, D/2]`, whose mean over layers is drawn.
+    """
+    lines = [_by_pair(method, np.atleast_2d(values).mean(axis=0)) for method, values in factors.items()]
+    panel = Panel(lines, "frequency pair i (fast to slow)", "Scale vector: 1 extrapolates, s interpolates")
+    return LinePlot("factors", [panel], "factor f_i", kind="steps")
+
+
+def training_curves(curves: Mapping[str, Sequence[Mapping[str, float]]]) -> LinePlot:
+    """Training loss of each fine-tuning run.
+
+    Args:
+        curves: method to rows with `step` and `loss` (nats per token).
+    """
+    lines = [Line(m, [row["step"] for row in rows], [row["loss"] for row in rows]) for m, rows in curves.items()]
+    return LinePlot("loss", [Panel(lines, "step", "Fine-tuning at the extended context")], "loss (nats per token)")
+
+
+def perplexity_by_position(panels: Mapping[str, Mapping[str, Sequence[Mapping]]], original: int) -> LinePlot:
+    """Perplexity against position in the window, with 95% bands.
+
+    Args:
+        panels: title to method to buckets with `start`, `end`, `perplexity` and `interval`.
+        original: pre-training context, tokens.
+    """
+
+    def line(method: str, buckets: Sequence[Mapping]) -> Line:
+        values = [bucket["perplexity"] for bucket in buckets]
+        low, high = zip(*(bucket["interval"] or (value, value) for bucket, value in zip(buckets, values)))
+        return Line(method, [(b["start"] * b["end"]) ** 0.5 for b in buckets], values, (low, high))
+
+    # Every model predicts the first few tokens of a window poorly; they would flatten the rest.
+    shown = [
+        bucket["perplexity"]
+        for curves in panels.values()
+        for buckets in curves.values()
+        for bucket in buckets
+        if bucket["start"] >= original / 16
+    ]
+    return LinePlot(
+        "perplexity_by_position",
+        [
+            Panel([line(*item) for item in curves.items()], "position in the window (tokens)", title, log_x=True)
+            for title, curves in panels.items()
+        ],
+        "perplexity",
+        y_scale="log",
+        y_limits=(0.85 * min(shown), 1.25 * max(shown)),
+        original=original,
+    )
+
+
+def score_by_length(panels: Mapping[str, Mapping[str, Mapping[int, Mapping]]], original: int) -> LinePlot:
+    """Scores against length with 95% intervals, a panel per benchmark.
+
+    Args:
+        panels: title to method to length in tokens to a cell with `mean` and `interval`, percent.
+        original: pre-training context, tokens.
+    """
+
+    def line(method: str, cells: Mapping[int, Mapping]) -> Line:
+        means = [cell["mean"] for cell in cells.values()]
+        low, high = zip(*(cell["interval"] or (cell["mean"], cell["mean"]) for cell in cells.values()))
+        return Line(method, list(cells), means, (low, high))
+
+    drawn = [
+        Panel([line(*item) for item in curves.items()], "prompt and answer (tokens)", title, log_x=True)
+        for title, curves in panels.items()
+    ]
+    return LinePlot("score_by_length", drawn, "score (%)", y_limits=(-3, 103), original=original, kind="bars")
+
+
+def sweep(panels: Mapping[str, Mapping], settings: Mapping[str, int], logarithmic: Sequence[str] = ()) -> LinePlot:
+    """Mean disturbance against one setting at a time.
+
+    Args:
+        panels: setting to `{"x": [...], "curves": {method: [...]}}`, disturbance times 1000.
+        settings: values of the settings while another one varies.
+        logarithmic: settings with a logarithmic axis.
+    """
+
+    title = ", ".join(f"{name} {value:,}" for name, value in settings.items())
+    drawn = [
+        Panel([Line(m, panel["x"], y) for m, y in panel["curves"].items()], name, log_x=name in logarithmic)
+        for name, panel in panels.items()
+    ]
+    return LinePlot("sweep", drawn, "disturbance x 1000", title, y_scale="log")
+
+
+def depth_maps(name: str, title: str, grids: Mapping[str, Mapping[str, Mapping]], hidden: str) -> HeatMaps:
+    """Scores by length and depth: a row per method and a column per task; for one task, methods side by side.
+
+    Args:
+        name: file name without its ending.
+        title: above all maps.
+        grids: method to task to a grid with `lengths`, `depths` and `mean` (`[lengths][depths]`, percent).
+        hidden: what lies at the depth, such as "key".
+    """
+    tasks = list(dict.fromkeys(task for by_task in grids.values() for task in by_task))
+    maps = {
+        NAMES[method] if len(tasks) == 1 else f"{NAMES[method]}\n{task}": by_task[task]
+        for method, by_task in grids.items()
+        for task in tasks
+    }
+    return HeatMaps(name, title, maps, len(tasks) if len(tasks) > 1 else min(len(maps), 4), hidden)
+
+
+def _by_pair(method: str, values: ArrayLike) -> Line:
+    numbers = np.asarray(values, float).tolist()
+    return Line(method, range(len(numbers)), numbers)

@@ -1,0 +1,57 @@
+"""A page says the same in Markdown as in its description, and figures are drawn."""
+
+import numpy as np
+import pytest
+
+from rope_jax.report import figures, plots
+from rope_jax.report.page import Command, Page, Section, Table, counted, markdown, with_interval, write_page
+
+LINES = figures.disturbance_per_pair({"pi": [0.0, 0.1, 0.3], "dprope": np.float32([0, 0, 0.2])})
+GRID = {"lengths": [4096, 8192], "depths": [0.25, 0.75], "mean": [[0.0, 100.0], [50.0, None]]}
+FIGURES = [
+    LINES,
+    figures.factors_per_pair({"explicit": np.ones((2, 3)), "pi": [2, 2, 2]}),
+    figures.training_curves({"pi": [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.5}], "yarn": []}),
+    figures.sweep(
+        {"intervals": {"x": [90, 180], "curves": {"pi": [20.0, 22.0]}}, "n": {"x": [2], "curves": {"yarn": [5.0]}}},
+        {"extended context": 8192},
+        logarithmic=["intervals"],
+    ),
+    figures.depth_maps("ruler", "RULER", {"own": {"a": GRID, "b": GRID}}, "needle"),
+    figures.depth_maps("passkey", "Passkey", {method: {"passkey": GRID} for method in ("own", "pi", "yarn")}, "key"),
+    figures.Histograms("figure_1", "Angles", {"pre-training": {"pair 6": [0.5, 0.5], "pair 22": [0.1, 0.9]}}),
+]
+
+
+def test_markdown_holds_every_block(tmp_path):
+    page = Page(
+        "A run",
+        ["First."],
+        [
+            Section("Numbers", [Table(["a", "b"], [["1", "x | y"]]), LINES]),
+            Section("Nothing", []),
+            Section("Again", [Command("python -m it")]),
+        ],
+    )
+    write_page(tmp_path, page)
+    assert (tmp_path / "report.md").read_text() == markdown(page)
+    assert (tmp_path / "plots/disturbance.png").read_bytes().startswith(b"\x89PNG")
+    blocks = markdown(page).rstrip("\n").split("\n\n")
+    assert blocks == [
+        *("# A run", "First.", "## Numbers"),
+        "| a | b |\n| --- | --- |\n| 1 | x \\| y |",
+        *("![Disturbance](plots/disturbance.png)", "## Again", "```\npython -m it\n```"),
+    ]
+
+
+@pytest.mark.parametrize("figure", FIGURES, ids=lambda figure: figure.name)
+def test_figures_are_drawn_and_equal_ones_alike(figure):
+    image = plots.png(figure)
+    assert image.startswith(b"\x89PNG") and image == plots.png(figure)
+
+
+def test_numbers():
+    assert with_interval(5.12345, (4.9, 5.351), (3, 2)) == "5.123 (4.90 to 5.35)"
+    assert with_interval(5.12345, None, (2, 1)) == "5.12"
+    assert with_interval(None, None, (2, 1)) == "-"
+    assert [counted(number, "document") for number in (0, 1, 1000)] == ["0 documents", "1 document", "1,000 documents"]
