@@ -69,7 +69,7 @@ def run(experiment: Callable[[ConfigDict, Path, str], object], default_config: P
     except AttributeError as error:
         # ml_collections' message: the field's name, and the most similar one there is.
         name, _, hint = ast.literal_eval(str(error)).partition("\n")
-        _stop(f"there is no config field {name}. {hint} All fields stand in configs/defaults.py", 2)
+        _stop(f"there is no config field {name}. {hint} All fields: rope_jax/commands/fields.py", 2)
     flags.DEFINE_string("workdir", "", "Folder of the run; default runs/<name of the config file>.")
     app.run(guarded)
 

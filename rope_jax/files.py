@@ -91,7 +91,23 @@ def read_json_object(path: Path) -> dict[str, Any]:
     Raises:
         InputError: if the file cannot be read, is not a JSON object, or repeats a key.
     """
-    value = _parsed(path, read_text(path), object_pairs_hook=lambda pairs: _unique(path, pairs))
+    return parse_json_object(path, read_text(path))
+
+
+def parse_json_object(path: Path, text: str) -> dict[str, Any]:
+    """Parses a JSON object whose keys are unique, at every depth.
+
+    Args:
+        path: the file that holds it, for messages.
+        text: the JSON.
+
+    Returns:
+        The object.
+
+    Raises:
+        InputError: if the text is not a JSON object, or repeats a key.
+    """
+    value = _parsed(path, text, object_pairs_hook=lambda pairs: _unique(path, pairs))
     if not isinstance(value, dict):
         raise InputError(f"{path} holds a JSON {type(value).__name__}, not an object: download it again")
     return value

@@ -180,7 +180,7 @@ def write_gguf(
     )
     folded = {name for row in folding_rows(config) for name in row.names(config)}
     planned = []
-    for name, tensor in sorted(tensors.items(), key=lambda item: (item[1].file.name, item[1].offset)):
+    for name, tensor in tensors.items():
         new_name = names.get_name(name, (".weight", ".bias"))
         kind = np.dtype(np.float32) if len(tensor.shape) == 1 else _dtype(dtype or DTYPES[tensor.dtype].name)
         planned.append((new_name, kind, tensor))
@@ -211,7 +211,7 @@ def write_gguf(
             writer.write_tensor_data(factors)
         advance = counter(need, progress)
         for name, kind, tensor in planned:
-            value = tensor.view()
+            value = tensor.read()
             if tensor.name in folded:
                 value = fold_attention_factor(value, float(rope.attention_factor))
             if architecture == "llama":

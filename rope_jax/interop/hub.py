@@ -26,7 +26,7 @@ TOKENIZER_FILES = (
 # What a model says of itself, and the terms that go wherever its weights go.
 DOCUMENTS = ("README.md", "LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
 
-# No .py; and PyTorch's files, whose pickles are never executed here, only where there is nothing else.
+# No code: neither .py, nor PyTorch's pickles.
 DOWNLOADED = (
     "config.json",
     "generation_config.json",
@@ -36,8 +36,6 @@ DOWNLOADED = (
     *TOKENIZER_FILES,
     *DOCUMENTS,
 )
-
-WITHOUT_SAFETENSORS = ("pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*.bin")
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
@@ -65,10 +63,7 @@ def resolve_model(path: str | Path, revision: str | None = None) -> Path:
             f"config.model.path is {path}: there is no such folder; give a folder or a Hugging Face model name"
         )
     try:
-        folder = Path(snapshot_download(path, revision=revision, allow_patterns=list(DOWNLOADED)))
-        if not any(folder.glob("*.safetensors")):
-            folder = Path(snapshot_download(path, revision=revision, allow_patterns=list(WITHOUT_SAFETENSORS)))
-        return folder
+        return Path(snapshot_download(path, revision=revision, allow_patterns=list(DOWNLOADED)))
     except LocalEntryNotFoundError:
         state = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "the Hub cannot be reached"
         raise InputError(

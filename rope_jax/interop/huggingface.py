@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from queue import SimpleQueue
 
 import jax
 import jax.numpy as jnp
@@ -30,16 +30,13 @@ from rope_jax.interop.new_folder import (
     write_atomically,
 )
 from rope_jax.interop.new_tensor_files import SHARD_BYTES, NewTensor, plan_shards, write_sharded
-from rope_jax.interop.stored import DTYPES
+from rope_jax.interop.tensor_files import DTYPES, StoredTensor
 from rope_jax.interop.weights import EMBEDDING, Weight, copy_cast, fold_attention_factor, folding_rows, table
 from rope_jax.model.config import LlamaConfig
 from rope_jax.rope.embedding import ScaleVector
 
 # Tensors that are read at a time; more than a few do not make a disk faster.
 THREADS = 4
-
-# Bytes that each of them reads at a time: few enough to stay in the cache until they are where they belong.
-ROOM_BYTES = 4 << 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,16 +118,14 @@ def read_model(
     config = dataclasses.replace(source.config, param_dtype=param_dtype or source_dtype)
     advance = counter(sum(tensor.bytes for tensor in tensors.values()), progress)
     params: dict = {}
-    rooms: SimpleQueue[np.ndarray] = SimpleQueue()
-    for _ in range(THREADS):
-        rooms.put(np.empty(ROOM_BYTES, np.uint8))
     with ThreadPoolExecutor(THREADS) as threads:
+        reader = _Reader(config, tensors, threads, advance)
         for weight in table(config):
             node = params
             for key in weight.path[:-1]:
                 node = node.setdefault(key, {})
             sharding = _leaf(shardings, weight.path) if isinstance(shardings, Mapping) else shardings
-            node[weight.path[-1]] = _read_parameter(weight, tensors, config, sharding, threads, rooms, advance)
+            node[weight.path[-1]] = reader.parameter(weight, sharding)
     return HuggingFaceModel(config, params, source.rope, source_dtype, source.provenance)
 
 
@@ -234,54 +229,51 @@ def write_model(
 # Reading
 
 
-def _read_parameter(weight: Weight, tensors, config: LlamaConfig, sharding, threads, rooms, advance) -> jax.Array:
-    dtype = np.dtype(jnp.dtype(config.param_dtype))
-    shape = weight.kept_shape(config)
-    kept = shape[1:] if weight.stacked else shape
-    names = weight.names(config)
+@dataclasses.dataclass(frozen=True)
+class _Reader:
+    """Reads parameters of one model."""
 
-    left = sum(tensors[name].bytes for name in names)
+    config: LlamaConfig
+    tensors: Mapping[str, StoredTensor]
+    threads: ThreadPoolExecutor
+    advance: Callable[[int], None]
 
-    def fill(target, name, index):
-        # In the order of the file, through memory that is used again.
-        seen = [kept[axis] for axis in weight.axes()]
-        rows, *others = (index[axis] for axis in weight.axes())
-        room = rooms.get()
-        try:
-            for place, values in tensors[name].blocks(seen, rows, room):
-                copy_cast(target.transpose(weight.axes())[place], values[(slice(None), *others)], name)
-        finally:
-            rooms.put(room)
-        return target.size * DTYPES[tensors[name].dtype].itemsize
+    def parameter(self, weight: Weight, sharding) -> jax.Array:
+        shape, names = weight.kept_shape(self.config), weight.names(self.config)
+        dtype = np.dtype(jnp.dtype(self.config.param_dtype))
+        left = sum(self.tensors[name].bytes for name in names)
 
-    def read(index):
-        nonlocal left
-        index = tuple(slice(*s.indices(size)) for s, size in zip(index, shape))
-        piece = aligned(tuple(s.stop - s.start for s in index), dtype)
-        if weight.stacked:
-            jobs = [(row, name, index[1:]) for row, name in zip(piece, names[index[0]])]
+        @functools.cache  # devices that hold copies of one another share one piece
+        def read(bounds: tuple[tuple[int, int], ...]) -> np.ndarray:
+            nonlocal left
+            piece = aligned(tuple(stop - start for start, stop in bounds), dtype)
+            index = tuple(slice(*bound) for bound in bounds)
+            if weight.stacked:
+                jobs = [(row, name, index[1:]) for row, name in zip(piece, names[index[0]])]
+            else:
+                jobs = [(piece, names[0], index)]
+            for count in self.threads.map(lambda job: self._fill(weight, *job), jobs):
+                self.advance(count)
+                left -= count
+            return piece
+
+        if sharding is None:
+            array = jax.device_put(read(tuple((0, size) for size in shape)))
         else:
-            jobs = [(piece, names[0], index)]
-        for count in threads.map(lambda job: fill(*job), jobs):
-            advance(count)
-            left -= count
-        return piece
+            array = jax.make_array_from_callback(
+                shape, sharding, lambda index: read(tuple(s.indices(size)[:2] for s, size in zip(index, shape)))
+            )
+        self.advance(left)  # what other processes read
+        return array
 
-    # Devices that hold copies of one another share one piece. Slices cannot be keys before Python 3.12.
-    pieces: dict = {}
-
-    def shared(index):
-        key = tuple(s.indices(size) for s, size in zip(index, shape))
-        if key not in pieces:
-            pieces[key] = read(index)
-        return pieces[key]
-
-    if sharding is None:
-        array = jax.device_put(read((slice(None),) * len(shape)))
-    else:
-        array = jax.make_array_from_callback(shape, sharding, shared, dtype=dtype)
-    advance(left)  # what other processes read
-    return array
+    def _fill(self, weight: Weight, target: np.ndarray, name: str, index: tuple[slice, ...]) -> int:
+        """Reads one tensor's part of a piece, and returns the bytes of that part."""
+        axes, tensor = weight.axes(), self.tensors[name]
+        kept = weight.kept_shape(self.config)[weight.stacked :]
+        rows, *others = (index[axis] for axis in axes)
+        for place, values in tensor.blocks(tuple(kept[axis] for axis in axes), rows):
+            copy_cast(target.transpose(axes)[place], values[(slice(None), *others)], name)
+        return target.size * DTYPES[tensor.dtype].itemsize
 
 
 # Writing

@@ -9,8 +9,7 @@ import numpy as np
 
 from rope_jax.errors import InputError
 from rope_jax.interop.hf_config import SourceConfig, read_config
-from rope_jax.interop.stored import DTYPES, StoredTensor
-from rope_jax.interop.tensor_files import find_tensors
+from rope_jax.interop.tensor_files import DTYPES, StoredTensor, find_tensors
 from rope_jax.interop.weights import EMBEDDING, HEAD, is_frequency_buffer, table
 
 
@@ -21,7 +20,7 @@ def inspect(folder: Path) -> tuple[SourceConfig, dict[str, StoredTensor]]:
         folder: model folder.
 
     Returns:
-        What its config says, and the tensors of that model, by name.
+        What its config says, and the tensors of that model by name, in the order of the files.
 
     Raises:
         InputError: naming the file and the fix, if config and weights are not those of one model that this package
@@ -59,7 +58,7 @@ def inspect(folder: Path) -> tuple[SourceConfig, dict[str, StoredTensor]]:
     if duplicate_head is not None:
         _check_header(duplicate_head, HEAD.stored_shape(config))
         _check_duplicate_head(found[EMBEDDING.name], duplicate_head)
-    return source, {name: found[name] for name in expected}
+    return source, {name: tensor for name, tensor in found.items() if name in expected}
 
 
 def widest_dtype(tensors: Mapping[str, StoredTensor]) -> str:
@@ -91,7 +90,7 @@ def _check_header(tensor, shape):
 
 def _check_duplicate_head(embedding, head):
     same = embedding.dtype == head.dtype and np.array_equal(
-        embedding.view().view(np.uint16), head.view().view(np.uint16)
+        embedding.read().view(np.uint16), head.read().view(np.uint16)
     )
     if not same:
         raise InputError(

@@ -1,4 +1,10 @@
-"""Safetensors files, written or copied one tensor at a time, with their checksums."""
+"""Safetensors files, written or copied one tensor at a time, with their checksums.
+
+The safetensors library writes a file from tensors that are all in memory, each contiguous. A checkpoint's are neither
+here: they are transposed, cast and gathered one by one, in files of 5 GB. So files are written by the format's
+definition (https://github.com/huggingface/safetensors#format): eight bytes of header length, a JSON header, the
+tensors' bytes.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +18,12 @@ from pathlib import Path
 
 import numpy as np
 
-from rope_jax.interop.stored import DTYPE_NAMES, DTYPES, read_exactly
+from rope_jax.errors import InputError
 from rope_jax.interop.summed_file import PIECE_BYTES, SummedFile
-from rope_jax.interop.tensor_files import INDEX, SINGLE, read_header
+from rope_jax.interop.tensor_files import DTYPES, INDEX, SINGLE, read_header
 from rope_jax.interop.weights import copy_cast
+
+DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 # Tensor bytes per file, the limit of transformers.
 SHARD_BYTES = 5_000_000_000
@@ -106,7 +114,7 @@ def copy_tensors(
             change = changed.get(tensor.name)
 
             def fill(piece, tensor=tensor, change=change):
-                read_exactly(stream, piece)
+                _read_exactly(stream, piece)
                 if change is not None:
                     numbers = piece.view(DTYPES[tensor.dtype])
                     numbers[:] = change(numbers)
@@ -193,13 +201,23 @@ def _blocks(value: np.ndarray, size: int) -> Iterator[np.ndarray]:
 def _marked_header(stream: io.RawIOBase) -> bytes:
     """The header of a file, with the mark that loaders ask for and not every writer sets."""
     length = np.empty(8, np.uint8)
-    read_exactly(stream, length)
+    _read_exactly(stream, length)
     text = np.empty(int(length.view("<u8")[0]), np.uint8)
-    read_exactly(stream, text)
+    _read_exactly(stream, text)
     header = json.loads(text.tobytes())
     if (header.get("__metadata__") or {}).get("format") == "pt":
         return length.tobytes() + text.tobytes()
     return _encoded({**header, "__metadata__": {**(header.get("__metadata__") or {}), "format": "pt"}})
+
+
+def _read_exactly(stream: io.RawIOBase, target: np.ndarray) -> None:
+    """Fills a contiguous array with the next bytes of an unbuffered file."""
+    view = memoryview(target.reshape(-1).view(np.uint8))
+    while view:
+        count = stream.readinto(view)
+        if not count:
+            raise InputError(f"{stream.name} has become shorter while it was read: start again")
+        view = view[count:]
 
 
 def _encoded(header: dict) -> bytes:

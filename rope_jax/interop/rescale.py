@@ -17,16 +17,8 @@ from rope_jax.interop.new_folder import (
     finish,
     write_atomically,
 )
-from rope_jax.interop.new_tensor_files import (
-    SHARD_BYTES,
-    NewTensor,
-    copy_tensors,
-    plan_shards,
-    write_index,
-    write_sharded,
-)
-from rope_jax.interop.stored import DTYPES, StoredTensor
-from rope_jax.interop.tensor_files import SINGLE, find_tensors
+from rope_jax.interop.new_tensor_files import copy_tensors, write_index
+from rope_jax.interop.tensor_files import DTYPES, SINGLE, find_tensors
 from rope_jax.interop.weights import EMBEDDING, cast, fold_attention_factor, folding_rows
 from rope_jax.rope.embedding import ScaleVector
 
@@ -45,10 +37,9 @@ def rescale_folder(
 ) -> None:
     """Writes a copy of a model that turns by another scale vector: a zero-shot extension of its context.
 
-    Safetensors files are copied byte for byte, whatever their dtype; PyTorch's are written anew. Only an attention
-    factor other than 1 changes tensors on the way, those that `fold_attention_factor` is for. Everything is checked
-    first, as `read_model` and `write_model` do, and the folder appears whole or not at all. One process is to call
-    this.
+    Files are copied byte for byte, whatever their dtype. Only an attention factor other than 1 changes tensors on the
+    way, those that `fold_attention_factor` is for. Everything is checked first, as `read_model` and `write_model` do,
+    and the folder appears whole or not at all. One process is to call this.
 
     Args:
         source: model folder (see `resolve_model`).
@@ -76,9 +67,8 @@ def rescale_folder(
         carried=known.carried,
         extra_config=extra_config or {},
     )
-    pickled = tensors[EMBEDDING.name].file.suffix == ".bin"
-    # Files that are copied have buffers of old checkpoints too, which no row of the table asks for.
-    stored = tensors if pickled else find_tensors(source)
+    # The files have buffers of old checkpoints too, which no row of the table asks for.
+    stored = find_tensors(source)
     files = sorted({tensor.file for tensor in stored.values()})
     carried = files_to_carry(source, with_tokenizer=True)
     total = sum(tensor.bytes for tensor in stored.values())
@@ -92,23 +82,12 @@ def rescale_folder(
 
     def write(place):
         advance = counter(total, progress)
-        if pickled:
-            digests = _write_anew(place, tensors, changed, advance)
-        else:
-            digests = {file.name: copy_tensors(file, place / file.name, changed, advance) for file in files}
-            if files[0].name != SINGLE:
-                write_index(place, {name: tensor.file.name for name, tensor in stored.items()}, total)
+        digests = {file.name: copy_tensors(file, place / file.name, changed, advance) for file in files}
+        if files[0].name != SINGLE:
+            write_index(place, {name: tensor.file.name for name, tensor in stored.items()}, total)
         carry_files(carried, place)
         if extra_files is not None:
             extra_files(place)
         finish(place, described, context, digests)
 
     write_atomically(target, write)
-
-
-def _write_anew(place: Path, tensors: Mapping[str, StoredTensor], changed, advance) -> dict[str, str]:
-    # Wide dtypes first, so that every tensor is aligned to its own width.
-    planned = [NewTensor(tensor.name, DTYPES[tensor.dtype], tensor.shape) for tensor in tensors.values()]
-    planned.sort(key=lambda tensor: -tensor.dtype.itemsize)
-    values = (changed.get(new.name, lambda tensor: tensor)(tensors[new.name].view()) for new in planned)
-    return write_sharded(place, plan_shards(planned, SHARD_BYTES), values, advance)

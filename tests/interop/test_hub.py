@@ -63,16 +63,3 @@ def test_only_data_is_downloaded(monkeypatch, tmp_path):
     }
     assert matches == dict.fromkeys(taken, True) | dict.fromkeys(left, False)
     assert asked["allow_patterns"] == list(DOWNLOADED)
-
-
-def test_pytorch_files_only_where_there_is_nothing_else(monkeypatch, tmp_path):
-    asked = []
-    monkeypatch.setattr(
-        hub, "snapshot_download", lambda _, **options: asked.append(options["allow_patterns"]) or str(tmp_path)
-    )
-    assert resolve_model("old/model") == tmp_path
-    first, second = asked
-    assert first == list(DOWNLOADED)
-    names = ["pytorch_model.bin", "pytorch_model-00001-of-00002.bin", "training_args.bin", "optimizer.pt"]
-    taken = [any(fnmatch.fnmatch(name, pattern) for pattern in second) for name in names]
-    assert taken == [True, True, False, False]

@@ -1,0 +1,332 @@
+"""Every field that a config may set: its name, default, meaning and check.
+
+Defaults are the paper's recipe. `configs/defaults.py` makes a ConfigDict of this list; a field that is not here cannot
+be set, in a file or on the command line.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from rope_jax.errors import InputError
+from rope_jax.evaluation.perplexity import CONVENTIONS
+from rope_jax.model.config import ARCHITECTURES, ATTENTION
+from rope_jax.model.remat import POLICIES
+from rope_jax.rope.methods import METHODS
+from rope_jax.rope.robust import RESOLUTION
+from rope_jax.training.lora import PROJECTIONS, WHOLE
+
+# Methods beside the closed-form ones: 'learned' takes gradients of the model, 'own' is the model's own scaling.
+LEARNED = "learned"
+OWN = "own"
+
+EXPORT_FORMATS = ("hf", "gguf", "adapter")
+# Of `export.step`: the checkpoint of the lowest loss.
+BEST = -1
+
+_DTYPES = ("float32", "bfloat16", "float16")
+
+
+@dataclasses.dataclass(frozen=True)
+class Check:
+    """The values that a field accepts on its own. Of a tuple, every element is checked.
+
+    Attributes:
+        least: smallest number; None for no limit.
+        above: number that all values exceed; None for no limit.
+        most: largest number; None for no limit.
+        below: number that no value reaches; None for no limit.
+        choices: the only values; empty for any.
+    """
+
+    least: float | None = None
+    above: float | None = None
+    most: float | None = None
+    below: float | None = None
+    choices: tuple[str, ...] = ()
+
+    def accepts(self, value: Any) -> bool:
+        """Whether a value, or every element of a tuple, is accepted."""
+        if isinstance(value, tuple):
+            return all(map(self.accepts, value))
+        if self.choices:
+            return value in self.choices
+        return (
+            math.isfinite(value)
+            and (self.least is None or value >= self.least)
+            and (self.above is None or value > self.above)
+            and (self.most is None or value <= self.most)
+            and (self.below is None or value < self.below)
+        )
+
+    def __str__(self) -> str:
+        if self.choices:
+            return "use " + ("one of " if len(self.choices) > 2 else "") + _listed(self.choices)
+        limits = {"at least": self.least, "above": self.above, "at most": self.most, "below": self.below}
+        return "it must be " + " and ".join(f"{word} {limit:g}" for word, limit in limits.items() if limit is not None)
+
+
+@dataclasses.dataclass(frozen=True)
+class Field:
+    """A field of a config.
+
+    Attributes:
+        name: section and name, such as 'train.steps'.
+        default: default value; its type is the field's.
+        meaning: what it sets, with its unit, and what 0 or an empty value stands for.
+        check: accepted values; None accepts all of the type.
+        element: type of the elements of a tuple.
+    """
+
+    name: str
+    default: Any
+    meaning: str
+    check: Check | None = None
+    element: type = str
+
+    def check_value(self, value: Any) -> None:
+        """Raises InputError, with this field's name, for a value that is not accepted."""
+        kind = type(self.default)
+        if kind is tuple:
+            fits = isinstance(value, tuple | list) and all(_is(item, self.element) for item in value)
+            expected = f"a tuple of {self.element.__name__}"
+        else:
+            fits, expected = _is(value, kind), f"of type {kind.__name__}"
+        if not fits:
+            raise InputError(f"`{self.name}` is {value!r}: it must be {expected}", field=self.name)
+        if self.check and not self.check.accepts(tuple(value) if kind is tuple else value):
+            raise InputError(f"`{self.name}` is {value!r}: {self.check}", field=self.name)
+
+
+def check_fields(values: Mapping[str, Any]) -> None:
+    """Checks every field on its own; what depends on several fields or on a file is checked where it is used.
+
+    Args:
+        values: name of each field to its value.
+
+    Raises:
+        InputError: for the first value that is not accepted, with its `field`.
+    """
+    for field in FIELDS:
+        field.check_value(values[field.name])
+
+
+def at_least(least: float) -> Check:
+    return Check(least=least)
+
+
+def above(limit: float) -> Check:
+    return Check(above=limit)
+
+
+def one_of(*choices: str) -> Check:
+    return Check(choices=choices)
+
+
+def _is(value: Any, kind: type) -> bool:
+    if kind is float:
+        return isinstance(value, float | int) and not isinstance(value, bool)
+    return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+
+
+def _listed(choices: Iterable[str]) -> str:
+    return ", ".join(map(repr, choices))
+
+
+_METHOD = one_of(*METHODS, LEARNED, OWN)
+
+FIELDS: tuple[Field, ...] = (
+    Field("seed", 0, "seed of weights, data order, samples and bootstrap", at_least(0)),
+    #
+    Field("model.path", "", "Hugging Face folder or hub id; empty pre-trains a small model first (pretrain)"),
+    Field(
+        "model.dtype",
+        "auto",
+        "dtype of matrix products; 'auto' is bfloat16, on a CPU float32",
+        one_of("auto", *_DTYPES),
+    ),
+    Field("model.param_dtype", "float32", "dtype of the weights; 'auto' as they are stored", one_of("auto", *_DTYPES)),
+    Field(
+        "model.rotary",
+        "float32",
+        "arithmetic of rotary angles; 'exact' does not drift at long positions",
+        one_of("float32", "exact"),
+    ),
+    Field(
+        "model.remat",
+        "full",
+        "gradient checkpointing: what a block saves for the backward pass, from everything to nothing",
+        one_of(*POLICIES),
+    ),
+    Field(
+        "model.scan_unroll",
+        1,
+        "blocks per iteration of the scan over layers; above 1 a CPU saves activations despite remat",
+        at_least(1),
+    ),
+    Field(
+        "model.attention",
+        "auto",
+        "attention in training: 'cpu' is plain JAX for any device, 'cudnn' NVIDIA's in bfloat16, 'splash' for TPUs; "
+        "'auto' takes 'splash' on a TPU and else 'cpu'. With mesh.context they run in a ring",
+        one_of("auto", *ATTENTION),
+    ),
+    Field("model.attention_chunk", 512, "queries and keys at a time; bounds the memory of attention", at_least(1)),
+    #
+    Field("rope.method", "dprope", "method whose scale vector is fine-tuned and exported", _METHOD),
+    Field("rope.base", 0.0, "rotary base; 0 takes the model's, another value must agree with it", at_least(0)),
+    Field("rope.head_dim", 0, "head dimension; 0 takes the model's, another value must agree with it", at_least(0)),
+    Field(
+        "rope.factors",
+        "",
+        "method 'explicit': file of factors (a JSON list, one list per layer, or a LongRoPE CSV), or a model folder",
+    ),
+    Field("rope.new_base", 0.0, "method 'abf': the new rotary base", at_least(0)),
+    Field("rope.turning", 0.75, "method 'p_rope': share of pairs that keep rotating", Check(least=0, most=1)),
+    Field("compare", (), "further methods, fine-tuned and evaluated in the same way", _METHOD),
+    #
+    Field("angles.intervals", 360, "intervals of [0, 2 pi) that angles are counted in", at_least(2)),
+    Field(
+        "angles.arithmetic",
+        "float32",
+        "arithmetic of the counted angles; 'exact' for contexts above 16M tokens",
+        one_of("float32", "exact"),
+    ),
+    Field("context.original", 0, "pre-training context, tokens; 0 takes the model's", at_least(0)),
+    Field("context.target", 8192, "extended context, tokens; 0 doubles the original", at_least(0)),
+    Field(
+        "solve.n_hat",
+        0,
+        "method 'dprope': interpolated dimensions; 0 selects by solve.threshold",
+        at_least(0),
+    ),
+    Field("solve.threshold", 0.0, "method 'dprope': gain in nats above which a pair is interpolated", at_least(0)),
+    Field(
+        "solve.resolution", RESOLUTION, "method 'dprope_robust': reach of an angle seen in training, radians", above(0)
+    ),
+    #
+    Field("learn.start", "ntk", "method 'learned': method whose scale vector gradients start from", one_of(*METHODS)),
+    Field("learn.steps", 40, "method 'learned': gradient steps, with frozen weights", at_least(1)),
+    Field("learn.batch", 8, "method 'learned': sequences of context.target tokens per step", at_least(1)),
+    Field("learn.learning_rate", 0.02, "method 'learned': learning rate of the logarithms of factors", above(0)),
+    Field("learn.attention_factor", False, "method 'learned': also learn the attention factor"),
+    Field("learn.joint", False, "method 'learned': keep learning the vector while the weights are fine-tuned"),
+    #
+    Field("data.name", "text_folder", "corpus", one_of("text_folder", "pg19", "python_stdlib")),
+    Field("data.path", "", "folder of texts; for pg19 the TFDS data directory"),
+    Field("data.streams", 1, "streams of documents; with one per process, each reads only its own", at_least(1)),
+    Field("data.tokenizer", "", "Hugging Face folder, tokenizer.model, or 'bytes'; empty takes the model's"),
+    #
+    Field("train.steps", 1000, "updates of fine-tuning", at_least(1)),
+    Field("train.learning_rate", 2e-5, "peak learning rate of AdamW", above(0)),
+    Field("train.schedule", "constant", "learning rate schedule", one_of("constant", "cosine")),
+    Field("train.warmup_steps", 0, "updates of linear warm-up", at_least(0)),
+    Field("train.b1", 0.9, "decay of the first moment", Check(least=0, below=1)),
+    Field("train.b2", 0.999, "decay of the second moment", Check(least=0, below=1)),
+    Field("train.weight_decay", 0.0, "decoupled weight decay", at_least(0)),
+    Field("train.clip_norm", 0.0, "global gradient norm to clip at; 0 for none", at_least(0)),
+    Field("train.mu_dtype", "float32", "dtype of the first moment", one_of("float32", "bfloat16")),
+    Field("train.offload_optimizer", False, "offload the optimizer's moments to host memory between updates"),
+    Field("train.global_batch", 64, "sequences of context.target tokens per update", at_least(1)),
+    Field("train.accumulation", 8, "microbatches per update; divides train.global_batch", at_least(1)),
+    Field("train.loss_chunk", 512, "tokens of a row projected to the vocabulary at a time", at_least(1)),
+    Field("train.checkpoint_every", 100, "updates between checkpoints", at_least(1)),
+    Field("train.keep", 2, "newest checkpoints to keep; a damaged one is skipped on resuming", at_least(1)),
+    Field("train.keep_best", 0, "checkpoints of the lowest loss to keep beside them", at_least(0)),
+    Field("train.lora.rank", 0, "rank of low-rank updates (LoRA); 0 trains all weights", at_least(0)),
+    Field("train.lora.alpha", 16.0, "low-rank updates are scaled by alpha / rank", above(0)),
+    Field(
+        "train.lora.targets",
+        ("q", "k", "v", "o"),
+        "projections with low-rank updates, and parameters trained whole ('norm', 'embedding', 'head'), which "
+        "LongLoRA finds to matter at a longer context",
+        one_of(*PROJECTIONS, *WHOLE),
+    ),
+    #
+    Field("eval.split", "validation", "split of the corpus to evaluate on"),
+    Field("eval.max_tokens", 1_000_000, "tokens of the split for sliding-window perplexity", at_least(1)),
+    Field("eval.position_tokens", 1_000_000, "tokens of the split for perplexity by position", at_least(1)),
+    Field("eval.document_tokens", 0, "tokens used of each document, to cover more of them; 0 for all", at_least(0)),
+    Field("eval.stride", 256, "stride of the sliding window, tokens; at most half of the window", at_least(1)),
+    Field("eval.batch", 8, "windows scored together", at_least(1)),
+    Field("eval.passkey_lengths", (), "tokens of passkey prompts; empty for both contexts", at_least(1), int),
+    Field("eval.passkey_trials", 50, "passkey trials per length; 0 for none", at_least(0)),
+    Field("eval.passkey_depths", 10, "strata of the depth of a passkey", at_least(1)),
+    Field("eval.passkey_new_tokens", 10, "tokens generated to find a passkey", at_least(1)),
+    Field("eval.passkey_batch", 8, "passkey prompts decoded together", at_least(1)),
+    #
+    Field(
+        "suite",
+        "perplexity,passkey",
+        "benchmarks of experiments.evaluate, separated by commas: perplexity, passkey, longbench_e, ruler, "
+        "leaderboard, longppl, key_value, many_shot, babilong",
+    ),
+    Field("eval.lengths", (), "tokens of windows and prompts; empty for both contexts", at_least(2), int),
+    Field("eval.samples", 100, "samples per task and length of ruler, key_value, many_shot and babilong", at_least(1)),
+    Field("eval.generate_batch", 8, "prompts decoded together", at_least(1)),
+    Field("eval.conventions", ("token", "yarn", "longlora"), "perplexity: how windows slide", one_of(*CONVENTIONS)),
+    Field("eval.longbench", "", "longbench_e: folder of the benchmark's files"),
+    Field("eval.longbench_rows", 0, "longbench_e: rows of each set and bucket; 0 for all", at_least(0)),
+    Field("eval.longbench_max_length", 0, "longbench_e: tokens of a prompt; 0 for the longest less 500", at_least(0)),
+    Field("eval.essays", "", "ruler: folder of texts, or PaulGrahamEssays.json"),
+    Field("eval.squad", "", "ruler: file dev-v2.0.json"),
+    Field("eval.hotpotqa", "", "ruler: file hotpot_dev_distractor_v1.json"),
+    Field("eval.babilong", "", "babilong: folder of bAbI's stories"),
+    Field("eval.books", "", "babilong: folder of texts"),
+    Field("eval.many_shot", "", "many_shot: folder of TREC's questions, or of train.jsonl and test.jsonl"),
+    Field("eval.leaderboard", "", "leaderboard: folder of questions; empty takes the Hugging Face hub's"),
+    Field("eval.leaderboard_limit", 0, "leaderboard: questions of each task; 0 for all", at_least(0)),
+    Field("eval.longppl_evaluator", "", "longppl: model that finds the key tokens"),
+    Field("eval.longppl_context", 4096, "longppl: short context of that model, tokens", at_least(1)),
+    #
+    Field("export.run", "", "folder of a run of experiments.extend; empty exports model.path without training"),
+    Field("export.method", "", "method of that run; empty for its rope.method"),
+    Field("export.step", 0, "checkpoint of that run; 0 for the newest, -1 for the lowest loss", at_least(BEST)),
+    Field(
+        "export.formats",
+        ("hf",),
+        "Hugging Face folder, GGUF file, and PEFT adapter (of a run with train.lora)",
+        one_of(*EXPORT_FORMATS),
+    ),
+    Field("export.gguf", "", "GGUF file of the model to put the factors into; empty converts the weights"),
+    Field("export.dtype", "", "dtype of a converted GGUF file's matrices; empty as they are", one_of("", *_DTYPES)),
+    Field("export.vocabulary", True, "write the tokenizer into a converted GGUF file"),
+    Field("export.overwrite", False, "replace what an earlier export has written"),
+    Field("export.verify_lengths", (), "tokens to compare logits at; empty for 32 and both contexts", at_least(1), int),
+    Field("export.verify_dtype", "float32", "dtype to compare logits in", one_of("float32", "bfloat16")),
+    Field("verify", False, "load the export in transformers and compare logits"),
+    #
+    Field("mesh.data", 1, "replicas of the model; -1 takes the devices that are left", at_least(-1)),
+    Field("mesh.fsdp", -1, "shards of the weights; -1 takes the devices that are left", at_least(-1)),
+    Field("mesh.tensor", 1, "shards of heads and feed-forward width (tensor parallelism)", at_least(-1)),
+    Field("mesh.context", 1, "pieces of every sequence in training (sequence parallelism)", at_least(-1)),
+    #
+    Field("distributed.coordinator", "", "HOST:PORT of process 0, for a run of several processes"),
+    Field("distributed.processes", 0, "number of processes", at_least(0)),
+    Field("distributed.process", -1, "number of this process, from 0", at_least(-1)),
+    Field("distributed.auto", False, "find the processes through Slurm, Open MPI, Kubernetes or Cloud TPU"),
+    Field("distributed.local_devices", (), "devices of this process; empty for all", at_least(0), int),
+    Field("distributed.timeout", 300, "seconds that processes wait for one another at the start", at_least(1)),
+    #
+    Field("debug.nans", False, "name the first part of a training step that is not finite"),
+    Field("compilation_cache", "", "folder of compiled programs; empty for one in the run's folder; 'off' for none"),
+    Field("plan.model", "", "--plan: folder of a config.json, instead of model.path"),
+    #
+    Field("pretrain.tokenizer", "bytes", "tokenizer of the small model that is trained if model.path is empty"),
+    Field("pretrain.architecture", "llama", "its architecture", one_of(*ARCHITECTURES)),
+    Field("pretrain.hidden_size", 128, "its width", at_least(1)),
+    Field("pretrain.intermediate_size", 352, "its feed-forward width", at_least(1)),
+    Field("pretrain.num_layers", 4, "its layers", at_least(1)),
+    Field("pretrain.num_heads", 4, "its query heads", at_least(1)),
+    Field("pretrain.num_kv_heads", 4, "its key and value heads; divides pretrain.num_heads", at_least(1)),
+    Field("pretrain.steps", 0, "updates of its training", at_least(0)),
+    Field("pretrain.learning_rate", 3e-3, "peak learning rate, decayed to zero by a cosine", above(0)),
+    Field("pretrain.warmup_steps", 50, "updates of linear warm-up", at_least(0)),
+    Field("pretrain.weight_decay", 0.1, "decoupled weight decay", at_least(0)),
+    Field("pretrain.clip_norm", 1.0, "global gradient norm to clip at; 0 for none", at_least(0)),
+    Field("pretrain.global_batch", 32, "sequences of context.original tokens per update", at_least(1)),
+    Field("pretrain.checkpoint_every", 200, "updates between checkpoints", at_least(1)),
+)
