@@ -27,12 +27,12 @@ import jax
 import numpy as np
 
 from rope_jax.rope.angles import angle_counts
-from rope_jax.rope.counting import ROUGH
-from rope_jax.rope.disturbance import PSEUDO_COUNT
+from rope_jax.rope.disturbance import disturbances
 from rope_jax.rope.embedding import frequencies
+from rope_jax.rope.exact.counting import ROUGH
+from rope_jax.rope.exact.turns import exact_frequencies
+from rope_jax.rope.measure import EXACT, PSEUDO_COUNT, Measure
 from rope_jax.rope.minimise import Search, minimise
-from rope_jax.rope.solve import measure
-from rope_jax.rope.turns import exact_frequencies
 
 BASE, HEAD_DIM, ORIGINAL, INTERVALS = 10000.0, 128, 4096, 360
 TARGETS = {"8k": 8192, "16k": 16384, "128k": 131072, "1M": 2**20, "10M": 10_000_000}
@@ -104,14 +104,15 @@ def run_case(kind: str, target: str, arithmetic: str) -> dict:
     exact = exact_frequencies(BASE, HEAD_DIM)
     theta = {"float32": frequencies(BASE, HEAD_DIM), "exact": exact, "rough": exact.roughly()}[arithmetic]
     candidates = np.stack([np.ones(HEAD_DIM // 2), np.full(HEAD_DIM // 2, target / ORIGINAL)]).astype(np.float32)
+    arithmetic = "float32" if arithmetic == "float32" else EXACT
+    measure = Measure(ORIGINAL, target, intervals=INTERVALS, arithmetic=arithmetic)
     if kind == "loops":
         return literal_loops(candidates, target)
     if kind == "select":
-        # Measurement and choice; `select_by_threshold` adds the noise floor, which the loops do not find either.
-        first, later = timed(lambda: select(theta, candidates, target))
+        first, later = timed(lambda: select(theta, candidates, measure))
         return {"first": first, "later": later, "memory": peak()}
-    first, later = timed(lambda: minimise(theta, ORIGINAL, target, INTERVALS), repeats=3)
-    value = 1e3 * float(minimise(theta, ORIGINAL, target, INTERVALS).mean_disturbance)
+    first, later = timed(lambda: minimise(theta, measure), repeats=3)
+    value = 1e3 * float(minimise(theta, measure).cost.mean())
     memory = peak()
     started = time.perf_counter()
     numpy_value = 1e3 * numpy_search(theta, target, Search())
@@ -125,10 +126,10 @@ def run_case(kind: str, target: str, arithmetic: str) -> dict:
     }
 
 
-def select(theta, candidates, target):
+def select(theta, candidates, measure):
     """The argmin of two candidates."""
-    measured = measure(theta, candidates, ORIGINAL, target, INTERVALS)
-    return np.where(np.diff(np.asarray(measured), axis=0)[0] < 0, candidates[1], candidates[0])
+    measured = np.asarray(disturbances(theta, candidates, measure))
+    return np.where(np.diff(measured, axis=0)[0] < 0, candidates[1], candidates[0])
 
 
 def timed(call, repeats: int = REPEATS) -> tuple[float, float]:

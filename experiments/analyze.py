@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 
 from experiments import cli, settings
 from experiments.progress import say
+from experiments.settings import Extension
 from rope_jax.errors import InputError
 from rope_jax.files import write_json
 from rope_jax.interop.hf_config import read_config
@@ -27,7 +28,9 @@ from rope_jax.report import figures, plots
 from rope_jax.report.styles import NAMES
 from rope_jax.rope.angles import angle_histograms
 from rope_jax.rope.embedding import frequencies, identity
-from rope_jax.rope.methods import METHODS, Extension, Solution, solve_method
+from rope_jax.rope.methods import METHODS
+from rope_jax.rope.methods.dprope import DPRopeArgmin
+from rope_jax.rope.methods.method import Solution
 
 LLAMA2_8K = Path(__file__).resolve().parents[1] / "configs" / "llama2_8k.py"
 
@@ -54,14 +57,15 @@ def analyze(config: ConfigDict, folder: Path, name: str, with_sweep: bool = Fals
         InputError: naming the field that cannot be used.
     """
     extension = geometry(config)
+    model, measure = extension.geometry, extension.measure
     # These two are what a config gives them.
-    given = {"explicit": len(extension.factors) > 0, "abf": extension.new_base > 0}
+    given = {"explicit": bool(config.rope.factors), "abf": config.rope.new_base > 0}
     methods = [method for method in METHODS if given.get(method, True)]
     say(
-        f"{name}: {extension.original:,} to {extension.target:,} tokens, base {extension.base:g}, head dimension "
-        f"{extension.head_dim}, {extension.intervals} intervals"
+        f"{name}: {measure.original:,} to {measure.target:,} tokens, base {model.base:g}, head dimension "
+        f"{model.head_dim}, {measure.intervals} intervals"
     )
-    solutions = {method: solve_method(method, extension) for method in methods}
+    solutions = {method: extension.solve(method) for method in methods}
     means = {method: 1e3 * float(np.mean(solution.disturbance)) for method, solution in solutions.items()}
     say(f"  {'method':<18} {'disturbance x 1000':>18} {'against PI':>11} {'interpolated dimensions':>24}")
     for method, solution in solutions.items():
@@ -102,8 +106,8 @@ def geometry(config: ConfigDict) -> Extension:
 
 def draw(folder: Path, extension: Extension, solutions: dict[str, Solution]) -> None:
     """Draws the paper's figures."""
-    e = extension
-    theta = frequencies(e.base, e.head_dim) / np.asarray(e.own.factors)
+    e, model = extension.measure, extension.geometry
+    theta, own = model.theta(), np.asarray(model.own.factors)
     pairs = [pair * len(theta) // 64 for pair in PAIRS]
 
     def shares(factors, length):
@@ -112,7 +116,7 @@ def draw(folder: Path, extension: Extension, solutions: dict[str, Solution]) -> 
 
     trained = {f"pre-training, {e.original:,} tokens": shares(np.ones(len(theta)), e.original)}
     extended = {
-        NAMES[method]: shares(np.asarray(solution.scale.factors) / np.asarray(e.own.factors), e.target)
+        NAMES[method]: shares(np.asarray(solution.scale.factors) / own, e.target)
         for method, solution in solutions.items()
     }
 
@@ -146,23 +150,24 @@ def sweep(extension: Extension, folder: Path) -> dict:
     Returns:
         Setting to `{"x": [...], "curves": {method: [disturbance x 1000]}}`.
     """
-    e = extension
+    e, model = extension.measure, extension.geometry
 
     def mean(method, **fields):
-        return 1e3 * float(np.mean(solve_method(method, dataclasses.replace(e, **fields)).disturbance))
+        solution = extension.methods[method](model, dataclasses.replace(e, **fields))
+        return 1e3 * float(np.mean(solution.disturbance))
 
     def curves(methods, field, values):
         return {"x": values, "curves": {m: [mean(m, **{field: value}) for value in values] for m in methods}}
 
     def by_count():
         # What each pair gains by interpolation is measured once; those that gain most interpolate first.
-        extrapolated, interpolated = np.asarray(solve_method("dprope_argmin", e).selection.disturbance, np.float64)
+        extrapolated, interpolated = np.asarray(DPRopeArgmin()(model, e).selection.disturbance, np.float64)
         gains = np.sort(extrapolated - interpolated)[::-1]
         return (1e3 * (extrapolated.sum() - np.cumsum(gains)) / len(gains)).tolist()
 
     doublings = range(1, (MILLION // e.original).bit_length())
     found = {
-        "interpolated dimensions": {"x": list(range(2, e.head_dim + 1, 2)), "curves": {"dprope": by_count()}},
+        "interpolated dimensions": {"x": list(range(2, model.head_dim + 1, 2)), "curves": {"dprope": by_count()}},
         "intervals": curves(["pi", "yarn", "dprope"], "intervals", [90, 180, 360, 720]),
         "extended context": curves(
             ["extrapolation", "pi", "yarn", "dprope_argmin"], "target", [e.original * 2**k for k in doublings]

@@ -30,7 +30,6 @@ from rope_jax.interop.hub import resolve_model
 from rope_jax.interop.huggingface import check_model
 from rope_jax.model.config import LlamaConfig
 from rope_jax.rope.embedding import ScaleVector
-from rope_jax.rope.methods import solve_method
 from rope_jax.sharding import check_batch, make_mesh, param_shardings, row_sharding
 
 MEASURED = ("perplexity", "longppl", "leaderboard")
@@ -261,8 +260,8 @@ def scale_vectors(config: ConfigDict, source: Path, found: SourceConfig) -> tupl
     vectors, target = {settings.OWN: found.rope}, config.context.target or found.config.context
     if solved:
         extension = settings.model_extension(config, found.config, found.rope, solved)
-        target = extension.target
-        vectors |= {method: solve_method(method, extension).scale for method in solved}
+        target = extension.measure.target
+        vectors |= {method: extension.solve(method).scale for method in solved}
     return {method: vectors[method] for method in methods}, original, target
 
 

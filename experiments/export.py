@@ -36,7 +36,6 @@ from rope_jax.interop.rescale import rescale_folder
 from rope_jax.interop.verify import TOLERANCES, verify_config, verify_gguf, verify_logits
 from rope_jax.model.config import LlamaConfig
 from rope_jax.rope.embedding import ScaleVector
-from rope_jax.rope.methods import solve_method
 from rope_jax.sharding import make_mesh
 from rope_jax.training import trained
 from rope_jax.training.checkpoints import losses, read_trained
@@ -187,8 +186,8 @@ def zero_shot_job(config: ConfigDict) -> Job:
     source = resolve_model(config.model.path)
     known = check_model(source)
     extension = settings.model_extension(config, known.config, known.rope)
-    method, original, target = config.rope.method, extension.original, extension.target
-    rope = solve_method(method, extension).scale
+    method, original, target = config.rope.method, extension.measure.original, extension.measure.target
+    rope = extension.solve(method).scale
     return Job(
         source=source,
         known=known,
@@ -224,7 +223,7 @@ def trained_job(config: ConfigDict) -> Job:
     source = resolve_model(ran.model.path) if ran.model.path else folder / "model"
     known = check_model(source)
     extension = settings.model_extension(ran, known.config, known.rope)
-    original, target = extension.original, extension.target
+    original, target = extension.measure.original, extension.measure.target
     rope = ScaleVector.create(scale["factors"], scale["attention_factor"])
     finished = folder / "export"
     whole = method == methods[0] and not fields.step and (finished / "config.json").is_file()

@@ -59,7 +59,6 @@ from rope_jax.report.extension_page import extension_page
 from rope_jax.report.metrics import MetricsWriter, read_metrics
 from rope_jax.report.page import write_page
 from rope_jax.rope.embedding import ScaleVector, identity
-from rope_jax.rope.methods import Extension, solve_method
 from rope_jax.sharding import check_batch, make_mesh, param_shardings, process_rows
 from rope_jax.training import trained
 from rope_jax.training.context import check_attention, check_length
@@ -103,7 +102,7 @@ class Run:
     source: Path
     source_dtype: str
     model: LlamaConfig
-    extension: Extension
+    extension: settings.Extension
     methods: tuple[str, ...]
     tokenizer: Tokenizer
     documents: TextSource
@@ -134,7 +133,8 @@ def extend(config: ConfigDict, folder: Path, name: str, profile: tuple[int, int]
     workdir.compilation_cache(folder, config.compilation_cache)
     run = dataclasses.replace(multihost.in_turn(lambda: prepare(config, folder)), profile=profile)
     say(
-        f"{name}: {run.extension.original:,} to {run.extension.target:,} tokens by {', '.join(run.methods)}; "
+        f"{name}: {run.extension.measure.original:,} to {run.extension.measure.target:,} tokens by "
+        f"{', '.join(run.methods)}; "
         f"everything goes to {folder}\n{layout(run)}"
     )
     if run.pretraining and not multihost.from_first(run.source.exists):
@@ -187,12 +187,12 @@ def prepare(config: ConfigDict, folder: Path) -> Run:
     extension = settings.model_extension(config, model, own)
     methods = settings.methods(config)
     per_layer = ("explicit", settings.LEARNED) if config.learn.start == "explicit" else ("explicit",)
-    if methods[0] in per_layer and np.ndim(extension.factors) == 2:
+    if methods[0] in per_layer and np.ndim(extension.methods["explicit"].factors) == 2:
         raise InputError(
             "config.rope.factors holds a vector per layer, which no stock config.json can say, so that it cannot be "
             "exported: give one vector, or name the method in config.compare and export another"
         )
-    tuning = settings.fine_tuning(config, extension.target)
+    tuning = settings.fine_tuning(config, extension.measure.target)
 
     mesh = make_mesh(**config.mesh)
     check_attention(model, mesh)
@@ -209,18 +209,18 @@ def prepare(config: ConfigDict, folder: Path) -> Run:
         check_batch(mesh, config.learn.batch, "config.learn.batch")
     check_batch(mesh, config.eval.batch, "config.eval.batch", "rows")
     check_batch(mesh, config.eval.passkey_batch, "config.eval.passkey_batch", "rows")
-    check_length(mesh, extension.target, "config.context.target")
+    check_length(mesh, extension.measure.target, "config.context.target")
     pretraining = None
     if not config.model.path:
         pretraining = settings.pretraining(config)
         check_batch(mesh, pretraining.global_batch, "config.pretrain.global_batch")
-        check_length(mesh, extension.original, "config.context.original")
+        check_length(mesh, extension.measure.original, "config.context.original")
 
     e = config.eval
-    lengths = tuple(e.passkey_lengths) or (extension.original, extension.target)
+    lengths = tuple(e.passkey_lengths) or (extension.measure.original, extension.measure.target)
     suite = SuiteConfig(
-        original=extension.original,
-        target=extension.target,
+        original=extension.measure.original,
+        target=extension.measure.target,
         stride=e.stride,
         batch=e.batch,
         loss_chunk=config.train.loss_chunk,
@@ -274,16 +274,16 @@ def pretrain(run: Run) -> None:
         initial = jax.jit(lambda key: nn.unbox(init_params(run.model, key)), out_shardings=shardings)
         return initial(jax.random.key(run.config.seed))
 
-    say(f"pre-training a model of {parameters(run.model):,} parameters at {run.extension.original} tokens")
+    say(f"pre-training a model of {parameters(run.model):,} parameters at {run.extension.measure.original} tokens")
     rope = identity(run.model.head_dim)
     params, _ = fit(run, rope, run.pretraining, fresh, run.folder / "pretrain", "pre-training")
     with byte_bar("writing the model") as progress:
         write_model(
             run.source,
-            dataclasses.replace(run.model, context=run.extension.original),
+            dataclasses.replace(run.model, context=run.extension.measure.original),
             params,
             rope,
-            context=run.extension.original,
+            context=run.extension.measure.original,
             provenance={"trained_by": "rope-jax", "steps": run.pretraining.optimizer.steps},
             save_tokenizer=run.tokenizer.save,
             dtype="float32",
@@ -333,7 +333,7 @@ def solved(run: Run, method: str) -> dict:
         )
         record = {"losses": learned.losses.tolist(), "start": fields.start}
     else:
-        solution = solve_method(method, run.extension)
+        solution = run.extension.solve(method)
     record |= {
         "factors": np.asarray(solution.scale.factors, float).tolist(),
         "attention_factor": float(solution.scale.attention_factor),
@@ -342,8 +342,7 @@ def solved(run: Run, method: str) -> dict:
         "interpolated_dimensions": solution.interpolated_dimensions,
     }
     if solution.selection is not None:
-        low, high = solution.selection.threshold_low, solution.selection.threshold_high
-        record["thresholds"] = [float(low), float(high)]
+        record["thresholds"] = np.asarray(solution.selection.thresholds, float).tolist()
         record["margin"] = np.asarray(solution.selection.margin, float).tolist()
     return record
 
@@ -375,12 +374,12 @@ def evaluate_and_tune(run: Run, vectors: dict[str, ScaleVector]) -> dict[str, di
         measure(run, method, "before", evaluate, params, vectors[method])
     del params
 
-    say(f"fine-tuning at {run.extension.target:,} tokens")
+    say(f"fine-tuning at {run.extension.measure.target:,} tokens")
     for method in run.methods:
         exported = method != run.methods[0] or multihost.from_first((run.folder / "export").exists)
         if done(method, "after") and exported:
             continue
-        tuning = settings.method_tuning(run.config, run.extension.target, method)
+        tuning = settings.method_tuning(run.config, run.extension.measure.target, method)
         tuned, vector = fit(run, vectors[method], tuning, base, folders[method], method)
         if not done(method, "after"):
             measure(run, method, "after", evaluate, tuned, vector)
@@ -474,9 +473,8 @@ def export(run: Run, params: dict, rope: ScaleVector) -> None:
     method = run.methods[0]
     files = {stage: run.folder / "methods" / method / f"{stage}.json" for stage in ("before", "after")}
     measured = multihost.from_first(lambda: {stage: read_record(file) for stage, file in files.items()})
-    facts = run_card(
-        run.config, method, rope, run.extension.original, run.extension.target, run.tuning.optimizer.steps, **measured
-    )
+    lengths = run.extension.measure.original, run.extension.measure.target
+    facts = run_card(run.config, method, rope, *lengths, run.tuning.optimizer.steps, **measured)
     source = run.source if run.config.model.path else None
     with byte_bar("writing the folder") as progress:
         write_model(
@@ -484,10 +482,8 @@ def export(run: Run, params: dict, rope: ScaleVector) -> None:
             run.model,
             params,
             rope,
-            context=run.extension.target,
-            provenance=run_provenance(
-                run.config, method, run.extension.original, run.extension.target, run.tuning.optimizer.steps
-            ),
+            context=run.extension.measure.target,
+            provenance=run_provenance(run.config, method, *lengths, run.tuning.optimizer.steps),
             extra_files=lambda place: write_card(place, facts, source),
             source=run.source,
             dtype=run.source_dtype,
@@ -509,8 +505,8 @@ def collect(run: Run, name: str, methods: dict[str, dict]) -> dict:
     return {
         "name": name,
         "command": "python -m experiments.extend" + "".join(f" {shlex.quote(arg)}" for arg in sys.argv[1:]),
-        "context": {"original": run.extension.original, "target": run.extension.target},
-        "extension": {"intervals": run.extension.intervals, "n_hat": run.extension.n_hat},
+        "context": {"original": run.extension.measure.original, "target": run.extension.measure.target},
+        "extension": {"intervals": run.extension.measure.intervals, "n_hat": run.config.solve.n_hat},
         "model": {
             "parameters": parameters(run.model),
             "description": f"{run.model.num_layers} layers, width {run.model.hidden_size}",

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import jax
-import numpy as np
 from jax.sharding import Mesh
 
 from experiments.progress import bar
+from experiments.settings import Extension
 from rope_jax.data.pipeline import training_batches
 from rope_jax.data.source import TextSource
 from rope_jax.data.tokenizer import Tokenizer
 from rope_jax.model.config import LlamaConfig
-from rope_jax.rope.methods import Extension, Solution, solve_method
+from rope_jax.rope.methods.method import Solution
 from rope_jax.sharding import batch_sharding, place_rows, process_rows
 from rope_jax.training.learn import LearnConfig, Learned, learn
 
@@ -56,7 +54,7 @@ def learned_solution(
         documents,
         tokenizer,
         rows,
-        extension.target,
+        extension.measure.target,
         seed,
         held,
         streams,
@@ -68,13 +66,5 @@ def learned_solution(
             yield {name: place_rows(value, held, rows, sharding, 0) for name, value in next(batches).items()}
 
     with jax.set_mesh(mesh):
-        learned = learn(params, model, solve_method(start, extension).scale, placed(), learning, mesh)
-    scale, own = learned.scale, extension.own
-    factors = np.asarray(scale.factors, float) / np.asarray(own.factors, float)
-    relative = dataclasses.replace(
-        extension,
-        factors=tuple(factors.tolist()),
-        attention_factor=float(scale.attention_factor) / float(own.attention_factor),
-    )
-    # Not through the quotients: the vector is what was learned, to the bit.
-    return dataclasses.replace(solve_method("explicit", relative), scale=scale), learned
+        learned = learn(params, model, extension.solve(start).scale, placed(), learning, mesh)
+    return Solution.measured(extension.geometry, extension.measure, learned.scale), learned

@@ -44,7 +44,7 @@ def plan_run(config: ConfigDict, name: str, mesh: str) -> Plan:
     wanted = config.model.attention
     model = dataclasses.replace(model, attention="cpu")
     extension = settings.model_extension(config, model, own)
-    run = settings.fine_tuning(config, extension.target)
+    run = settings.fine_tuning(config, extension.measure.target)
     devices = make_mesh(**sizes, devices=jax.devices()[:count])
     if run.lora:
         check_targets(run.lora, model)

@@ -14,8 +14,11 @@ from rope_jax.errors import InputError
 from rope_jax.interop.hf_config import read_config
 from rope_jax.model.config import LlamaConfig
 from rope_jax.rope.embedding import ScaleVector
-from rope_jax.rope.methods import METHODS, Extension
-from rope_jax.rope.vectors import read_factors
+from rope_jax.rope.factor_files import read_factors
+from rope_jax.rope.geometry import Geometry
+from rope_jax.rope.measure import Measure
+from rope_jax.rope.methods import METHODS
+from rope_jax.rope.methods.method import Method, Solution
 from rope_jax.training.learn import LearnConfig
 from rope_jax.training.lora import LoraConfig
 from rope_jax.training.state import OptimizerConfig
@@ -25,6 +28,37 @@ from rope_jax.training.trained import TrainConfig
 LEARNED = "learned"
 # The scaling that the model's own config says, which is nothing to solve for.
 OWN = "own"
+
+
+# Arguments of `rope_jax.rope` to the fields that they come from.
+FIELDS = {
+    "base": "config.rope.base",
+    "head_dim": "config.rope.head_dim",
+    "own": "config.model.path",
+    "original": "config.context.original",
+    "target": "config.context.target",
+    "intervals": "config.angles.intervals",
+    "arithmetic": "config.angles.arithmetic",
+    "n_hat": "config.solve.n_hat",
+    "threshold": "config.solve.threshold",
+    "resolution": "config.solve.resolution",
+    "new_base": "config.rope.new_base",
+    "turning": "config.rope.turning",
+    "factors": "config.rope.factors",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Extension:
+    """What is extended, how the disturbance is measured, and every method with the run's parameters."""
+
+    geometry: Geometry
+    measure: Measure
+    methods: dict[str, Method]
+
+    def solve(self, method: str) -> Solution:
+        """The solution of a method."""
+        return self.methods[method](self.geometry, self.measure)
 
 
 def methods(config: ConfigDict) -> tuple[str, ...]:
@@ -154,24 +188,6 @@ def extension(
     """
     if original < 0 or config.context.target < 0:
         raise InputError("config.context.original and .target are token counts: neither may be negative")
-    factors, attention_factor = _factors(config.rope.factors)
-    result = Extension(
-        base=base,
-        head_dim=head_dim,
-        own=own,
-        original=original,
-        target=config.context.target or 2 * original,
-        intervals=config.angles.intervals,
-        n_hat=config.solve.n_hat,
-        threshold=config.solve.threshold,
-        layers=layers,
-        factors=factors,
-        attention_factor=attention_factor,
-        new_base=config.rope.new_base,
-        turning=config.rope.turning,
-        resolution=config.solve.resolution,
-        angles=config.angles.arithmetic,
-    )
     wanted = methods(config) if wanted is None else wanted
     for method in wanted:
         if method not in (*METHODS, LEARNED):
@@ -181,8 +197,28 @@ def extension(
         if config.learn.start not in METHODS:
             raise InputError(f"config.learn.start is {config.learn.start!r}: use one of {', '.join(METHODS)}")
         wanted = (config.learn.start, *(method for method in wanted if method != LEARNED))
-    result.check(wanted)
-    return result
+    try:
+        geometry = Geometry(base, head_dim, own, layers)
+        measure = Measure(
+            original,
+            config.context.target or 2 * original,
+            intervals=config.angles.intervals,
+            arithmetic=config.angles.arithmetic,
+        )
+        factors, attention_factor = _factors(config.rope.factors)
+        parameters = {
+            "abf": {"new_base": config.rope.new_base},
+            "p_rope": {"turning": config.rope.turning},
+            "dprope": {"n_hat": config.solve.n_hat, "threshold": config.solve.threshold},
+            "dprope_robust": {"resolution": config.solve.resolution},
+            "explicit": {"factors": factors, "attention_factor": attention_factor},
+        }
+        built = {name: method(**parameters.get(name, {})) for name, method in METHODS.items()}
+        for name in ("dprope", *wanted):
+            built[name].check(geometry, measure)
+    except InputError as error:
+        raise error.renamed(FIELDS) from None
+    return Extension(geometry, measure, built)
 
 
 def learning(config: ConfigDict) -> LearnConfig:
@@ -309,4 +345,7 @@ def _factors(path: str) -> tuple[tuple, float]:
     if Path(path).is_dir():
         rope = read_config(Path(path)).rope
         return tuple(np.asarray(rope.factors, float).tolist()), float(rope.attention_factor)
-    return read_factors(path), 1.0
+    try:
+        return read_factors(path), 1.0
+    except InputError as error:
+        raise InputError(f"config.rope.factors: {error}", field="config.rope.factors") from None

@@ -16,7 +16,7 @@ from rope_jax.evaluation.perplexity import CONVENTIONS
 from rope_jax.model.config import ARCHITECTURES, ATTENTION
 from rope_jax.model.remat import POLICIES
 from rope_jax.rope.methods import METHODS
-from rope_jax.rope.robust import RESOLUTION
+from rope_jax.rope.methods.dprope import DPRopeRobust
 from rope_jax.training.lora import PROJECTIONS, WHOLE
 
 # Methods beside the closed-form ones: 'learned' takes gradients of the model, 'own' is the model's own scaling.
@@ -205,7 +205,10 @@ FIELDS: tuple[Field, ...] = (
     ),
     Field("solve.threshold", 0.0, "method 'dprope': gain in nats above which a pair is interpolated", at_least(0)),
     Field(
-        "solve.resolution", RESOLUTION, "method 'dprope_robust': reach of an angle seen in training, radians", above(0)
+        "solve.resolution",
+        DPRopeRobust.resolution,
+        "method 'dprope_robust': reach of an angle seen in training, radians",
+        above(0),
     ),
     #
     Field("learn.start", "ntk", "method 'learned': method whose scale vector gradients start from", one_of(*METHODS)),

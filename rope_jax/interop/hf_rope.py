@@ -6,15 +6,11 @@ from pathlib import Path
 
 from rope_jax.errors import InputError
 from rope_jax.interop.json_fields import boolean, integer, number, shown, unusable
-from rope_jax.rope.embedding import ScaleVector, frequencies
-from rope_jax.rope.scaling import (
-    explicit,
-    extrapolation,
-    llama3,
-    longrope_attention_factor,
-    position_interpolation,
-    yarn,
-)
+from rope_jax.rope.embedding import ScaleVector, frequencies, identity
+from rope_jax.rope.methods.by_parts import llama3, yarn
+from rope_jax.rope.methods.explicit import explicit, longrope_attention_factor
+from rope_jax.rope.methods.interpolation import position_interpolation
+from rope_jax.rope.relative import RelativeScale, compose
 
 # `rope_type` -> keys that it must and may have beside `rope_type` and `rope_theta`.
 ROPE_KEYS = {
@@ -83,7 +79,10 @@ def read_rope(path: Path, raw: dict, head_dim: int, context: int) -> tuple[float
         raise unusable(
             path, "original_max_position_embeddings", original, f"{kind} rotary positions use none; remove it"
         )
-    return base, _scale_vector(path, key, block, base, head_dim, context, original)
+    plain = identity(head_dim)
+    if kind == "default":
+        return base, plain
+    return base, compose(plain, _scaling(path, key, block, base, head_dim, context, original))
 
 
 def _rope_block(path, key, block) -> dict:
@@ -122,13 +121,11 @@ def _agreed(path, found, default):
     return next(iter(found.values()), default)
 
 
-def _scale_vector(path, key, block, base, head_dim, context, original) -> ScaleVector:
+def _scaling(path, key, block, base, head_dim, context, original) -> RelativeScale:
     def given(name, default=None):
         return number(path, block, name, default, name=f"{key}.{name}")
 
     match block["rope_type"]:
-        case "default":
-            return extrapolation(head_dim)
         case "linear":
             return position_interpolation(head_dim, given("factor"))
         case "llama3":
@@ -145,8 +142,8 @@ def _scale_vector(path, key, block, base, head_dim, context, original) -> ScaleV
                 head_dim,
                 given("factor"),
                 original,
-                given("beta_fast", 32.0),
-                given("beta_slow", 1.0),
+                beta_fast=given("beta_fast", 32.0),
+                beta_slow=given("beta_slow", 1.0),
                 truncate=boolean(path, block, "truncate", True),
                 attention_factor=given("attention_factor") if "attention_factor" in block else None,
             )

@@ -15,7 +15,7 @@ from rope_jax.model.backends import attend
 from rope_jax.model.config import LlamaConfig
 from rope_jax.model.remat import BLOCK_INPUT, PRODUCT, rematerialised
 from rope_jax.rope.embedding import ScaleVector, periods, phases, rotate
-from rope_jax.rope.turns import exact_frequencies, exact_phases
+from rope_jax.rope.exact.turns import exact_frequencies, exact_phases
 
 
 class RMSNorm(nn.Module):

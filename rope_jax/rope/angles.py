@@ -11,25 +11,31 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float32, Int, Int32
 
-from rope_jax.rope.counting import interval_counts
-from rope_jax.rope.turns import Turns, divide
+from rope_jax.rope.arrays import AnyArray
+from rope_jax.rope.exact.counting import interval_counts
+from rope_jax.rope.exact.turns import Turns, divide
 
 
-def extended(frequency: jax.Array | Turns, factor: jax.Array) -> jax.Array | Turns:
-    """Frequency of an extended pair, `theta_i / f_i`.
+def extended(
+    theta: Float32[AnyArray, "*pairs"] | Turns, factors: Float32[AnyArray, "*pairs"]
+) -> Float32[AnyArray, "*pairs"] | Turns:
+    """Frequencies of extended pairs, `theta_i / f_i`.
 
     Args:
-        frequency: scalar theta_i: float32, radians per position, or `Turns` per position.
-        factor: float32 scalar f_i.
+        theta: float32, radians per position, or `Turns` per position.
+        factors: scale factors.
 
     Returns:
-        Of the type of `frequency`; rounded once if that is float32.
+        Of the type of `theta`; rounded once if that is float32.
     """
-    return divide(frequency, factor) if isinstance(frequency, Turns) else frequency / factor
+    return divide(theta, factors) if isinstance(theta, Turns) else theta / factors
 
 
-def interval_index(frequency: jax.Array, positions: jax.Array, intervals: int) -> jax.Array:
+def interval_index(
+    frequency: Float32[AnyArray, ""], positions: Int32[AnyArray, " positions"], intervals: int
+) -> Int32[Array, " positions"]:
     """Interval of [0, 2 pi) that holds the angle `m * frequency`, in plain float32.
 
     Each rounding is the authors' own: the product, the remainder by the float32 nearest to 2 pi, and the
@@ -39,12 +45,12 @@ def interval_index(frequency: jax.Array, positions: jax.Array, intervals: int) -
     1.7e-2 rad wide.
 
     Args:
-        frequency: float32 scalar, radians per position, not negative.
-        positions: int32 `[n]`, each below 2^24, from where float32 skips integers.
+        frequency: radians per position, not negative.
+        positions: each below 2^24, from where float32 skips integers.
         intervals: number b of equal intervals.
 
     Returns:
-        int32 `[n]`, from 0 to b - 1.
+        Index per position, from 0 to b - 1.
     """
     angles = jax.lax.rem(positions.astype(jnp.float32) * frequency, jnp.float32(2 * np.pi))
     index = (angles * jnp.float32(intervals / (2 * np.pi))).astype(jnp.int32)
@@ -53,19 +59,21 @@ def interval_index(frequency: jax.Array, positions: jax.Array, intervals: int) -
 
 
 @functools.partial(jax.jit, static_argnames="intervals")
-def angle_counts(frequency: jax.Array | Turns, length: int | jax.Array, intervals: int) -> jax.Array:
+def angle_counts(
+    frequency: Float32[AnyArray, ""] | Turns, length: int | Int[Array, ""], intervals: int
+) -> Int32[Array, " intervals"]:
     """Histogram of the rotary angles of one pair: the share `F_k(n)` of arXiv 2410.01490, Eq. 5-7, times n.
 
     Memory does not grow with `length`, and a new length does not recompile.
 
     Args:
-        frequency: scalar, `theta_i / f_i` for an extended pair: float32, radians per position, or `Turns` per
-            position. Float32 angles are counted one by one, exact ones by `interval_counts` in O(b log n).
+        frequency: `theta_i / f_i` for an extended pair: float32, radians per position, or `Turns` per position.
+            Float32 angles are counted one by one, exact ones by `interval_counts` in O(b log n).
         length: number n of positions `m = 0 ... n - 1` (tokens); at most 2^24 in float32, below 2^31 in turns.
         intervals: number b of equal intervals of [0, 2 pi); static.
 
     Returns:
-        int32 `[b]`, the number of positions whose angle `(m * frequency) mod 2 pi` falls in each interval.
+        The number of positions whose angle `(m * frequency) mod 2 pi` falls in each interval.
     """
     if isinstance(frequency, Turns):
         return interval_counts(frequency, length, intervals)
@@ -83,15 +91,17 @@ def angle_counts(frequency: jax.Array | Turns, length: int | jax.Array, interval
 
 
 @functools.partial(jax.jit, static_argnames="intervals")
-def angle_histograms(frequencies: jax.Array | Turns, length: int | jax.Array, intervals: int) -> jax.Array:
+def angle_histograms(
+    frequencies: Float32[AnyArray, " pairs"] | Turns, length: int | Int[Array, ""], intervals: int
+) -> Int32[Array, "pairs intervals"]:
     """`angle_counts` of every pair.
 
     Args:
-        frequencies: `[P]`, float32 radians or `Turns` per position.
+        frequencies: float32 radians or `Turns` per position.
         length: number of positions (tokens); at most 2^24 in float32, below 2^31 in turns.
         intervals: number b of equal intervals of [0, 2 pi); static.
 
     Returns:
-        int32 `[P, b]`; each row sums to `length`.
+        A histogram per pair; each sums to `length`.
     """
     return jax.vmap(lambda frequency: angle_counts(frequency, length, intervals))(frequencies)

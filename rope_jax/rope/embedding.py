@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rope_jax.errors import InputError
+from rope_jax.rope.checks import check_base, check_head_dim
 
 
 @jax.tree_util.register_dataclass
@@ -70,27 +70,10 @@ def periods(base: float, head_dim: int) -> np.ndarray:
     Raises:
         InputError: if `head_dim` is not a positive even number or `base` is not above 1.
     """
-    check_base(base, head_dim)
+    check_base(base)
+    check_head_dim(head_dim)
     exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
     return (float(base) ** exponents.astype(np.float64)).astype(np.float32)
-
-
-def check_base(base: float, head_dim: int) -> None:
-    """Rejects what gives no frequencies.
-
-    Args:
-        base: rotary base.
-        head_dim: head dimension d.
-
-    Raises:
-        InputError: if `head_dim` is not a positive even number or `base` is not above 1.
-    """
-    if head_dim < 2 or head_dim % 2:
-        raise InputError(
-            f"rope.head_dim is {head_dim}: rotary embedding turns pairs, so it must be a positive even number"
-        )
-    if not base > 1:
-        raise InputError(f"rope.base is {base}: it must be above 1 (LLaMA2 uses 10000)")
 
 
 def frequencies(base: float, head_dim: int) -> np.ndarray:

@@ -16,22 +16,16 @@ import math
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float32
 
 from rope_jax.errors import InputError
-from rope_jax.rope.disturbance import (
-    DISTANCES,
-    PRETRAINED_TO_EXTENDED,
-    PSEUDO_COUNT,
-    check_measurement,
-    longest_context,
-    pair_disturbance,
-)
-from rope_jax.rope.embedding import ScaleVector
-from rope_jax.rope.solve import exact_turns, noise_floor
-from rope_jax.rope.turns import Turns
+from rope_jax.rope.angles import extended
+from rope_jax.rope.arrays import AnyArray
+from rope_jax.rope.disturbance import pair_shift
+from rope_jax.rope.exact.turns import Turns, exact_turns
+from rope_jax.rope.measure import Measure
 from rope_jax.rope.wasserstein import pair_wasserstein
 
-CIRCULAR_WASSERSTEIN = "circular_wasserstein"
 STEPS = (2e-2, 1e-2, 5e-3, 2e-3, 1e-3, 5e-4, 2e-4, 1e-4, 5e-5, 2e-5, 1e-5, 5e-6, 2e-6, 1e-6, 1e-7)
 
 
@@ -55,9 +49,9 @@ class Search:
     def __post_init__(self):
         for field, least in (("coarse", 2), ("fan", 1), ("finalists", 1)):
             if getattr(self, field) < least:
-                raise InputError(f"solve.search.{field} is {getattr(self, field)}: it must be at least {least}")
+                raise InputError(f"`{field}` is {getattr(self, field)}: it must be at least {least}", field=field)
         if not all(math.isfinite(step) and 0 < step < 1 for step in self.steps):
-            raise InputError(f"solve.search.steps is {self.steps}: each must lie between 0 and 1")
+            raise InputError(f"`steps` is {self.steps}: each must lie between 0 and 1", field="steps")
 
     @property
     def candidates(self) -> int:
@@ -73,94 +67,65 @@ class Minimum:
 
     Attributes:
         factors: float32 `[D/2]`, the best scale factors found; a little below 1 or above s for some pairs.
-        disturbance: float32 `[D/2]`, their distance, nats (radians for the circular Wasserstein distance).
-        ends: float32 `[2, D/2]`, the distance at factors 1 and s, of which none is below `disturbance`.
-        noise_floor: float32 `[D/2]`, nats, of the estimate at 1 and s (see `solve.noise_floor`); 0 for the
-            circular Wasserstein distance, which has no grid.
+        cost: float32 `[D/2]`, their disturbance, nats, or circular Wasserstein distance, radians.
+        ends: float32 `[2, D/2]`, the cost at factors 1 and s, of which none is below `cost`.
     """
 
     factors: jax.Array
-    disturbance: jax.Array
+    cost: jax.Array
     ends: jax.Array
-    noise_floor: jax.Array
-
-    @property
-    def mean_disturbance(self) -> jax.Array:
-        """float32 scalar: mean over pairs; Table 3 of the paper shows 1000 times this."""
-        return self.disturbance.mean()
-
-    @property
-    def scale_vector(self) -> ScaleVector:
-        """The factors as a scale vector, with attention factor 1."""
-        return ScaleVector.create(self.factors)
 
 
-def minimise(
-    theta: jax.Array | Turns,
-    original: int,
-    target: int,
-    intervals: int,
-    distance: str = PRETRAINED_TO_EXTENDED,
-    pseudo_count: float = PSEUDO_COUNT,
-    search: Search | None = None,
-) -> Minimum:
-    """Searches each pair's factor densely.
+def minimise(theta: Float32[AnyArray, " pairs"] | Turns, measure: Measure, search: Search = Search()) -> Minimum:
+    """Searches each pair's factor densely for the least disturbance.
 
-    The search itself counts angles roughly (see `Turns`), at a cost that does not grow with the length. Its
-    best factors, with 1 and s, are then measured in the arithmetic of the frequencies, and the best of those is the
-    answer. So no pair is ever worse than at 1 or at s, in the arithmetic that was asked for.
+    The search itself counts angles roughly (30 bits up to 2^15 positions), at a cost that does not grow with the
+    length. Its best factors, with 1 and s, are then measured in the arithmetic of the frequencies, and the best of
+    those is the answer. So no pair is ever worse than at 1 or at s, in the arithmetic that was asked for.
 
     Args:
-        theta: `[D/2]`, the frequencies of the model that is extended: float32 radians or exact `Turns` per position.
-        original: pre-training context L, tokens.
-        target: extended context L', tokens, above L.
-        intervals: number b of intervals of [0, 2 pi), at least 2; the circular Wasserstein distance uses none.
-        distance: one of `DISTANCES`, or `CIRCULAR_WASSERSTEIN`, whose memory and time grow with the length, and
-            which is smooth enough for a much smaller `search`.
-        pseudo_count: see `disturbance`.
+        theta: frequencies of the model that is extended, float32 radians or `Turns` per position; not traced.
+        measure: contexts, intervals and distance.
         search: how densely; the default tries 4026 factors per pair.
 
     Returns:
         The best factors and what they cost.
-
-    Raises:
-        InputError: naming the config field that cannot be used, before anything is compiled.
     """
-    search = search or Search()
-    by_wasserstein = distance == CIRCULAR_WASSERSTEIN
-    if not by_wasserstein and distance not in DISTANCES:
-        names = ", ".join((*DISTANCES, CIRCULAR_WASSERSTEIN))
-        raise InputError(f"disturbance.distance is {distance!r}: use one of {names}")
-    measured = PRETRAINED_TO_EXTENDED if by_wasserstein else distance
-    check_measurement(original, target, intervals, measured, pseudo_count, longest_context(theta))
-    turns = exact_turns(theta)
-    extension = target / original
-    if by_wasserstein:
-        factors, cost, ends = _minimise_wasserstein(theta, extension, original, target, search)
-        return Minimum(factors, cost, ends, jnp.zeros_like(cost))
-    setting = (original, target, intervals, distance, pseudo_count)
-    factors, cost, ends = _minimise(theta, turns, extension, *setting, search)
-    bounds = jnp.stack([jnp.ones_like(factors), jnp.full_like(factors, extension)])
-    floor = noise_floor(turns, bounds, *setting)
-    return Minimum(factors, cost, ends, floor)
+    return _minimise(theta, exact_turns(theta).roughly(), measure.extension, measure, search)
 
 
-@functools.partial(jax.jit, static_argnames=("intervals", "distance", "search"))
-def _minimise(theta, turns, extension, original, target, intervals, distance, pseudo_count, search):
-    def measured(frequency):
-        def one(factor):
-            return pair_disturbance(frequency, factor, original, target, intervals, distance, pseudo_count)
+def minimise_wasserstein(
+    theta: Float32[AnyArray, " pairs"] | Turns, measure: Measure, search: Search = Search()
+) -> Minimum:
+    """Searches each pair's factor densely for the least circular Wasserstein distance.
 
-        return jax.vmap(one)
+    It needs no intervals and is smooth enough for a much smaller `search`, but its memory and time grow with the
+    length.
+
+    Args:
+        theta: frequencies of the model that is extended, float32 radians or `Turns` per position.
+        measure: contexts.
+        search: how densely.
+
+    Returns:
+        The best factors and what they cost.
+    """
+    return _minimise_wasserstein(theta, measure.extension, measure.original, measure.target, search)
+
+
+@functools.partial(jax.jit, static_argnames="search")
+def _minimise(theta, rough, extension, measure, search):
+    def cost(frequency):
+        return jax.vmap(lambda factor: pair_shift(frequency, extended(frequency, factor), measure))
 
     def pair(frequencies):
         frequency, rough = frequencies
-        tried, costs = _search_pair(measured(rough), extension, search)
+        tried, costs = _search_pair(cost(rough), extension, search)
         _, best = jax.lax.top_k(-costs, min(search.finalists, search.candidates))
         finalists = jnp.concatenate([_ends(extension), tried[best]])
-        return _best(finalists, measured(frequency)(finalists))
+        return _best(finalists, cost(frequency)(finalists))
 
-    return _over_pairs(pair, (theta, turns.roughly()))
+    return _over_pairs(pair, (theta, rough))
 
 
 @functools.partial(jax.jit, static_argnames=("original", "target", "search"))
@@ -190,7 +155,7 @@ def _best(factors, costs):
 def _over_pairs(pair, frequencies):
     # One after the other, so that memory holds the candidates of one grid of one pair.
     factors, least, ends = jax.lax.map(pair, frequencies)
-    return factors, least, ends.T
+    return Minimum(factors, least, ends.T)
 
 
 def _search_pair(cost, extension, search):

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rope_jax.rope.angles import extended
-from rope_jax.rope.turns import Turns, angle
+from rope_jax.rope.exact.turns import Turns, angle
 
 
 def circular_wasserstein(first: jax.Array, second: jax.Array) -> jax.Array:
@@ -20,7 +20,7 @@ def circular_wasserstein(first: jax.Array, second: jax.Array) -> jax.Array:
 
     Args:
         first: float32 `[n]`, turns from 0 to 1.
-        second: float32 `[m]`, likewise.
+        second: float32 `[m]`, turns from 0 to 1.
 
     Returns:
         float32 scalar, radians, from 0 to pi / 2.

@@ -8,6 +8,7 @@ import pytest
 
 from experiments.analyze import analyze, geometry, sweep
 from rope_jax.errors import InputError
+from tests.rope.golden import golden_case
 
 pytestmark = pytest.mark.usefixtures("optimised")
 
@@ -25,13 +26,12 @@ def load(name):
         ("llama2_16k", 4, {"pi": 33.67, "yarn": 35.44, "dprope_argmin": 22.93}),
     ],
 )
-def test_table_3_and_reference_per_pair(shared, tmp_path, name, factor, table_3):
+def test_table_3_and_reference_per_pair(tmp_path, name, factor, table_3):
     analysis = analyze(load(name), tmp_path, name)
     assert json.loads((tmp_path / "analysis.json").read_text()) == analysis
     for method, value in table_3.items():
         assert analysis["disturbance_e3"][method] == pytest.approx(value, abs=0.011)
-    cases = json.loads((shared / "golden/disturbance.json").read_text())["cases"]
-    (case,) = [c for c in cases if c["config"]["scaling_factor"] == factor and c["config"]["intervals"] == 360]
+    case = golden_case(factor)
     for method, key in (("extrapolation", "extrapolation_per_pair"), ("pi", "interpolation_per_pair")):
         # Sums of 360 float32 terms of up to 1.
         np.testing.assert_allclose(analysis["per_pair"][method], case[key], atol=2e-6)

@@ -15,7 +15,6 @@ from rope_jax.errors import InputError
 from rope_jax.model.config import LlamaConfig
 from rope_jax.model.llama import abstract_params
 from rope_jax.rope.embedding import ScaleVector, identity
-from rope_jax.rope.methods import solve_method
 from rope_jax.training import trained
 from rope_jax.training.state import create_state, make_optimizer
 from rope_jax.training.step import train_step
@@ -41,9 +40,10 @@ def test_paper_recipe(name, model, target, n_hat, steps):
     config = load(name)
     model = settings.computed(config, model)
     extension = settings.model_extension(config, model, identity(128))
-    assert (extension.original, extension.target, extension.intervals) == (4096, target, 360)
-    assert solve_method(config.rope.method, extension).interpolated_dimensions == n_hat
-    tuning = settings.fine_tuning(config, extension.target)
+    measure = extension.measure
+    assert (measure.original, measure.target, measure.intervals) == (4096, target, 360)
+    assert extension.solve(config.rope.method).interpolated_dimensions == n_hat
+    tuning = settings.fine_tuning(config, measure.target)
     assert (tuning.optimizer.steps, tuning.global_batch, tuning.length) == (steps, 64, target)
     o = tuning.optimizer
     assert (o.learning_rate, o.schedule, o.warmup_steps) == (2e-5, "constant", 0)
@@ -99,7 +99,8 @@ def test_local_takes_everything_from_the_model():
     config = load("local")
     model = LlamaConfig(1000, 64, 128, 2, 4, 2, 16, rope_base=500000.0, context=2048)
     extension = settings.model_extension(config, model, identity(16))
-    assert (extension.base, extension.head_dim, extension.original, extension.target) == (500000.0, 16, 2048, 4096)
+    geometry, measure = extension.geometry, extension.measure
+    assert (geometry.base, geometry.head_dim, measure.original, measure.target) == (500000.0, 16, 2048, 4096)
 
 
 @pytest.mark.parametrize("architecture", ["llama", "mistral", "qwen2", "qwen3"])
@@ -120,7 +121,7 @@ def test_explicit_factors_come_from_a_file(tmp_path):
     model = LlamaConfig(1000, 64, 128, 2, 4, 2, 16)
     (tmp_path / "factors.json").write_text("[1, 1, 1, 1, 1.5, 2, 2, 2]")
     extension = settings.model_extension(config, model, identity(16))
-    np.testing.assert_array_equal(solve_method("explicit", extension).scale.factors, [1, 1, 1, 1, 1.5, 2, 2, 2])
+    np.testing.assert_array_equal(extension.solve("explicit").scale.factors, [1, 1, 1, 1, 1.5, 2, 2, 2])
     (tmp_path / "factors.json").write_text("[1, 1, 1]")
     with pytest.raises(InputError, match=r"rope\.factors has shape \[3\]"):
         settings.model_extension(config, model, identity(16))

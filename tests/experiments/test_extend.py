@@ -303,7 +303,7 @@ def test_killed_anywhere_the_same_command_goes_on(finished, texts, tmp_path):
 def test_command_line(texts, tmp_path):
     """What a user types: one message and a status for a wrong field, and for an unknown one."""
     for flag, said in (
-        ("--config.solve.n_hat=7", "error: solve.n_hat is 7"),
+        ("--config.solve.n_hat=7", "error: config.solve.n_hat is 7"),
         ("--config.solve.nhat=8", 'Did you mean "n_hat"'),
         ("--config=configs/nowhere.py", "configs/nowhere.py"),
         ("--config.train.steps=many", "invalid literal for int()"),

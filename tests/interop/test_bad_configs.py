@@ -9,7 +9,7 @@ import pytest
 from rope_jax.errors import InputError
 from rope_jax.interop.export_config import check_carried
 from rope_jax.interop.hf_config import PROVENANCE_KEY, read_config
-from rope_jax.rope.scaling import longrope_attention_factor
+from rope_jax.rope.methods.explicit import longrope_attention_factor
 
 # LLaMA2 7B's own file, with what transformers has written into such files over the years.
 GOOD = {

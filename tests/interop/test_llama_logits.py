@@ -10,8 +10,9 @@ import torch
 
 from rope_jax.interop.huggingface import check_model, read_model, write_model
 from rope_jax.model.llama import Llama
-from rope_jax.rope.embedding import ScaleVector
-from rope_jax.rope.scaling import yarn
+from rope_jax.rope.embedding import ScaleVector, identity
+from rope_jax.rope.methods.by_parts import yarn
+from rope_jax.rope.relative import compose
 from tests.interop.references import reference_logits, write_random_llama
 
 # Two float32 implementations that sum in different orders; logits are of order 1 to 10.
@@ -143,7 +144,8 @@ def test_config_variants_equal_transformers(tmp_path, overrides):
 
 def test_yarn_export_folds_the_attention_factor(tmp_path):
     model = read_model(write_random_llama(tmp_path / "in"))
-    rope = yarn(model.config.rope_base, model.config.head_dim, 4.0, 128)
+    head_dim = model.config.head_dim
+    rope = compose(identity(head_dim), yarn(model.config.rope_base, head_dim, 4.0, 128))
     assert float(rope.attention_factor) > 1.13  # 0.1 ln 4 + 1
     write_model(tmp_path / "out", model.config, model.params, rope, context=512, provenance={"method": "yarn"})
 

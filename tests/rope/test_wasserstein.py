@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
 
 from rope_jax.rope.embedding import frequencies
-from rope_jax.rope.turns import Turns
+from rope_jax.rope.exact.turns import Turns
 from rope_jax.rope.wasserstein import circular_wasserstein, wasserstein
 
 

@@ -10,8 +10,8 @@ import pytest
 
 from rope_jax.errors import InputError
 from rope_jax.model.llama import init_params
-from rope_jax.rope import scaling
 from rope_jax.rope.embedding import ScaleVector
+from rope_jax.rope.methods.interpolation import ntk
 from rope_jax.sharding import make_mesh, param_shardings
 from rope_jax.training.learn import (
     LearnConfig,
@@ -39,7 +39,7 @@ def params():
 def test_gradient_of_the_logarithms_is_the_finite_difference(params, rotary):
     config = dataclasses.replace(SHARP, rotary=rotary)
     batch = next(Batches())
-    start = to_logarithms(scaling.ntk(8, 2.0))
+    start = to_logarithms(ScaleVector.create(ntk(8, 2.0).factors))
 
     @jax.jit
     def loss(logarithms):

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rope_jax.rope.turns import Turns, multiply
+from rope_jax.rope.exact.turns import Turns, multiply
 
 # Up to this length 30 bits put an angle at most 2^15 * 2^-31 turns = 1e-4 rad off.
 ROUGH = 2**15

@@ -5,12 +5,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rope_jax.errors import InputError
-from rope_jax.rope import scaling
-from rope_jax.rope.embedding import frequencies
-from rope_jax.rope.robust import RESOLUTION, select_by_unseen, unseen_mass
-from rope_jax.rope.turns import Turns, exact_frequencies
+from rope_jax.rope.embedding import identity
+from rope_jax.rope.exact.turns import exact_frequencies
+from rope_jax.rope.geometry import Geometry
+from rope_jax.rope.measure import EXACT, FLOAT32, Measure
+from rope_jax.rope.methods.dprope import DPRopeRobust
+from rope_jax.rope.methods.interpolation import ntk
+from rope_jax.rope.unseen import unseen_mass
 
+RESOLUTION = DPRopeRobust().resolution
 # base, head dimension, original and target context
 SETTINGS = [
     (10000.0, 128, 4096, 8192),
@@ -22,21 +25,20 @@ SETTINGS = [
 ]
 
 
-def keep_or_interpolate(head_dim, extension):
-    return np.stack([np.ones(head_dim // 2), np.full(head_dim // 2, extension)]).astype(np.float32)
+def selection(setting, resolution=RESOLUTION, arithmetic=FLOAT32):
+    base, head_dim, original, target = setting
+    measure = Measure(original, target, arithmetic=arithmetic)
+    return DPRopeRobust(resolution)(Geometry(base, head_dim, identity(head_dim)), measure).selection
 
 
 def chosen(setting, resolution=RESOLUTION):
-    base, head_dim, original, target = setting
-    candidates = keep_or_interpolate(head_dim, target / original)
-    selection = select_by_unseen(frequencies(base, head_dim), candidates, original, target, 360, resolution)
-    return np.asarray(selection.winner) > 0
+    return np.asarray(selection(setting, resolution).winner) > 0
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_what_has_turned_is_kept_and_what_has_not_is_interpolated(setting):
     base, head_dim, original, target = setting
-    theta = frequencies(base, head_dim).astype(np.float64)
+    theta = base ** -(np.arange(0, head_dim, 2) / head_dim)
     turns = original * theta / (2 * np.pi)
     interpolated = chosen(setting)
     assert not interpolated[turns > 8].any()
@@ -61,8 +63,8 @@ def test_cuts_at_the_first_pair_that_completes_no_turn():
 def test_mass_by_nearest_distances(original, extension, resolution, base):
     target = int(original * extension) + 1
     theta = base ** -(np.arange(0, 16, 2) / 16)
-    candidates = np.stack([np.ones(8), np.full(8, target / original), scaling.ntk(16, extension).factors])
-    measured = unseen_mass(exact_frequencies(base, 16), candidates.astype(np.float32), original, target, resolution)
+    candidates = np.stack([np.ones(8), np.full(8, target / original), ntk(16, extension).factors])
+    measured = unseen_mass(exact_frequencies(base, 16), candidates, Measure(original, target), resolution)
     for row, factors in enumerate(candidates.astype(np.float32).astype(np.float64)):
         for pair in range(8):
             width = min(max(resolution, theta[pair]), (original - 1) * theta[pair] / 4)
@@ -75,16 +77,8 @@ def test_mass_by_nearest_distances(original, extension, resolution, base):
 
 
 def test_result_reports_disturbance():
-    base, head_dim, original, target = SETTINGS[4]
-    theta, candidates = frequencies(base, head_dim), keep_or_interpolate(head_dim, 2)
-    selection = select_by_unseen(theta, candidates, original, target, 90)
-    assert selection.disturbance.shape == (2, 16) and selection.noise_floor.shape == (16,)
-    assert 0 <= float(selection.threshold_low) <= float(selection.threshold_high) <= 1
-    exact = select_by_unseen(Turns.create(theta), candidates, original, target, 90)
-    np.testing.assert_array_equal(exact.winner, selection.winner)
-
-
-@pytest.mark.parametrize("resolution", [0.0, -1.0, 4.0, float("nan")])
-def test_unusable_resolution(resolution):
-    with pytest.raises(InputError, match=r"^solve\.resolution is "):
-        select_by_unseen(frequencies(1e4, 32), keep_or_interpolate(32, 2), 128, 256, 90, resolution)
+    found = selection(SETTINGS[4])
+    assert found.disturbance.shape == (2, 16)
+    low, high = found.thresholds.tolist()
+    assert 0 <= low <= high <= 1
+    np.testing.assert_array_equal(selection(SETTINGS[4], arithmetic=EXACT).winner, found.winner)

@@ -10,7 +10,7 @@ from rope_jax.errors import InputError
 
 
 def read_factors(path: str | Path) -> tuple:
-    """Factors from a file, as `scaling.explicit` takes them.
+    """Factors from a file, for the method `explicit`.
 
     A `.json` file holds a list of numbers, one per pair, or a list of such lists, one per layer; an object's
     `"factors"` are taken, which is how a run writes down what it solved. A `.csv` file holds a row per layer, as
@@ -28,7 +28,7 @@ def read_factors(path: str | Path) -> tuple:
     """
     path = Path(path)
     if not path.name:
-        raise InputError("config.rope.factors is empty: name a JSON or CSV file of factors")
+        raise InputError("`path` is empty: name a JSON or CSV file of factors", field="path")
     try:
         text = path.read_text(encoding="utf-8")
         if path.suffix.lower() == ".csv":
@@ -41,10 +41,9 @@ def read_factors(path: str | Path) -> tuple:
             factors = tuple(tuple(row) if isinstance(row, list) else row for row in value)
     except (OSError, ValueError, TypeError) as error:
         kind = "a CSV of numbers" if path.suffix.lower() == ".csv" else "JSON"
-        raise InputError(f"config.rope.factors: {path} cannot be read as {kind} ({error})") from error
+        raise InputError(f"{path} cannot be read as {kind} ({error})") from error
     if not factors:
         raise InputError(
-            f"config.rope.factors: {path} must hold a list of numbers, one per frequency pair, or a list of such "
-            "lists, one per layer"
+            f"{path} must hold a list of numbers, one per frequency pair, or a list of such lists, one per layer"
         )
     return factors

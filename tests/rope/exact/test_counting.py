@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rope_jax.rope.angles import angle_histograms
-from rope_jax.rope.counting import GUESSED, ROUGH, count_below, interval_counts
-from rope_jax.rope.turns import Turns, exact_frequencies
+from rope_jax.rope.exact.counting import GUESSED, ROUGH, count_below, interval_counts
+from rope_jax.rope.exact.turns import Turns, exact_frequencies
 
 COUNT = jax.jit(interval_counts, static_argnums=2)
 STEPS = st.one_of(

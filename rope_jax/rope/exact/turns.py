@@ -12,10 +12,12 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float32
 from numpy.typing import ArrayLike
 
 from rope_jax.errors import InputError
-from rope_jax.rope.embedding import check_base
+from rope_jax.rope.arrays import AnyArray
+from rope_jax.rope.checks import check_base, check_head_dim
 
 
 @jax.tree_util.register_dataclass
@@ -52,7 +54,8 @@ class Turns:
         turns = np.asarray(theta, np.float64) / (2 * np.pi)
         if not ((turns >= 0) & (turns < 0.5)).all():
             raise InputError(
-                "rope.theta has a frequency outside 0 .. pi: a pair makes less than half a turn per position"
+                "`theta` has a frequency outside 0 .. pi: a pair makes less than half a turn per position",
+                field="theta",
             )
         high = np.floor(turns * 2.0**32)
         low = np.floor((turns * 2.0**32 - high) * 2.0**32)
@@ -92,8 +95,18 @@ def exact_frequencies(base: float, head_dim: int) -> Turns:
     Raises:
         InputError: if `head_dim` is not a positive even number or `base` is not above 1.
     """
-    check_base(base, head_dim)
+    check_base(base)
+    check_head_dim(head_dim)
     return Turns.create(float(base) ** -(np.arange(0, head_dim, 2) / head_dim))
+
+
+def exact_turns(theta: Float32[AnyArray, " pairs"] | Turns) -> Turns:
+    """Frequencies as turns; float32 ones as exactly what they are.
+
+    Args:
+        theta: float32 radians or `Turns` per position; not traced.
+    """
+    return theta if isinstance(theta, Turns) else Turns.create(theta)
 
 
 def divide(turns: Turns, factor: jax.Array) -> Turns:
@@ -102,8 +115,8 @@ def divide(turns: Turns, factor: jax.Array) -> Turns:
     Long division by the factor's 24-bit significand, a byte at a time; its exponent is a shift.
 
     Args:
-        turns: scalar fraction of a turn, below one half.
-        factor: float32 scalar, a normal number above 0.
+        turns: fractions of a turn, below one half.
+        factor: float32 of the same shape, normal numbers above 0.
 
     Returns:
         The quotient, rounded down to 2^-64 turns; whole turns drop out.
@@ -156,7 +169,7 @@ def exact_phases(positions: jax.Array, theta: Turns, factors: jax.Array) -> jax.
     Returns:
         float32 `[..., D/2]`, radians, from -pi to pi.
     """
-    step = jax.vmap(divide)(theta, factors)
+    step = divide(theta, factors)
     share = jax.lax.bitcast_convert_type(angle(step, positions[..., None]), jnp.int32)
     return share.astype(jnp.float32) * jnp.float32(2 * np.pi * 2.0**-32)
 

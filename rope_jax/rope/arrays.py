@@ -1,0 +1,9 @@
+"""Array types of the signatures in this room."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+
+# Functions that compute on the device also take what was computed on the host.
+AnyArray = jax.Array | np.ndarray

@@ -1,0 +1,57 @@
+"""Checks of numbers that several functions of this room take."""
+
+from __future__ import annotations
+
+import math
+import operator
+
+from rope_jax.errors import InputError
+
+
+def whole(field: str, value: int) -> int:
+    """An integer argument as a Python int.
+
+    Args:
+        field: name of the argument.
+        value: its value, a Python or NumPy integer.
+
+    Raises:
+        InputError: if `value` is not an integer.
+    """
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise InputError(f"`{field}` is {value!r}: it must be a whole number", field=field) from None
+
+
+def check_head_dim(head_dim: int) -> None:
+    """Requires a head dimension that splits into pairs."""
+    if head_dim < 2 or head_dim % 2:
+        raise InputError(
+            f"`head_dim` is {head_dim}: rotary embedding rotates pairs, so it must be a positive even number",
+            field="head_dim",
+        )
+
+
+def check_base(base: float) -> None:
+    """Requires a rotary base that gives decreasing frequencies."""
+    if not base > 1:
+        raise InputError(f"`base` is {base}: it must be above 1 (LLaMA2 uses 10000)", field="base")
+
+
+def check_extension(extension: float) -> None:
+    """Requires an extension factor that does not shorten the context."""
+    if not (math.isfinite(extension) and extension >= 1):
+        raise InputError(
+            f"`extension` is {extension}: it is the extended context over the original one, so it must be finite and"
+            " at least 1",
+            field="extension",
+        )
+
+
+def check_original(original: int, least: int = 2) -> None:
+    """Requires an original context of at least some tokens."""
+    if original < least:
+        raise InputError(
+            f"`original` is {original}: give the context that the model was trained with, in tokens", field="original"
+        )

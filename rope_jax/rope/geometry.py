@@ -1,0 +1,66 @@
+"""What of a model context extension depends on: its rotary frequencies."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+from jaxtyping import Float32
+
+from rope_jax.errors import InputError
+from rope_jax.rope.angles import extended
+from rope_jax.rope.embedding import ScaleVector, frequencies
+from rope_jax.rope.exact.turns import Turns, exact_frequencies
+from rope_jax.rope.measure import FLOAT32
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Geometry:
+    """The rotary geometry of a model.
+
+    Attributes:
+        base: rotary base, above 1.
+        head_dim: head dimension D, even.
+        own: the scaling that the model's config already carries, one vector for all layers.
+        layers: number of layers; None if unknown, which allows no extension per layer.
+
+    Raises:
+        InputError: naming the attribute that cannot be used.
+    """
+
+    base: float
+    head_dim: int
+    own: ScaleVector
+    layers: int | None = None
+
+    def __post_init__(self):
+        frequencies(self.base, self.head_dim)  # refuses what no rotary embedding can have
+        shape = np.shape(self.own.factors)
+        if len(shape) == 2:
+            raise InputError(
+                "`own` is one scale vector per layer already: extend the model that this one was made from",
+                field="own",
+            )
+        if shape != (self.head_dim // 2,):
+            raise InputError(
+                f"`own` has factors of shape {list(shape)}: a head dimension of {self.head_dim} needs"
+                f" [{self.head_dim // 2}]",
+                field="own",
+            )
+
+    def theta(self, arithmetic: str = FLOAT32) -> Float32[np.ndarray, " pairs"] | Turns:
+        """Frequencies of the model before extension, its own scaling included.
+
+        Args:
+            arithmetic: "float32" for radians, rounded as they are served; "exact" for `Turns` per position.
+        """
+        own = np.asarray(self.own.factors)
+        if arithmetic == FLOAT32:
+            return frequencies(self.base, self.head_dim) / own
+        return Turns.create(float(self.base) ** -(np.arange(0, self.head_dim, 2) / self.head_dim) / own.astype(float))
+
+    def scaled(self, factors: Float32[np.ndarray, " pairs"], arithmetic: str = FLOAT32):
+        """Frequencies under the factors of a `ScaleVector`; Args and result as for `theta`."""
+        exact = arithmetic != FLOAT32
+        plain = exact_frequencies(self.base, self.head_dim) if exact else frequencies(self.base, self.head_dim)
+        return extended(plain, factors)

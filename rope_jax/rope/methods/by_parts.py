@@ -1,0 +1,215 @@
+"""Interpolation by parts: fast pairs are kept, slow ones interpolated, and a ramp lies between them."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+from jaxtyping import Float
+from numpy.typing import ArrayLike
+
+from rope_jax.errors import InputError
+from rope_jax.rope.checks import check_base, check_extension, check_head_dim, check_original
+from rope_jax.rope.geometry import Geometry
+from rope_jax.rope.measure import Measure
+from rope_jax.rope.methods.method import ClosedForm
+from rope_jax.rope.relative import RelativeScale
+
+
+@dataclasses.dataclass(frozen=True)
+class Yarn(ClosedForm):
+    """YaRN (arXiv 2309.00071) in Hugging Face's form, which is that of the paper's Table 3."""
+
+    title = "YaRN"
+
+    def relative(self, geometry: Geometry, measure: Measure) -> RelativeScale:
+        """A ramp linear in the pair."""
+        return yarn(geometry.base, geometry.head_dim, measure.extension, measure.original)
+
+
+def yarn(
+    base: float,
+    head_dim: int,
+    extension: float,
+    original: int,
+    *,
+    beta_fast: float = 32.0,
+    beta_slow: float = 1.0,
+    truncate: bool = True,
+    attention_factor: float | None = None,
+) -> RelativeScale:
+    """YaRN (arXiv 2309.00071) as it is served: `1/f_i = (1 - g_i)/s + g_i`.
+
+    `g_i` falls linearly in i from 1 (keep) to 0 (interpolate) between the pairs that complete `beta_fast` and
+    `beta_slow` periods within the original context: `i(beta) = d ln(L / (2 pi beta)) / (2 ln base)`.
+
+    Args:
+        base: rotary base, above 1.
+        head_dim: head dimension D, even.
+        extension: extension factor s, at least 1.
+        original: original context L, tokens.
+        beta_fast: periods from which a pair is kept.
+        beta_slow: periods up to which a pair is interpolated; below `beta_fast`.
+        truncate: round the two ends of the ramp outward to whole pairs.
+        attention_factor: on cos and sin; by default `0.1 ln s + 1` (section 3.4).
+
+    Returns:
+        Factors `[D/2]` and the attention factor.
+
+    Raises:
+        InputError: naming the argument that is out of range.
+    """
+    keep = _ramp_over_pairs(base, head_dim, extension, original, (beta_fast, beta_slow), truncate=truncate)
+    if attention_factor is None:
+        attention_factor = _attention_factor(extension)
+    return RelativeScale.create(1 / ((1 - keep) / extension + keep), attention_factor)
+
+
+@dataclasses.dataclass(frozen=True)
+class YarnWavelength(ClosedForm):
+    """YaRN with wavelengths mixed instead of frequencies (PoSE, arXiv 2309.10400, calls it revised YaRN)."""
+
+    title = "YaRN (wavelengths)"
+
+    def relative(self, geometry: Geometry, measure: Measure) -> RelativeScale:
+        """`f_i = (1 - g_i) s + g_i` with the ramp of `yarn`, attention factor 1."""
+        s = measure.extension
+        keep = _ramp_over_pairs(geometry.base, geometry.head_dim, s, measure.original)
+        return RelativeScale.create((1 - keep) * s + keep)
+
+
+@dataclasses.dataclass(frozen=True)
+class YarnResonance(ClosedForm):
+    """YaRN with its wavelengths rounded to whole positions (Resonance RoPE, arXiv 2403.00071)."""
+
+    title = "Resonance YaRN"
+
+    def relative(self, geometry: Geometry, measure: Measure) -> RelativeScale:
+        """`resonance` of `yarn`."""
+        vector = yarn(geometry.base, geometry.head_dim, measure.extension, measure.original)
+        return resonance(geometry.theta(), vector)
+
+
+def resonance(theta: ArrayLike, vector: RelativeScale) -> RelativeScale:
+    """Rounds the wavelengths of an extension to whole positions, so that angles repeat (arXiv 2403.00071).
+
+    `theta'_i = 2 pi / round(2 pi f_i / theta_i)`, hence `f'_i = round(lambda_i) theta_i / 2 pi`. It composes with
+    any method; on factors of 1 it rounds the model's own wavelengths.
+
+    Args:
+        theta: `[D/2]`, frequencies that `vector` is relative to, radians per position; at most pi.
+        vector: the extension.
+
+    Returns:
+        Factors of the vector's shape, and its attention factor.
+    """
+    theta = np.asarray(theta, np.float64)
+    wavelengths = 2 * math.pi * vector.factors.astype(np.float64) / theta
+    return RelativeScale.create(np.round(wavelengths) * theta / (2 * math.pi), vector.attention_factor)
+
+
+@dataclasses.dataclass(frozen=True)
+class YarnPaper(ClosedForm):
+    """YaRN as its paper has it (arXiv 2309.00071, section 3.2, "NTK-by-parts"); `yarn` is what is served."""
+
+    title = "YaRN (paper's form)"
+
+    def relative(self, geometry: Geometry, measure: Measure) -> RelativeScale:
+        """A ramp linear in periods, from 1 to 32."""
+        s = measure.extension
+        keep = _ramp_over_periods(geometry.theta(), measure.original, 1.0, 32.0)
+        return RelativeScale.create(1 / ((1 - keep) / s + keep), _attention_factor(s))
+
+
+@dataclasses.dataclass(frozen=True)
+class Llama3(ClosedForm):
+    """LLaMA-3.1's scaling (`llama3` in Hugging Face; Meta's `apply_scaling`)."""
+
+    title = "LLaMA-3.1"
+
+    def relative(self, geometry: Geometry, measure: Measure) -> RelativeScale:
+        """A ramp linear in periods, from 1 to 4."""
+        return llama3(geometry.theta(), measure.extension, measure.original)
+
+
+def llama3(
+    theta: ArrayLike,
+    extension: float,
+    original: int,
+    low_frequency_factor: float = 1.0,
+    high_frequency_factor: float = 4.0,
+) -> RelativeScale:
+    """`1/f_i = (1 - m_i)/s + m_i`, `m_i = clip((r_i - low)/(high - low), 0, 1)`.
+
+    `r_i = L theta_i / 2 pi` are the periods of a pair within the original context.
+
+    Args:
+        theta: `[D/2]`, frequencies before scaling, radians per position.
+        extension: extension factor s, at least 1.
+        original: original context L, tokens.
+        low_frequency_factor: periods up to which a pair is interpolated.
+        high_frequency_factor: periods from which a pair is kept; above `low_frequency_factor`.
+
+    Returns:
+        Factors `[D/2]`, attention factor 1.
+
+    Raises:
+        InputError: naming the argument that is out of range.
+    """
+    check_extension(extension)
+    check_original(original)
+    if not 0 < low_frequency_factor < high_frequency_factor:
+        raise InputError(
+            f"`low_frequency_factor` is {low_frequency_factor} and `high_frequency_factor` {high_frequency_factor}:"
+            " both must be positive, the first below the second (LLaMA: 1, 4)",
+            field="low_frequency_factor",
+        )
+    keep = _ramp_over_periods(theta, original, low_frequency_factor, high_frequency_factor)
+    return RelativeScale.create(1 / ((1 - keep) / extension + keep))
+
+
+def _attention_factor(extension: float) -> float:
+    """YaRN's, `0.1 ln s + 1` (arXiv 2309.00071, section 3.4)."""
+    return 0.1 * math.log(extension) + 1
+
+
+def _ramp_over_periods(theta: ArrayLike, original: int, low: float, high: float) -> Float[np.ndarray, " pairs"]:
+    """1 (keep) for pairs with at least `high` periods within the context, 0 (interpolate) for at most `low`."""
+    periods = original * np.asarray(theta, np.float64) / (2 * math.pi)
+    return np.clip((periods - low) / (high - low), 0, 1)
+
+
+def _ramp_over_pairs(
+    base: float,
+    head_dim: int,
+    extension: float,
+    original: int,
+    betas: tuple[float, float] = (32.0, 1.0),
+    *,
+    truncate: bool = True,
+) -> Float[np.ndarray, " pairs"]:
+    """YaRN's g in Hugging Face's form, from 1 (keep) to 0 (interpolate)."""
+    check_head_dim(head_dim)
+    check_base(base)
+    check_extension(extension)
+    check_original(original)
+    fast, slow = betas
+    if not 0 < slow < fast:
+        raise InputError(
+            f"`beta_slow` is {slow} and `beta_fast` {fast}: both must be positive, the first below the second (YaRN"
+            " uses 1 and 32)",
+            field="beta_slow",
+        )
+
+    def pair_with(periods: float) -> float:
+        return head_dim * math.log(original / (2 * math.pi * periods)) / (2 * math.log(base))
+
+    low, high = pair_with(fast), pair_with(slow)
+    if truncate:
+        low, high = math.floor(low), math.ceil(high)
+    # d - 1 and not d/2 - 1, and the 0.001, are Hugging Face's; served models were tuned with them.
+    low, high = max(low, 0), min(high, head_dim - 1)
+    if low == high:
+        high += 0.001
+    return 1 - np.clip((np.arange(head_dim // 2) - low) / (high - low), 0, 1)

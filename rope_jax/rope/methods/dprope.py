@@ -1,0 +1,110 @@
+"""Selection per pair between extrapolation and interpolation (arXiv 2410.01490, Section 3), and its variants."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+from jaxtyping import Float32
+
+from rope_jax.errors import InputError
+from rope_jax.rope.exact.turns import exact_turns
+from rope_jax.rope.geometry import Geometry
+from rope_jax.rope.measure import Measure
+from rope_jax.rope.methods.method import Method, Solution, parameter
+from rope_jax.rope.minimise import minimise
+from rope_jax.rope.relative import RelativeScale, compose
+from rope_jax.rope.solve import Count, Selection, Threshold, select
+from rope_jax.rope.unseen import unseen_mass
+
+
+@dataclasses.dataclass(frozen=True)
+class DPRope(Method):
+    """The paper's selection between extrapolation and interpolation.
+
+    Attributes:
+        n_hat: dimensions that are interpolated, even; 0 chooses by `threshold`.
+        threshold: t of Eq. 9, nats.
+    """
+
+    title = "DPRoPE"
+    n_hat: int = parameter(0, "dimensions that are interpolated, even; 0 chooses by the threshold")
+    threshold: float = parameter(0.0, "what interpolating a pair must gain, nats")
+
+    def __post_init__(self):
+        Threshold(self.threshold)
+        Count(self.n_hat)
+
+    def check(self, geometry: Geometry, measure: Measure) -> None:
+        """Requires that a head has as many dimensions."""
+        Count(self.n_hat).check(geometry.head_dim)
+
+    def __call__(self, geometry: Geometry, measure: Measure) -> Solution:
+        """Selects by Eq. 9."""
+        self.check(geometry, measure)
+        rule = Count(self.n_hat) if self.n_hat else Threshold(self.threshold)
+        candidates = keep_or_interpolate(geometry, measure)
+        return selected(geometry, measure, select(geometry.theta(measure.arithmetic), candidates, measure, rule))
+
+
+@dataclasses.dataclass(frozen=True)
+class DPRopeArgmin(Method):
+    """The paper's selection with t = 0, which gives its Table 3."""
+
+    title = "DPRoPE (argmin)"
+
+    def __call__(self, geometry: Geometry, measure: Measure) -> Solution:
+        """Selects by Eq. 9 with t = 0."""
+        return DPRope()(geometry, measure)
+
+
+@dataclasses.dataclass(frozen=True)
+class DPRopeRobust(Method):
+    """Interpolates the pairs for which that leaves less unseen mass; ties extrapolate.
+
+    These are the pairs that complete less than about one period in pre-training. Intervals play no part in the choice.
+
+    Attributes:
+        resolution: how near an angle must be to one of pre-training to count as seen, radians.
+    """
+
+    title = "DPRoPE (robust)"
+    resolution: float = parameter(0.07, "how near a seen angle must be to one of pre-training, radians")
+
+    def __post_init__(self):
+        if not (math.isfinite(self.resolution) and 0 < self.resolution < math.pi):
+            raise InputError(
+                f"`resolution` is {self.resolution}: give an angle in radians between 0 and pi, such as 0.07",
+                field="resolution",
+            )
+
+    def __call__(self, geometry: Geometry, measure: Measure) -> Solution:
+        """Selects by unseen mass."""
+        theta, candidates = geometry.theta(measure.arithmetic), keep_or_interpolate(geometry, measure)
+        unseen = unseen_mass(exact_turns(theta), candidates, measure, self.resolution)
+        return selected(geometry, measure, select(theta, candidates, measure, cost=unseen))
+
+
+@dataclasses.dataclass(frozen=True)
+class Minimal(Method):
+    """The factor of each pair that disturbs its angles least, from a continuous range."""
+
+    title = "minimal disturbance"
+
+    def __call__(self, geometry: Geometry, measure: Measure) -> Solution:
+        """Searches densely."""
+        found = minimise(geometry.theta(measure.arithmetic), measure)
+        return Solution.measured(geometry, measure, compose(geometry.own, RelativeScale.create(found.factors)))
+
+
+def keep_or_interpolate(geometry: Geometry, measure: Measure) -> Float32[np.ndarray, "2 pairs"]:
+    """The paper's candidates: factors of 1, and of s."""
+    pairs = geometry.head_dim // 2
+    return np.stack([np.ones(pairs), np.full(pairs, measure.extension)]).astype(np.float32)
+
+
+def selected(geometry: Geometry, measure: Measure, selection: Selection) -> Solution:
+    """The solution of a selection."""
+    scale = compose(geometry.own, RelativeScale.create(selection.factors))
+    return Solution.measured(geometry, measure, scale, selection)

@@ -1,0 +1,101 @@
+"""Factors that are given as numbers."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from rope_jax.errors import InputError
+from rope_jax.rope.checks import check_extension, check_head_dim, check_original
+from rope_jax.rope.geometry import Geometry
+from rope_jax.rope.measure import Measure
+from rope_jax.rope.methods.method import ClosedForm, parameter
+from rope_jax.rope.relative import RelativeScale
+
+
+@dataclasses.dataclass(frozen=True)
+class Explicit(ClosedForm):
+    """Factors from elsewhere, relative to the model's own frequencies.
+
+    Attributes:
+        factors: a number per pair, or a row of them per layer.
+        attention_factor: on cos and sin.
+    """
+
+    title = "explicit"
+    factors: tuple = parameter((), "a number per pair, or a row of them per layer")
+    attention_factor: float = parameter(1.0, "on cos and sin")
+
+    def relative(self, geometry: Geometry, measure: Measure) -> RelativeScale:
+        """The factors, checked."""
+        return explicit(self.factors, geometry.head_dim, geometry.layers, self.attention_factor)
+
+
+def explicit(
+    factors: ArrayLike, head_dim: int, layers: int | None = None, attention_factor: float = 1.0
+) -> RelativeScale:
+    """Factors that are given as numbers, for the whole model or per layer.
+
+    LongRoPE's searched factors (arXiv 2402.13753; `longrope` in Hugging Face) are such a list.
+
+    Args:
+        factors: `[D/2]`, or `[layers, D/2]` when `layers` is given.
+        head_dim: head dimension D, even.
+        layers: number of layers of the model; None allows a single vector only.
+        attention_factor: on cos and sin.
+
+    Returns:
+        The factors.
+
+    Raises:
+        InputError: naming the argument and the entry that cannot be used.
+    """
+    check_head_dim(head_dim)
+    try:
+        values = np.asarray(factors, np.float64)
+    except (TypeError, ValueError):
+        raise InputError(
+            "`factors` is not an array of numbers: give one number per pair, in rows of equal length", field="factors"
+        ) from None
+    pairs = head_dim // 2
+    shapes = [(pairs,)] if layers is None else [(pairs,), (layers, pairs)]
+    if values.shape not in shapes:
+        wanted = " or ".join(str(list(shape)) for shape in shapes)
+        raise InputError(
+            f"`factors` has shape {list(values.shape)}: a head dimension of {head_dim} needs {wanted}", field="factors"
+        )
+    with np.errstate(over="ignore"):  # becomes infinite, which is reported below
+        values = values.astype(np.float32)
+    unusable = ~(np.isfinite(values) & (values > 0))
+    if unusable.any():
+        where = np.argwhere(unusable)[0].tolist()
+        raise InputError(
+            f"`factors` has {values[tuple(where)]} at {where}: every factor must be a finite number above 0",
+            field="factors",
+        )
+    if not (math.isfinite(attention_factor) and attention_factor > 0):
+        raise InputError(
+            f"`attention_factor` is {attention_factor}: it must be a finite number above 0", field="attention_factor"
+        )
+    return RelativeScale.create(values, attention_factor)
+
+
+def longrope_attention_factor(extension: float, original: int) -> float:
+    """LongRoPE's factor on cos and sin, `sqrt(1 + ln s / ln L)` (arXiv 2402.13753; `longrope` in Hugging Face).
+
+    Args:
+        extension: extension factor s = L'/L, at least 1.
+        original: original context L, tokens, at least 2.
+
+    Returns:
+        The attention factor; 1 for s = 1.
+
+    Raises:
+        InputError: naming the argument that is out of range.
+    """
+    check_extension(extension)
+    check_original(original)
+    return math.sqrt(1 + math.log(extension) / math.log(original))

@@ -1,0 +1,105 @@
+"""What every method is and gives."""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from typing import Any, ClassVar
+
+import numpy as np
+from jaxtyping import Float32
+
+from rope_jax.rope.disturbance import shift
+from rope_jax.rope.embedding import ScaleVector
+from rope_jax.rope.geometry import Geometry
+from rope_jax.rope.measure import Measure
+from rope_jax.rope.relative import RelativeScale, compose
+from rope_jax.rope.solve import Selection
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Solution:
+    """The outcome of a method.
+
+    Attributes:
+        scale: what the extended model takes, the model's own scaling included.
+        disturbance: `[D/2]`, nats; of a vector per layer, the mean over layers.
+        interpolated_dimensions: dimensions whose frequency the extension changes.
+        selection: the choice per pair, if there is one.
+    """
+
+    scale: ScaleVector
+    disturbance: Float32[np.ndarray, " pairs"]
+    interpolated_dimensions: int
+    selection: Selection | None = None
+
+    @classmethod
+    def measured(
+        cls, geometry: Geometry, measure: Measure, scale: ScaleVector, selection: Selection | None = None
+    ) -> Solution:
+        """A scale vector with its disturbance.
+
+        Args:
+            geometry: the model before extension.
+            measure: contexts, intervals and distance.
+            scale: of the extended model, `[D/2]` or `[layers, D/2]`.
+            selection: the choice per pair that the vector came from.
+        """
+        rows = np.atleast_2d(np.asarray(scale.factors))
+        theta = geometry.theta(measure.arithmetic)
+        shifts = [shift(theta, geometry.scaled(row, measure.arithmetic), measure) for row in rows]
+        changed = np.any(rows != np.asarray(geometry.own.factors), axis=0)
+        return cls(scale, np.mean(shifts, axis=0), 2 * int(changed.sum()), selection)
+
+
+@dataclasses.dataclass(frozen=True)
+class Method(abc.ABC):
+    """A way to extend a context: its parameters, called with a model's geometry and a measure.
+
+    The fields of a method are its own parameters. Each has a default, and its meaning in `parameter`.
+
+    Attributes:
+        title: name in tables and pictures.
+    """
+
+    title: ClassVar[str]
+
+    @abc.abstractmethod
+    def __call__(self, geometry: Geometry, measure: Measure) -> Solution:
+        """Solves for the scale vector.
+
+        Args:
+            geometry: the model before extension.
+            measure: contexts, intervals and distance.
+
+        Returns:
+            The scale vector and its disturbance.
+
+        Raises:
+            InputError: naming the parameter that cannot be used, before anything is compiled.
+        """
+
+    def check(self, geometry: Geometry, measure: Measure) -> None:  # noqa: B027 (most parameters fit every geometry)
+        """Raises what a call would, without compiling anything."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ClosedForm(Method):
+    """A method whose factors are a formula."""
+
+    @abc.abstractmethod
+    def relative(self, geometry: Geometry, measure: Measure) -> RelativeScale:
+        """The formula: factors relative to the model's own frequencies."""
+
+    def __call__(self, geometry: Geometry, measure: Measure) -> Solution:
+        """Evaluates the formula and measures its disturbance."""
+        return Solution.measured(geometry, measure, compose(geometry.own, self.relative(geometry, measure)))
+
+    def check(self, geometry: Geometry, measure: Measure) -> None:
+        """Evaluates the formula, which compiles nothing."""
+        self.relative(geometry, measure)
+
+
+def parameter(default: Any, meaning: str) -> Any:
+    """A field of a method, with its meaning as `metadata["help"]`."""
+    return dataclasses.field(default=default, metadata={"help": meaning})

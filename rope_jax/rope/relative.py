@@ -1,0 +1,45 @@
+"""Scale factors relative to the frequencies that a model already has."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+from jaxtyping import Float32
+from numpy.typing import ArrayLike
+
+from rope_jax.rope.embedding import ScaleVector
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class RelativeScale:
+    """An extension on top of a model's own scaling: pair `i` rotates at its own frequency over `factors[i]`.
+
+    Not what a model takes: that is a `ScaleVector`, relative to the frequencies of the base alone, which `compose`
+    gives. On the host, computed in float64 and rounded to float32 once.
+
+    Attributes:
+        factors: `[D/2]`, or `[layers, D/2]` for a vector per layer; 1 extrapolates, `s` interpolates.
+        attention_factor: multiplies cos and sin; attention logits scale by its square.
+    """
+
+    factors: Float32[np.ndarray, "*layers pairs"]
+    attention_factor: float = 1.0
+
+    @classmethod
+    def create(cls, factors: ArrayLike, attention_factor: float = 1.0) -> RelativeScale:
+        """From anything array-like."""
+        return cls(np.asarray(factors, np.float32), float(attention_factor))
+
+
+def compose(own: ScaleVector, extension: RelativeScale) -> ScaleVector:
+    """An extension on top of a model's own scaling: frequencies divide by both factors, cos and sin multiply by both.
+
+    Args:
+        own: what the model's config carries; `identity` for nothing.
+        extension: relative to that; may be per layer.
+
+    Returns:
+        The scale vector of the extended model, relative to the frequencies of its base.
+    """
+    return ScaleVector.create(own.factors * extension.factors, own.attention_factor * extension.attention_factor)
