@@ -27,7 +27,7 @@ from rope_jax.interop.hub import resolve_model
 from rope_jax.report import figures, plots
 from rope_jax.report.styles import NAMES
 from rope_jax.rope.angles import angle_histograms
-from rope_jax.rope.embedding import frequencies, identity
+from rope_jax.rope.embedding import identity
 from rope_jax.rope.methods import METHODS
 from rope_jax.rope.methods.dprope import DPRopeArgmin
 from rope_jax.rope.methods.method import Solution
@@ -93,7 +93,6 @@ def geometry(config: ConfigDict) -> Extension:
     """What is extended: from the config's own fields where they suffice, else from the model's `config.json`."""
     if config.rope.base and config.rope.head_dim and config.context.original:
         base, head_dim = config.rope.base, config.rope.head_dim
-        frequencies(base, head_dim)  # refuses what no rotary embedding can be
         return settings.extension(config, base, head_dim, config.context.original, identity(head_dim), layers=None)
     if not config.model.path:
         raise InputError(

@@ -181,7 +181,7 @@ QWEN3 = {"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"]}
         ({"rope_parameters": {"rope_type": ["yarn"]}}, r"unsupported rope_scaling"),
         ({"rope_parameters": {"full_attention": {"rope_type": "default"}}}, r"unsupported rope_scaling"),
         ({"rope_scaling": {"rope_type": "linear"}}, r"rope_scaling has no factor, which rope_type linear"),
-        ({"rope_scaling": {"rope_type": "linear", "factor": 0.5}}, r"extension is 0.5"),
+        ({"rope_scaling": {"rope_type": "linear", "factor": 0.5}}, r"`extension` is 0\.5"),
         ({"rope_scaling": {"rope_type": "linear", "factor": "2"}}, r'rope_scaling.factor is "2"'),
         ({"rope_scaling": {"rope_type": "linear", "factor": 2.0, "beta_fast": 3}}, r"rope_scaling.beta_fast is 3"),
         ({"rope_scaling": {"rope_type": "linear", "type": "yarn", "factor": 2.0}}, r"rope_scaling.type"),
