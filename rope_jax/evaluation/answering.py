@@ -1,14 +1,15 @@
-"""Putting samples to a model: prompts to tokens, batches, answers kept as they come."""
+"""A model answers samples: prompts become tokens, answers are kept batch by batch."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from rope_jax.data.tokenizer import Tokenizer
+from rope_jax.evaluation.benchmark import Subject
 from rope_jax.evaluation.predictions import Prediction, append_predictions, digest, read_predictions
 from rope_jax.evaluation.sample import Sample
 from rope_jax.model.generate import Stops
@@ -16,34 +17,32 @@ from rope_jax.model.generate import Stops
 
 def answer_samples(
     samples: Sequence[Sample],
-    path: Path,
-    generate: Callable[..., Iterator[list[tuple[int, np.ndarray]]]],
-    tokenizer: Tokenizer,
+    subject: Subject,
     score: Callable[[Sample, str], float],
-    batch_size: int,
-    progress: Callable[[Iterable], Iterable] = iter,
+    path: Path | None = None,
+    description: str = "",
 ) -> dict[str, Prediction]:
-    """Predicts every sample that a file of predictions lacks, and appends batch by batch.
+    """Predicts every sample that a file of predictions lacks, and appends to it batch by batch.
 
-    Batches are the same however often the work was interrupted, for which the missing rows of a batch are predicted
-    with the others: a row's answer may depend on its batch by rounding.
+    An interruption does not change which samples share a batch: the missing rows of a batch are predicted again with
+    the others, because a row's answer may depend on its batch by rounding.
 
     Args:
         samples: what is asked, with ids that differ.
-        path: the file, see `rope_jax.evaluation.predictions`.
-        generate: `rope_jax.model.generate.greedy_batches` with model and batch size given.
-        tokenizer: the model's; its BOS, if any, goes in front of each prompt.
-        score: of a sample's prediction.
-        batch_size: of `generate`.
-        progress: wraps the iterable of batches, for instance `tqdm`.
+        subject: the model; its tokenizer's BOS, if any, goes in front of each prompt.
+        score: score in [0, 1] of a prediction.
+        path: file of predictions; None keeps nothing.
+        description: of the progress bar.
 
     Returns:
         Predictions by sample id, of all samples.
 
     Raises:
-        InputError: see `read_predictions`.
+        InputError: if the file is damaged or holds predictions of other samples.
     """
-    done = read_predictions(path, samples)
+    setting = subject.setting
+    tokenizer, batch_size = setting.tokenizer, setting.generate_batch
+    done = read_predictions(path, samples) if path else {}
     for stops, group in _by_stops(samples, tokenizer):
         prompts = {sample.id: _tokens(sample, tokenizer) for sample in group}
         # As `generate` sorts them, so that its batches are these.
@@ -51,37 +50,29 @@ def answer_samples(
         batches = [group[i : i + batch_size] for i in range(0, len(group), batch_size)]
         waiting = [s for batch in batches if any(s.id not in done for s in batch) for s in batch]
         began = time.monotonic()
-        for batch in generate(
+        for batch in subject.generate(
             [prompts[sample.id] for sample in waiting],
             [sample.max_new_tokens for sample in waiting],
             stops=stops,
             batch_size=batch_size,
-            progress=progress,
+            progress=setting.progress(description),
         ):
-            now = time.monotonic()
+            seconds = round((time.monotonic() - began) / len(batch), 4)
             rows = []
             for i, tokens in batch:
                 sample = waiting[i]
                 text = answer_text(sample, tokenizer.decode(tokens))
-                seconds = round((now - began) / len(batch), 4)
                 rows.append(Prediction(sample.id, digest(sample), text, float(score(sample, text)), seconds))
             rows = [row for row in rows if row.id not in done]
-            append_predictions(path, rows)
+            if path:
+                append_predictions(path, rows)
             done |= {row.id: row for row in rows}
             began = time.monotonic()
     return done
 
 
 def answer_text(sample: Sample, text: str) -> str:
-    """The answer in a generated text: what comes before the first stop string.
-
-    Args:
-        sample: its sample.
-        text: what was generated.
-
-    Returns:
-        The text up to there; of a sample that must have some tokens first, all of it.
-    """
+    """The part of a generated text before the first stop string; all of it with `min_new_tokens`."""
     if sample.min_new_tokens:
         return text
     ends = [place for string in sample.stop if (place := text.find(string)) >= 0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from rope_jax.errors import InputError
 
@@ -19,6 +20,26 @@ def missing_file(path: Path, what: str, command: str) -> InputError:
         The error, to be raised.
     """
     return InputError(f"{path} is missing: {what}. Get it with\n  {command}")
+
+
+def named_path(owner: Any, field: str, what: str, command: str) -> Path:
+    """The path that an attribute names.
+
+    Args:
+        owner: has the attribute.
+        field: name of the attribute.
+        what: what it names.
+        command: shell command that gets it.
+
+    Returns:
+        The path.
+
+    Raises:
+        InputError: if the attribute is empty.
+    """
+    if not getattr(owner, field):
+        raise InputError(f"`{field}` is empty: name {what}. Get it with\n  {command}", field=field)
+    return Path(getattr(owner, field)).expanduser()
 
 
 def find_file(folder: Path, name: str) -> Path | None:

@@ -10,11 +10,6 @@ from rope_jax.evaluation.sample import Sample
 from rope_jax.evaluation.scores import mean_score
 
 
-def noted_depth(sample: Sample) -> float | None:
-    """The depth that the sample's `details` hold, None without one: 0 at the beginning, 1 at the end."""
-    return sample.details.get("depth")
-
-
 def found_depth(sample: Sample) -> float | None:
     """The place of the only reference in the prompt, as a share of its characters; None for several."""
     if len(sample.references) != 1:

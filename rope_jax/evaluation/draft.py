@@ -59,6 +59,23 @@ class FittedPrompt:
     draft: Draft
 
 
+@dataclasses.dataclass(frozen=True)
+class SampleSpec:
+    """How many samples of which length.
+
+    Attributes:
+        tokenizer: the model's.
+        length: tokens that prompt, BOS not counted, and answer may take together.
+        count: number of samples, at least 1.
+        seed: seed of all draws.
+    """
+
+    tokenizer: Tokenizer
+    length: int
+    count: int
+    seed: int = 42
+
+
 def fit_draft(
     make: Callable[[Random], Draft], seed: str, count_tokens: Callable[[str], int], budget: int
 ) -> FittedPrompt:
@@ -100,14 +117,11 @@ def fit_draft(
 def fitted_samples(
     make: Callable[[int, Random], Draft],
     indices: Iterable[int],
+    spec: SampleSpec,
     *,
     benchmark: str,
     task: str,
-    tokenizer: Tokenizer,
-    length: int,
-    count: int,
     max_new_tokens: int,
-    seed: int,
     stop: tuple[str, ...] = (),
     skip_too_long: bool = False,
 ) -> Iterator[Sample]:
@@ -116,15 +130,12 @@ def fitted_samples(
     Args:
         make: draws the draft of sample i.
         indices: numbers of the samples.
+        spec: how many samples of which length; there are fewer if `indices` ends before.
         benchmark: its name, for messages and seeds.
         task: its name; ids are `task/length/index`.
-        tokenizer: the model's.
-        length: tokens that prompt, BOS not counted, and answer may take together.
-        count: number of samples, at least 1; there are fewer if `indices` ends before.
         max_new_tokens: tokens of the answer.
-        seed: of all draws.
         stop: strings that end an answer.
-        skip_too_long: whether a sample that does not fit is passed over, as long as another one fits.
+        skip_too_long: whether a sample that does not fit is skipped, as long as another one fits.
 
     Returns:
         The samples; the first is made at once, the others one by one. `details` holds those of the draft, the
@@ -134,16 +145,17 @@ def fitted_samples(
         InputError: if the smallest prompt does not fit.
     """
     name = f"{benchmark} {task}" if benchmark != task else task
+    length = spec.length
 
     def generate() -> Iterator[Sample]:
         made, smallest = 0, None
         for index in indices:
-            if made == count:
+            if made == spec.count:
                 return
             fitted = fit_draft(
                 partial(make, index),
-                f"{benchmark} {task} {length} {seed} {index}",
-                lambda text: len(tokenizer.encode(text)),
+                f"{benchmark} {task} {length} {spec.seed} {index}",
+                lambda text: len(spec.tokenizer.encode(text)),
                 length - max_new_tokens,
             )
             if fitted.tokens + max_new_tokens > length:
@@ -165,7 +177,8 @@ def fitted_samples(
         if smallest is not None and not (made and skip_too_long):
             raise InputError(
                 f"{name} does not fit a length of {length} tokens: its smallest prompt takes {smallest} and the answer "
-                f"{max_new_tokens}, so use lengths of at least {smallest + max_new_tokens}"
+                f"{max_new_tokens}, so use `lengths` of at least {smallest + max_new_tokens}",
+                field="lengths",
             )
 
     samples = generate()

@@ -6,19 +6,21 @@ worked examples as in HELMET.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import uuid
 from collections.abc import Iterator
+from functools import partial
 from random import Random
 
-from rope_jax.data.tokenizer import Tokenizer
 from rope_jax.evaluation.answers import contains
-from rope_jax.evaluation.draft import Draft, fitted_samples
+from rope_jax.evaluation.benchmark import Part, Questions, Setting, check_positive
+from rope_jax.evaluation.draft import Draft, SampleSpec, fitted_samples
 from rope_jax.evaluation.sample import Sample
 
 TASK = "json_kv"
 MAX_NEW_TOKENS = 100
-DEPTHS = 6  # Places of the wanted pair, from the first to the last, which samples take by turns.
+DEPTHS = 6  # Places of the wanted pair, from the first to the last, which samples take in turn.
 EXAMPLES = 2
 TEMPLATE = (
     "JSON data:\n{{{pairs}}}\n\nExtract the value corresponding to the specified key in the JSON object below.\n\n"
@@ -26,14 +28,47 @@ TEMPLATE = (
 )
 
 
-def key_value_samples(tokenizer: Tokenizer, length: int, count: int, seed: int = 42) -> Iterator[Sample]:
+@dataclasses.dataclass(frozen=True)
+class KeyValue(Questions):
+    """Recall of a value by its key.
+
+    Attributes:
+        samples: samples per length; a multiple of 6 has every depth equally often.
+    """
+
+    title = "JSON key-value recall"
+    note = "A value is asked for out of a long JSON object of random keys."
+    tasks = (TASK,)
+
+    samples: int = 100
+
+    def __post_init__(self):
+        check_positive(self, "samples")
+
+    @property
+    def bins(self) -> int:
+        return DEPTHS
+
+    def parts(self, setting: Setting) -> list[Part]:
+        def part(length: int) -> Part:
+            spec = SampleSpec(setting.tokenizer, length, self.samples, setting.seed)
+            return Part(TASK, length, partial(key_value_samples, spec))
+
+        return [part(length) for length in setting.lengths]
+
+    def score(self, sample: Sample, prediction: str) -> float:
+        """1 if a prediction contains the value, letter case, punctuation and blanks apart, else 0."""
+        return float(contains(prediction, sample.references[0]))
+
+    def depth(self, sample: Sample) -> float | None:
+        return sample.details["depth"]
+
+
+def key_value_samples(spec: SampleSpec) -> Iterator[Sample]:
     """Generates samples.
 
     Args:
-        tokenizer: the model's.
-        length: tokens that prompt, BOS not counted, and answer may take together.
-        count: number of samples; a multiple of 6 has every depth equally often.
-        seed: of all draws.
+        spec: how many samples of which length.
 
     Returns:
         The samples; the first is made at once, the others one by one. `details` holds the `depth` of the wanted
@@ -42,22 +77,7 @@ def key_value_samples(tokenizer: Tokenizer, length: int, count: int, seed: int =
     Raises:
         InputError: if the smallest prompt does not fit.
     """
-    return fitted_samples(
-        _draft,
-        itertools.count(),
-        benchmark=TASK,
-        task=TASK,
-        tokenizer=tokenizer,
-        length=length,
-        count=count,
-        max_new_tokens=MAX_NEW_TOKENS,
-        seed=seed,
-    )
-
-
-def key_value_score(sample: Sample, prediction: str) -> float:
-    """1 if a prediction contains the value, letters, punctuation and blanks apart, else 0."""
-    return float(contains(prediction, sample.references[0]))
+    return fitted_samples(_draft, itertools.count(), spec, benchmark=TASK, task=TASK, max_new_tokens=MAX_NEW_TOKENS)
 
 
 def _draft(index: int, rng: Random) -> Draft:

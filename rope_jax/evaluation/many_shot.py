@@ -8,14 +8,15 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from random import Random
 
-from rope_jax.data.tokenizer import Tokenizer
 from rope_jax.errors import InputError
 from rope_jax.evaluation.answers import equals
-from rope_jax.evaluation.data_files import missing_file
-from rope_jax.evaluation.draft import Draft, fitted_samples
+from rope_jax.evaluation.benchmark import Part, Questions, Setting, check_positive
+from rope_jax.evaluation.data_files import missing_file, named_path
+from rope_jax.evaluation.draft import Draft, SampleSpec, fitted_samples
 from rope_jax.evaluation.sample import Sample
 from rope_jax.files import read_json_lines
 
@@ -25,6 +26,49 @@ TEMPLATE = (
     '"label: {{label}}" and nothing else. \n\n{examples}\n\n{text}\nlabel:'
 )
 TREC_COMMAND = "curl -L -o {path} https://cogcomp.seas.upenn.edu/Data/QA/QC/{name}"
+
+
+@dataclasses.dataclass(frozen=True)
+class ManyShot(Questions):
+    """Classification of TREC's questions, or of other labelled texts.
+
+    Attributes:
+        samples: samples per length.
+        folder: holds `train_5500.label` and `TREC_10.label`, or `train.jsonl` and `test.jsonl` with `text` and `label`.
+    """
+
+    title = "Many-shot classification"
+    note = "Classes learnt from as many examples as fit the prompt, with random numbers for labels."
+    tasks = ("many_shot",)
+
+    samples: int = 100
+    folder: str = ""
+
+    def __post_init__(self):
+        check_positive(self, "samples")
+
+    def parts(self, setting: Setting) -> list[Part]:
+        def make(length: int) -> Iterator[Sample]:
+            command = TREC_COMMAND.format(path="FOLDER/train_5500.label", name="train_5500.label")
+            what = "the folder of TREC's question classification"
+            folder = named_path(self, "folder", what, f"{command}   # and TREC_10.label")
+            own = (folder / "train.jsonl").is_file()
+            train, test = ("train.jsonl", "test.jsonl") if own else ("train_5500.label", "TREC_10.label")
+            shown, asked = read_examples(folder / train), read_examples(folder / test)
+            known = {example.label for example in shown}
+            # A class that only the test texts have cannot be learnt from the prompt.
+            asked = [example for example in asked if example.label in known]
+            spec = SampleSpec(setting.tokenizer, length, self.samples, setting.seed)
+            return many_shot_samples("many_shot", shown, asked, spec)
+
+        return [Part("many_shot", length, partial(make, length), self.folder) for length in setting.lengths]
+
+    def score(self, sample: Sample, prediction: str) -> float:
+        """1 if a prediction is the label, else 0: what follows `label:` on its line counts, or else the first line."""
+        named = re.search(r"label:(.*)", prediction, re.IGNORECASE)
+        said = named.group(1) if named else prediction.split("\n", 1)[0]
+        said = re.sub(r"^label:", "", said.strip(), flags=re.IGNORECASE)
+        return float(equals(said, sample.references[0]))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,13 +108,7 @@ def read_examples(path: Path, coarse: bool = False) -> tuple[Example, ...]:
 
 
 def many_shot_samples(
-    task: str,
-    train: Sequence[Example],
-    test: Sequence[Example],
-    tokenizer: Tokenizer,
-    length: int,
-    count: int,
-    seed: int = 42,
+    task: str, train: Sequence[Example], test: Sequence[Example], spec: SampleSpec
 ) -> Iterator[Sample]:
     """Generates samples.
 
@@ -78,15 +116,12 @@ def many_shot_samples(
         task: name of the data set, for the table.
         train: examples to show, of two classes at least.
         test: texts to ask for, all of classes that `train` has.
-        tokenizer: the model's.
-        length: tokens that prompt, BOS not counted, and answer may take together.
-        count: number of samples; of more texts than that, classes are taken by turns.
-        seed: of all draws.
+        spec: how many samples of which length; of more texts than that, classes are taken in turn.
 
     Returns:
         The samples; the first is made at once, the others one by one. Every sample shows its own examples, classes
-        by turns, and has its own numbers for them. `details` holds the `class`, the prompt's `prompt_tokens`, and
-        as `units` the number of examples.
+        in turn, and has its own numbers for them. `details` holds the `class`, the prompt's `prompt_tokens`, and as
+        `units` the number of examples.
 
     Raises:
         InputError: if the classes do not fit together, or one example of each does not fit the length.
@@ -101,13 +136,13 @@ def many_shot_samples(
             + (f"the examples have {len(labels)} class, too few to tell apart" if len(labels) < 2 else "")
         )
     asked = list(test)
-    if count < len(asked):
-        turns = _by_turns(test, Random(f"many-shot {task} {seed}"))
-        asked = [next(turns) for _ in range(count)]
+    if spec.count < len(asked):
+        turns = _in_turn(test, Random(f"many-shot {task} {spec.seed}"))
+        asked = [next(turns) for _ in range(spec.count)]
 
     def draft(index: int, rng: Random) -> Draft:
         numbers = dict(zip(labels, rng.sample(range(len(labels)), len(labels))))
-        turns = _by_turns(train, rng)
+        turns = _in_turn(train, rng)
         shown: list[Example] = []
 
         def build(units: int) -> str:
@@ -122,27 +157,16 @@ def many_shot_samples(
     return fitted_samples(
         draft,
         range(len(asked)),
+        spec,
         benchmark="many-shot",
         task=task,
-        tokenizer=tokenizer,
-        length=length,
-        count=count,
         max_new_tokens=MAX_NEW_TOKENS,
-        seed=seed,
         stop=("\n",),
     )
 
 
-def many_shot_score(sample: Sample, prediction: str) -> float:
-    """1 if a prediction is the label, else 0: what follows `label:` on its line counts, or else the first line."""
-    named = re.search(r"label:(.*)", prediction, re.IGNORECASE)
-    said = named.group(1) if named else prediction.split("\n", 1)[0]
-    said = re.sub(r"^label:", "", said.strip(), flags=re.IGNORECASE)
-    return float(equals(said, sample.references[0]))
-
-
-def _by_turns(examples: Sequence[Example], rng: Random) -> Iterator[Example]:
-    """Rounds in which each class has its turn once, in random order; a class that runs out starts over."""
+def _in_turn(examples: Sequence[Example], rng: Random) -> Iterator[Example]:
+    """Rounds of all classes in random order, an example of each; a class that runs out starts over."""
     groups: dict[str, list[Example]] = {}
     for example in examples:
         groups.setdefault(example.label, []).append(example)

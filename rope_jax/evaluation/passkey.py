@@ -9,15 +9,21 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Iterable, Sequence
-from typing import Protocol
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 
+from rope_jax.data.tokenizer import Tokenizer
 from rope_jax.errors import InputError
+from rope_jax.evaluation.benchmark import Part, Questions, Setting, check_positive
+from rope_jax.evaluation.draft import SampleSpec
 from rope_jax.evaluation.intervals import wilson
+from rope_jax.evaluation.predictions import Prediction
+from rope_jax.evaluation.sample import Sample
+from rope_jax.evaluation.sizing import largest_fit
 
-TASK = (
+INSTRUCTION = (
     "There is an important info hidden inside a lot of irrelevant text. Find it and memorize them. "
     "I will quiz you about the important information there."
 )
@@ -30,197 +36,102 @@ QUESTION = "What is the pass key? The pass key is"
 KEYS = (10000, 50000)
 
 
-class Tokenizer(Protocol):
-    """What the task needs of a tokenizer; `bos_id` is None if it has none."""
-
-    bos_id: int | None
-
-    def encode(self, text: str) -> np.ndarray: ...
-
-    def decode(self, ids: np.ndarray) -> str: ...
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Prompt:
-    """One trial before it is run.
+@dataclasses.dataclass(frozen=True)
+class Passkey(Questions):
+    """Passkey retrieval.
 
     Attributes:
-        key: the number to retrieve.
-        depth: share of the garbage in front of it, in [0, 1).
-        bin: stratum of the depth.
-        n_garbage: characters of garbage.
-        tokens: int32 `[n]`, BOS included.
+        lengths: tokens of prompt and answer; empty for those of the setting.
+        trials: samples per length; use at least 50, for ten cannot tell 90% from 60%.
+        depths: strata of depth, which share the trials evenly.
+        new_tokens: tokens of the answer: 10 as in the script, more where a token is a byte.
     """
 
-    key: int
-    depth: float
-    bin: int
-    n_garbage: int
-    tokens: np.ndarray
-
-
-@dataclasses.dataclass(frozen=True)
-class Trial:
-    """One trial after it was run.
-
-    Attributes:
-        length: tokens that prompt and answer may take together.
-        prompt_tokens: tokens of the prompt, BOS included.
-        depth: share of the garbage in front of the key.
-        key: the number to retrieve.
-        answer: the generated text.
-        correct: whether the first number in it is the key.
-    """
-
-    length: int
-    prompt_tokens: int
-    depth: float
-    key: int
-    answer: str
-    correct: bool
-
-
-@dataclasses.dataclass(frozen=True)
-class Rate:
-    """A share of successes with its 95% Wilson interval; None where there was no trial."""
-
-    successes: int
-    trials: int
-    rate: float | None
-    interval: tuple[float, float]
-
-
-@dataclasses.dataclass(frozen=True)
-class PasskeyResult:
-    """Retrieval over a grid of lengths and depths.
-
-    Attributes:
-        lengths: tokens that prompt and answer may take together.
-        depths: lower and upper depth of each stratum, shares of the garbage before the key.
-        cells: `[lengths][depths]`.
-        per_length: `[lengths]`, over all depths.
-        trials: every trial, length by length.
-        max_new_tokens: tokens generated.
-        seed: of keys and depths.
-    """
-
-    lengths: tuple[int, ...]
-    depths: tuple[tuple[float, float], ...]
-    cells: tuple[tuple[Rate, ...], ...]
-    per_length: tuple[Rate, ...]
-    trials: tuple[Trial, ...]
-    max_new_tokens: int
-    seed: int
-
-
-def passkey(
-    generate: Callable[[list[np.ndarray]], list[np.ndarray]],
-    tokenizer: Tokenizer,
-    lengths: Sequence[int],
-    trials: int,
-    seed: int = 0,
-    *,
-    depth_bins: int = 10,
-    max_new_tokens: int = 10,
-    progress: Callable[[Iterable], Iterable] = iter,
-) -> PasskeyResult:
-    """Runs the task at every length.
-
-    All prompts are built, hence all lengths checked, before the first is run. The trials at a length depend on
-    seed and length only, not on the other lengths.
-
-    Args:
-        generate: greedy continuation, at least `max_new_tokens` long, of each of a list of int32 prompts.
-        tokenizer: encodes without special tokens; its BOS goes in front of each prompt.
-        lengths: tokens that prompt and answer may take together.
-        trials: per length; use at least 50, for ten cannot tell 90% from 60%.
-        seed: of keys and depths.
-        depth_bins: strata of depth, which share the trials evenly.
-        max_new_tokens: tokens of the answer that count: 10 as in the script, more where a token is a byte.
-        progress: wraps the iterable of lengths, for instance `tqdm`.
-
-    Returns:
-        The grid, its margins and all trials.
-
-    Raises:
-        InputError: if the smallest prompt does not fit a length, or there are no trials or strata.
-    """
-    prompts = [
-        make_prompts(tokenizer, length, trials, seed, depth_bins=depth_bins, max_new_tokens=max_new_tokens)
-        for length in lengths
-    ]
-    results: list[Trial] = []
-    cells, per_length = [], []
-    for length, batch in progress(list(zip(lengths, prompts))):
-        answers = generate([prompt.tokens for prompt in batch])
-        texts = [tokenizer.decode(np.asarray(answer)[:max_new_tokens]) for answer in answers]
-        correct = [found_number(text) == str(prompt.key) for text, prompt in zip(texts, batch)]
-        results += [
-            Trial(int(length), len(p.tokens), p.depth, p.key, text, hit) for p, text, hit in zip(batch, texts, correct)
-        ]
-        bins = [prompt.bin for prompt in batch]
-        runs = np.bincount(bins, minlength=depth_bins)
-        hits = np.bincount(bins, correct, minlength=depth_bins)
-        cells.append(tuple(_rate(int(h), int(n)) for h, n in zip(hits, runs)))
-        per_length.append(_rate(sum(correct), len(batch)))
-    return PasskeyResult(
-        lengths=tuple(int(length) for length in lengths),
-        depths=tuple((b / depth_bins, (b + 1) / depth_bins) for b in range(depth_bins)),
-        cells=tuple(cells),
-        per_length=tuple(per_length),
-        trials=tuple(results),
-        max_new_tokens=max_new_tokens,
-        seed=seed,
+    title = "Passkey retrieval"
+    note = (
+        "A five-digit key hidden in repeated filler; it is found if the first number in the greedy answer is the key."
     )
+    tasks = ("passkey",)
+
+    lengths: tuple[int, ...] = ()
+    trials: int = 50
+    depths: int = 10
+    new_tokens: int = 10
+
+    def __post_init__(self):
+        check_positive(self, "trials", "depths", "new_tokens")
+
+    @property
+    def bins(self) -> int:
+        return self.depths
+
+    def parts(self, setting: Setting) -> list[Part]:
+        def part(length: int) -> Part:
+            spec = SampleSpec(setting.tokenizer, length, self.trials, setting.seed)
+            return Part("passkey", length, partial(passkey_samples, spec, self.depths, self.new_tokens))
+
+        return [part(length) for length in self.lengths or setting.lengths]
+
+    def score(self, sample: Sample, prediction: str) -> float:
+        """1 if the first number in a prediction is the key, else 0."""
+        return float(found_number(prediction) == sample.references[0])
+
+    def depth(self, sample: Sample) -> float | None:
+        return sample.details["depth"]
 
 
-def make_prompts(
-    tokenizer: Tokenizer,
-    length: int,
-    trials: int,
-    seed: int,
-    *,
-    depth_bins: int = 10,
-    max_new_tokens: int = 10,
-) -> list[Prompt]:
-    """Prompts for one length, as long as fit it, one stratum of depth after another.
+def passkey_samples(spec: SampleSpec, depths: int = 10, new_tokens: int = 10) -> Iterator[Sample]:
+    """Samples of one length, as long as fit it, one stratum of depth after another.
+
+    They depend on the seed and the length only.
 
     Args:
-        tokenizer: see `passkey`.
-        length: tokens that prompt, BOS included, and answer may take together.
-        trials: number of prompts.
-        seed: of keys and depths.
-        depth_bins: strata of depth; trial i falls into stratum i modulo their number, anywhere within it.
-        max_new_tokens: tokens of the answer.
+        spec: how many samples of which length, here BOS included.
+        depths: strata of depth; sample i falls into stratum i modulo their number, anywhere within it.
+        new_tokens: tokens of the answer.
 
     Returns:
-        The prompts.
+        The samples; the first is made at once, the others one by one. `details` holds the `depth`, the share of the
+        garbage in front of the key, in [0, 1), and the prompt's `prompt_tokens`.
 
     Raises:
-        InputError: if the smallest prompt does not fit, or there are no trials or strata.
+        InputError: if the smallest prompt does not fit.
     """
-    for name, value in (("passkey_trials", trials), ("passkey_depth_bins", depth_bins)):
-        if value < 1:
-            raise InputError(f"eval.{name} is {value}: it must be at least 1")
-    rng = np.random.default_rng([seed, length])
-    keys = rng.integers(KEYS[0], KEYS[1] + 1, trials)
-    bins = np.arange(trials) % depth_bins
-    depths = (bins + rng.uniform(size=trials)) / depth_bins
-    budget = length - max_new_tokens
+    rng = np.random.default_rng([spec.seed, spec.length])
+    keys = rng.integers(KEYS[0], KEYS[1] + 1, spec.count)
+    places = (np.arange(spec.count) % depths + rng.uniform(size=spec.count)) / depths
+    budget = spec.length - new_tokens
 
-    least = max(len(encode_prompt(tokenizer, int(key), 0, 0.0)) for key in keys)
+    def count(key: int, garbage: int, depth: float) -> int:
+        return len(encode_prompt(spec.tokenizer, key, garbage, depth))
+
+    least = max(count(int(key), 0, 0.0) for key in keys)
     if least > budget:
         raise InputError(
-            f"eval.passkey_lengths has {length}, which does not even hold the question without garbage: it "
-            f"takes {least} tokens and the answer {max_new_tokens}, so use lengths of at least "
-            f"{least + max_new_tokens}"
+            f"`lengths` has {spec.length}, too few tokens for the question without garbage: it takes {least} and the "
+            f"answer {new_tokens}, so use lengths of at least {least + new_tokens}",
+            field="lengths",
         )
-    # Depth and key shift the count by a few tokens, so one search serves all trials of a length.
-    most = _largest(lambda n: len(encode_prompt(tokenizer, int(keys[0]), n, 0.5)) <= budget)
-    return [
-        _fit_prompt(tokenizer, int(key), float(depth), int(bin), most, budget)
-        for key, depth, bin in zip(keys, depths, bins)
-    ]
+    # Depth and key shift the count by a few tokens, so one search serves all samples.
+    most = largest_fit(lambda n: count(int(keys[0]), n, 0.5), budget, 0)
+
+    def generate() -> Iterator[Sample]:
+        for index, (key, depth) in enumerate(zip(keys.tolist(), places.tolist())):
+            garbage = most
+            while (tokens := count(key, garbage, depth)) > budget:
+                # At least a character goes for each token too many; without garbage the prompt fits.
+                garbage = max(0, garbage - (tokens - budget))
+            yield Sample(
+                id=f"passkey/{spec.length}/{index}",
+                task="passkey",
+                prompt=prompt_text(key, garbage, depth),
+                references=(str(key),),
+                max_new_tokens=new_tokens,
+                length=spec.length,
+                details={"depth": depth, "prompt_tokens": tokens},
+            )
+
+    return generate()
 
 
 def prompt_text(key: int, n_garbage: int, depth: float) -> str:
@@ -236,7 +147,7 @@ def prompt_text(key: int, n_garbage: int, depth: float) -> str:
     """
     before = round(depth * n_garbage)
     # Both parts start at the first sentence: the script cuts each from the front of the endless text.
-    return "\n".join((TASK, garbage(before), NEEDLE.format(key=key), garbage(n_garbage - before), QUESTION))
+    return "\n".join((INSTRUCTION, garbage(before), NEEDLE.format(key=key), garbage(n_garbage - before), QUESTION))
 
 
 def garbage(characters: int) -> str:
@@ -257,25 +168,48 @@ def found_number(text: str) -> str | None:
     return match.group() if match else None
 
 
-def _fit_prompt(tokenizer, key, depth, bin, n_garbage, budget):
-    tokens = encode_prompt(tokenizer, key, n_garbage, depth)
-    while len(tokens) > budget:
-        # At least a character goes for each token too many; without garbage the prompt is known to fit.
-        n_garbage = max(0, n_garbage - (len(tokens) - budget))
-        tokens = encode_prompt(tokenizer, key, n_garbage, depth)
-    return Prompt(key, depth, bin, n_garbage, tokens)
+def retrieval_grid(
+    benchmark: Passkey, samples: Sequence[Sample], predictions: Mapping[str, Prediction], seed: int = 0
+) -> dict:
+    """Retrieval over a grid of lengths and depths, with every trial.
+
+    Args:
+        benchmark: what was asked.
+        samples: its samples, length by length.
+        predictions: by sample id.
+        seed: seed of the samples, for the record.
+
+    Returns:
+        JSON-able: `lengths`; `depths`, the lower and upper end of each stratum; `cells` `[lengths][depths]` and
+        `per_length` `[lengths]` of `successes`, `trials`, `rate` (None without a trial) and its 95% Wilson `interval`;
+        `trials`; `max_new_tokens` and `seed`.
+    """
+    bins = benchmark.bins
+    lengths = list(dict.fromkeys(sample.length for sample in samples))
+    # Samples of a length take the strata in turn.
+    hits = [[predictions[s.id].score for s in samples if s.length == length] for length in lengths]
+    return {
+        "lengths": lengths,
+        "depths": [[b / bins, (b + 1) / bins] for b in range(bins)],
+        "cells": [[_rate(row[b::bins]) for b in range(bins)] for row in hits],
+        "per_length": [_rate(row) for row in hits],
+        "trials": [
+            {
+                "length": sample.length,
+                "prompt_tokens": sample.details["prompt_tokens"],
+                "depth": sample.details["depth"],
+                "key": int(sample.references[0]),
+                "answer": predictions[sample.id].prediction,
+                "correct": bool(predictions[sample.id].score),
+            }
+            for sample in samples
+        ],
+        "max_new_tokens": benchmark.new_tokens,
+        "seed": seed,
+    }
 
 
-def _largest(fits: Callable[[int], bool]) -> int:
-    """The largest n that fits, given that 0 does."""
-    low, high = 0, 1
-    while fits(high):
-        low, high = high, 2 * high
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle)
-    return low
-
-
-def _rate(successes: int, trials: int) -> Rate:
-    return Rate(successes, trials, successes / trials if trials else None, wilson(successes, trials))
+def _rate(scores: Sequence[float]) -> dict:
+    successes, trials = int(sum(scores)), len(scores)
+    rate = successes / trials if trials else None
+    return {"successes": successes, "trials": trials, "rate": rate, "interval": list(wilson(successes, trials))}

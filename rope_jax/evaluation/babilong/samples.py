@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from random import Random
 
-from rope_jax.data.tokenizer import Tokenizer
 from rope_jax.errors import InputError
 from rope_jax.evaluation.babilong.prompts import TASKS, babilong_prompt
-from rope_jax.evaluation.babilong.stories import ReadySample, Story
-from rope_jax.evaluation.draft import Draft, fitted_samples
+from rope_jax.evaluation.babilong.stories import Story
+from rope_jax.evaluation.draft import Draft, SampleSpec, fitted_samples
 from rope_jax.evaluation.haystack import make_haystack
 from rope_jax.evaluation.sample import Sample
 
@@ -20,15 +19,7 @@ EXCERPT = 20_000  # Characters read from a random place of a book at a time.
 TRIES = 100  # Excerpts without a usable sentence, after which the books are given up.
 
 
-def babilong_samples(
-    task: str,
-    stories: Sequence[Story],
-    books: Sequence[str],
-    tokenizer: Tokenizer,
-    length: int,
-    count: int,
-    seed: int = 42,
-) -> Iterator[Sample]:
+def babilong_samples(task: str, stories: Sequence[Story], books: Sequence[str], spec: SampleSpec) -> Iterator[Sample]:
     """Generates samples.
 
     As in the official generator the facts of a story keep their order and stand at random places between the
@@ -39,10 +30,7 @@ def babilong_samples(
         task: `qa1` .. `qa5`.
         stories: of the task.
         books: texts of the background.
-        tokenizer: the model's.
-        length: tokens that prompt, BOS not counted, and answer may take together.
-        count: number of samples, no more than there are stories short enough.
-        seed: of all draws.
+        spec: how many samples of which length, no more than there are stories short enough.
 
     Returns:
         The samples; the first is made at once, the others one by one. `details` holds the `question`, the prompt's
@@ -51,15 +39,17 @@ def babilong_samples(
     Raises:
         InputError: if no story fits the length, or the books have no sentences.
     """
-    short = [story for story in stories if (len(story.facts) + 1) * TOKENS_PER_FACT <= length]
+    short = [story for story in stories if (len(story.facts) + 1) * TOKENS_PER_FACT <= spec.length]
     if not short:
-        raise InputError(f"BABILong {task} does not fit a length of {length} tokens: use longer ones")
-    order = Random(f"BABILong {task} {length} {seed}").sample(range(len(short)), len(short))
+        raise InputError(
+            f"BABILong {task} does not fit a length of {spec.length} tokens: use longer `lengths`", field="lengths"
+        )
+    order = Random(f"BABILong {task} {spec.length} {spec.seed}").sample(range(len(short)), len(short))
 
     def draft(index: int, rng: Random) -> Draft:
         story = short[order[index]]
         places = sorted(rng.random() for _ in story.facts)
-        sentences = _background(books, rng, lambda text: len(tokenizer.encode(text)))
+        sentences = _background(books, rng, lambda text: len(spec.tokenizer.encode(text)))
         drawn: list[list[str]] = []
 
         def build(units: int) -> str:
@@ -73,47 +63,12 @@ def babilong_samples(
     return fitted_samples(
         draft,
         range(len(short)),
+        spec,
         benchmark="BABILong",
         task=task,
-        tokenizer=tokenizer,
-        length=length,
-        count=count,
         max_new_tokens=MAX_NEW_TOKENS,
-        seed=seed,
         skip_too_long=True,
     )
-
-
-def ready_babilong_samples(
-    task: str, ready: Sequence[ReadySample], tokenizer: Tokenizer, length: int, count: int
-) -> list[Sample]:
-    """Samples with the contexts that BABILong's authors publish.
-
-    Args:
-        task: `qa1` .. `qa5`.
-        ready: of the task and length.
-        tokenizer: the model's.
-        length: the published length, for the table. Its tokens are GPT-2's: prompts may have more of the model's.
-        count: number of samples, the first ones.
-
-    Returns:
-        The samples; `details` as `babilong_samples` has them, without `units`.
-    """
-    samples = []
-    for index, row in enumerate(ready[:count]):
-        prompt = babilong_prompt(task, row.context, row.question)
-        samples.append(
-            Sample(
-                id=f"{task}/{length}/{index}",
-                task=task,
-                prompt=prompt,
-                references=(row.answer,),
-                max_new_tokens=MAX_NEW_TOKENS,
-                length=length,
-                details={"question": row.question, "prompt_tokens": len(tokenizer.encode(prompt))},
-            )
-        )
-    return samples
 
 
 def babilong_score(sample: Sample, prediction: str) -> float:

@@ -1,4 +1,4 @@
-"""The files that BABILong is made of: bAbI's stories, its own ready samples, and books for background."""
+"""The files that BABILong is made of: bAbI's stories, and books for background."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from rope_jax.data.text_files import list_text_files, read_documents
 from rope_jax.errors import InputError
 from rope_jax.evaluation.babilong.prompts import TASKS
 from rope_jax.evaluation.data_files import missing_file
-from rope_jax.files import read_json, read_json_lines, read_text
+from rope_jax.files import read_text
 
 BABI_COMMAND = (
     "git clone https://github.com/booydar/babilong && unzip babilong/data/tasks_1-20_v1-2.zip -d {folder} && "
     "mv {folder}/tasks_1-20_v1-2/en-10k/qa[1-5]_* {folder}"
 )
-READY_COMMAND = "hf download RMT-team/babilong-1k-samples --repo-type dataset --local-dir {folder}"
+BOOKS_COMMAND = "gsutil -m cp -r gs://deepmind-gutenberg/test {folder}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,15 +30,6 @@ class Story:
     """
 
     facts: tuple[str, ...]
-    question: str
-    answer: str
-
-
-@dataclasses.dataclass(frozen=True)
-class ReadySample:
-    """A question with its context, as BABILong's authors publish them."""
-
-    context: str
     question: str
     answer: str
 
@@ -61,7 +52,7 @@ def read_stories(folder: Path, task: str) -> tuple[Story, ...]:
         InputError: if there is no such file, or a line is of another form, naming it.
     """
     if task not in TASKS:
-        raise InputError(f"{task} is not a task of BABILong here, which are {', '.join(TASKS)}")
+        raise InputError(f"`task` is {task!r}: use one of {', '.join(TASKS)}", field="task")
     folder = Path(folder)
     paths = [path for kind in ("test", "train") for path in sorted(folder.glob(f"{task}_*_{kind}.txt*"))]
     if not paths:
@@ -74,40 +65,6 @@ def read_stories(folder: Path, task: str) -> tuple[Story, ...]:
     if not stories:
         raise InputError(f"{paths[0]} has no question: download it again")
     return stories
-
-
-def read_ready(path: Path, task: str) -> tuple[ReadySample, ...]:
-    """Reads samples as BABILong's authors publish them for a task and length.
-
-    Args:
-        path: a JSON list, or JSON lines, of objects with `input`, `question` and `target`, also gzip.
-        task: `qa1` .. `qa5`, for the message.
-
-    Returns:
-        The samples.
-
-    Raises:
-        InputError: if there is no such file or an object lacks a field.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise missing_file(
-            path, f"samples of BABILong's {task} (RMT-team/babilong)", READY_COMMAND.format(folder=path.parent)
-        )
-    if ".jsonl" in path.suffixes:
-        rows = list(read_json_lines(path))
-    else:
-        value = read_json(path)
-        rows = [(f"{path}[{i}]", row) for i, row in enumerate(value)] if isinstance(value, list) else []
-    samples = []
-    for where, row in rows:
-        fields = [row.get(name) if isinstance(row, dict) else None for name in ("input", "question", "target")]
-        if not all(isinstance(field, str) for field in fields):
-            raise InputError(f'{where} must have the strings "input", "question" and "target"')
-        samples.append(ReadySample(*fields))
-    if not samples:
-        raise InputError(f"{path} has no samples: it must be a list of objects with input, question and target")
-    return tuple(samples)
 
 
 def read_books(folder: Path) -> tuple[str, ...]:
@@ -127,7 +84,7 @@ def read_books(folder: Path) -> tuple[str, ...]:
         raise missing_file(
             folder,
             "books to hide facts in: any folder of .txt files; BABILong takes the test split of PG19",
-            f"gsutil -m cp -r gs://deepmind-gutenberg/test {folder}",
+            BOOKS_COMMAND.format(folder=folder),
         )
     texts = tuple(document.text for document in read_documents(folder, list_text_files(folder)))
     if not texts:

@@ -1,26 +1,24 @@
 """Our model as a model of EleutherAI's lm_eval (extra `[eval]`), which brings the open leaderboard's tasks.
 
-lm = HarnessModel(params, config, rope, tokenizer, batch_size=8)
+lm = HarnessModel(subject)
 results = lm_eval.simple_evaluate(lm, tasks=[...])
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 
 import numpy as np
-from jax.sharding import NamedSharding
 from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import normalize_gen_kwargs, postprocess_generated_text
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-from rope_jax.data.tokenizer import Tokenizer
 from rope_jax.errors import InputError
+from rope_jax.evaluation.benchmark import Subject
 from rope_jax.evaluation.nll import make_continuation_scores, make_next_token_scores
-from rope_jax.model.config import LlamaConfig
-from rope_jax.model.generate import Stops, bucket_length, greedy_batches
-from rope_jax.rope.embedding import ScaleVector
+from rope_jax.model.generate import Stops, bucket_length
+from rope_jax.sharding import row_sharding
 
 # What lm_eval's own models take where a task does not say.
 MAX_GEN_TOKENS = 256
@@ -37,50 +35,30 @@ class HarnessModel(TemplateLM):
         batch_size: rows scored or decoded together.
     """
 
-    def __init__(
-        self,
-        params,
-        config: LlamaConfig,
-        rope: ScaleVector,
-        tokenizer: Tokenizer,
-        *,
-        batch_size: int = 8,
-        max_length: int | None = None,
-        chunk: int = 512,
-        batch_sharding: NamedSharding | None = None,
-        cache_sharding: NamedSharding | None = None,
-        progress: Callable[[Iterable], Iterable] = iter,
-    ):
+    def __init__(self, subject: Subject):
         """Prepares the model; nothing is computed yet.
 
         Args:
-            params: parameters of `Llama`.
-            config: its config.
-            rope: scale vector.
-            tokenizer: the model's; it needs a BOS or an EOS.
-            batch_size: rows scored or decoded together; with shardings, a multiple of their devices.
-            max_length: tokens of a prompt and its continuation; default the model's context.
-            chunk: tokens of a row projected to the vocabulary at a time.
-            batch_sharding: of rows that are scored, from `rope_jax.sharding`.
-            cache_sharding: of keys and values while decoding, likewise.
-            progress: wraps the iterable of batches, for instance `tqdm`.
+            subject: the model; its tokenizer needs a BOS or an EOS. Texts have at most the longest of the setting's
+                `lengths` in tokens.
 
         Raises:
             InputError: if the tokenizer has neither BOS nor EOS.
         """
         super().__init__()
+        setting = subject.setting
+        tokenizer, sharding = setting.tokenizer, row_sharding(setting.mesh)
         if tokenizer.bos_id is None and tokenizer.eos_id is None:
             raise InputError("the tokenizer has neither BOS nor EOS: lm_eval needs one to put before a first token")
         self.tokenizer = None  # lm_eval would look for a chat template in it, and these are base models
-        self.max_length = config.context if max_length is None else max_length
-        self.batch_size = batch_size
+        self.max_length = max(setting.lengths)
+        self.batch_size = setting.batch
         self._tokenizer = tokenizer
-        self._progress = progress
-        self._scores = partial(make_continuation_scores(config, chunk, batch_sharding), params, rope)
-        self._next_token = partial(make_next_token_scores(config, batch_sharding), params, rope)
-        self._generate = partial(
-            greedy_batches, params, config, rope, batch_size=batch_size, cache_sharding=cache_sharding
-        )
+        self._progress = setting.progress("leaderboard")
+        weights = (subject.params, subject.rope)
+        self._scores = partial(make_continuation_scores(setting.model, setting.chunk, sharding), *weights)
+        self._next_token = partial(make_next_token_scores(setting.model, sharding), *weights)
+        self._generate = partial(subject.generate, batch_size=setting.batch)
 
     @property
     def eot_token_id(self) -> int:

@@ -1,0 +1,255 @@
+"""The engine: prepares benchmarks, runs them on a model under a scale vector, resumes them and tabulates them."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+
+from rope_jax.errors import InputError
+from rope_jax.evaluation.answering import answer_samples
+from rope_jax.evaluation.benchmark import Benchmark, Measurement, Part, Questions, Setting, Subject
+from rope_jax.evaluation.depths import depth_grids
+from rope_jax.evaluation.predictions import Prediction
+from rope_jax.evaluation.sample import Sample, from_json, to_json
+from rope_jax.evaluation.scores import average_of_run
+from rope_jax.evaluation.stages import measure_stages
+from rope_jax.files import write_text
+
+
+@dataclasses.dataclass(frozen=True)
+class Home:
+    """Where an evaluation is kept, and how its user calls things.
+
+    Attributes:
+        folder: for samples, predictions and stages; None keeps nothing.
+        names: by benchmark, argument to the user's name for it.
+        claim: called before anything is written.
+    """
+
+    folder: Path | None = None
+    names: Mapping[str, Mapping[str, str]] = dataclasses.field(default_factory=dict)
+    claim: Callable[[], None] = lambda: None
+
+    def path(self, *parts: str) -> Path | None:
+        """A path in the folder, None without one."""
+        return self.folder and self.folder.joinpath(*parts)
+
+
+@dataclasses.dataclass(frozen=True)
+class NotRun:
+    """What cannot be run.
+
+    Attributes:
+        suite: name of the benchmark.
+        task: of the benchmark; empty for all of them.
+        length: tokens; 0 for all lengths.
+        error: why, and what helps.
+    """
+
+    suite: str
+    task: str
+    length: int
+    error: InputError
+
+    @property
+    def reason(self) -> str:
+        """Why, and what helps."""
+        return str(self.error)
+
+    @property
+    def what(self) -> str:
+        """Benchmark, task and length in words."""
+        task = f"{self.suite}, {self.task}" if self.task and self.task != self.suite else self.suite
+        return f"{task} at {self.length:,} tokens" if self.length else task
+
+    def to_json(self) -> dict:
+        """The fields as results hold them."""
+        return {"suite": self.suite, "task": self.task, "length": self.length, "reason": self.reason}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Evaluation:
+    """Benchmarks that are ready to run: their checks have passed, their samples are made.
+
+    Attributes:
+        benchmarks: by name, those of which at least a part can be run.
+        setting: what they share.
+        home: where everything is kept.
+        samples: by name of a benchmark of questions, what reads the samples of each part.
+        not_run: what cannot be run.
+    """
+
+    benchmarks: Mapping[str, Benchmark]
+    setting: Setting
+    home: Home
+    samples: Mapping[str, list[Callable[[], list[Sample]]]]
+    not_run: tuple[NotRun, ...]
+
+    def measure_shared(self) -> dict[str, dict[str, dict]]:
+        """Measures what does not depend on the model.
+
+        Returns:
+            Name of a benchmark to its shared records.
+        """
+        return {
+            name: measure_stages(
+                stages,
+                self.home.path("measured", f"{name}_shared.json"),
+                self._of(name, benchmark),
+                self.setting.progress(f"{name}, whatever the model"),
+            )
+            for name, benchmark in self.benchmarks.items()
+            if isinstance(benchmark, Measurement) and (stages := benchmark.shared(self.setting))
+        }
+
+    def run(self, name: str, subject: Subject, shared: Mapping[str, dict] | None = None) -> dict:
+        """Runs a benchmark, as far as an earlier attempt has not.
+
+        Args:
+            name: of the benchmark.
+            subject: what is measured.
+            shared: the benchmark's records of `measure_shared`.
+
+        Returns:
+            For questions the `table` and `grids` of scores, the number of `samples`, and `seconds`; for a measurement
+            its own result. JSON-able.
+        """
+        benchmark = self.benchmarks[name]
+        if isinstance(benchmark, Questions):
+            return self._scored(benchmark, *self.answers(name, subject))
+        path = self.home.path("measured", subject.name, f"{name}.json")
+        return benchmark.result(
+            measure_stages(benchmark.stages(subject, shared or {}), path, self._of(name, benchmark))
+        )
+
+    def answers(self, name: str, subject: Subject) -> tuple[list[Sample], dict[str, Prediction]]:
+        """Has a model answer a benchmark's questions.
+
+        Args:
+            name: of the benchmark, one of questions.
+            subject: what is asked.
+
+        Returns:
+            The samples, and predictions by sample id.
+        """
+        benchmark = self.benchmarks[name]
+        samples = [sample for read in self.samples[name] for sample in read()]
+        path = self.home.path("predictions", subject.name, f"{name}.jsonl")
+        predictions = answer_samples(samples, subject, benchmark.score, path, f"{subject.name}, {name}".strip(", "))
+        if path:
+            texts = {sample: prediction.prediction for sample, prediction in predictions.items()}
+            for file, rows in benchmark.own_files(samples, texts).items():
+                write_text(path.with_suffix("") / file, "".join(json.dumps(row) + "\n" for row in rows))
+        return samples, predictions
+
+    def _scored(self, benchmark: Questions, samples: list[Sample], predictions: Mapping[str, Prediction]) -> dict:
+        scores = {sample: prediction.score for sample, prediction in predictions.items()}
+        table = average_of_run(benchmark.table(samples, scores, self.setting.seed))
+        return {
+            "table": {task: {c: dataclasses.asdict(cell) for c, cell in row.items()} for task, row in table.items()},
+            "grids": depth_grids(samples, scores, benchmark.depth, benchmark.bins, self.setting.seed),
+            "samples": len(samples),
+            "seconds": sum(prediction.seconds for prediction in predictions.values()),
+        }
+
+    def _of(self, name: str, benchmark: Measurement) -> dict[str, str]:
+        names = self.home.names.get(name, {})
+        return {names.get(argument, argument): value for argument, value in benchmark.of(self.setting).items()}
+
+
+def prepare(benchmarks: Mapping[str, Benchmark], setting: Setting, home: Home = Home()) -> Evaluation:
+    """Makes all samples and checks all that needs no weights.
+
+    Args:
+        benchmarks: by name.
+        setting: what they share.
+        home: where everything is kept; samples that are there are not made again.
+
+    Returns:
+        What can be run, and what cannot.
+
+    Raises:
+        InputError: if the folder holds samples that were made from other files.
+    """
+    ready: dict[str, Benchmark] = {}
+    samples: dict[str, list[Callable[[], list[Sample]]]] = {}
+    not_run: list[NotRun] = []
+    for name, benchmark in benchmarks.items():
+        missing: list[NotRun] = []
+        if isinstance(benchmark, Questions):
+            samples[name], missing = _prepare_samples(name, benchmark, setting, home)
+            runs = bool(samples[name])
+        else:
+            try:
+                missing = [NotRun(name, task, 0, error) for task, error in benchmark.check(setting).items()]
+                runs = True
+            except InputError as error:
+                missing, runs = [NotRun(name, "", 0, error)], False
+        names = home.names.get(name, {})
+        not_run += [dataclasses.replace(m, error=m.error.renamed(names)) for m in missing]
+        if runs:
+            ready[name] = benchmark
+    return Evaluation(ready, setting, home, samples, tuple(not_run))
+
+
+def _prepare_samples(
+    name: str, benchmark: Questions, setting: Setting, home: Home
+) -> tuple[list[Callable[[], list[Sample]]], list[NotRun]]:
+    ready: list[Callable[[], list[Sample]]] = []
+    running, missing = set(), []
+    for part in setting.progress(f"samples of {name}")(benchmark.parts(setting)):
+        path = home.path("samples", name, f"{part.task}-{part.length}.jsonl" if part.length else f"{part.task}.jsonl")
+        if path and path.exists():
+            _check_source(path, part)
+        else:
+            try:
+                samples = list(_checked(benchmark, iter(part.make())))
+            except InputError as error:
+                missing.append(NotRun(name, part.task, part.length, error))
+                continue
+            if path:
+                home.claim()
+                lines = [{"source": part.source}, *map(to_json, samples)]
+                write_text(path, "".join(json.dumps(line) + "\n" for line in lines))
+        running.add(part.task)
+        ready.append(partial(_read_samples, path) if path else partial(list, samples))
+    return ready, _summed_up(missing, running)
+
+
+def _check_source(path: Path, part: Part) -> None:
+    with path.open(encoding="utf-8") as file:
+        source = json.loads(next(file))["source"]
+    if source != part.source:
+        raise InputError(
+            f"{path} was made from {source or 'nothing'}, and now the config names {part.source or 'nothing'}: choose "
+            "another --workdir, or delete that file and its predictions to make it again"
+        )
+
+
+def _checked(benchmark: Questions, samples: Iterator[Sample]) -> Iterator[Sample]:
+    first = next(samples)
+    # Whatever scoring needs must be there before hours of predictions.
+    benchmark.score(first, "")
+    return itertools.chain([first], samples)
+
+
+def _read_samples(path: Path) -> list[Sample]:
+    with path.open(encoding="utf-8") as file:
+        next(file)
+        return [from_json(json.loads(line)) for line in file]
+
+
+def _summed_up(missing: list[NotRun], running: set[str]) -> list[NotRun]:
+    """One line where nothing of a benchmark, or of a task, can be run for one reason."""
+    if missing and not running and len({m.reason for m in missing}) == 1:
+        return [dataclasses.replace(missing[0], task="", length=0)]
+    lines: dict[tuple, NotRun] = {}
+    for m in missing:
+        reasons = {other.reason for other in missing if other.task == m.task}
+        line = dataclasses.replace(m, length=0) if len(reasons) == 1 and m.task not in running else m
+        lines.setdefault((line.task, line.length, line.reason), line)
+    return list(lines.values())

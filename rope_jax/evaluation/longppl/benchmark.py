@@ -1,0 +1,121 @@
+"""The benchmark LongPPL: key tokens by an evaluator, and the model's losses on them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from functools import cache, partial
+from pathlib import Path
+
+import numpy as np
+from jax.sharding import Mesh
+
+from rope_jax.data.tokenizer import load_tokenizer
+from rope_jax.errors import InputError
+from rope_jax.evaluation.benchmark import Measurement, Setting, Subject, check_positive
+from rope_jax.evaluation.longppl.key_tokens import (
+    TokenNll,
+    full_context_nll,
+    key_tokens,
+    long_perplexity,
+    token_ends,
+    transfer_keys,
+)
+from rope_jax.evaluation.nll import make_token_nll
+from rope_jax.interop.hub import resolve_model
+from rope_jax.interop.huggingface import check_model, read_model
+from rope_jax.model.generate import bucket_length
+from rope_jax.sharding import param_shardings, row_sharding, shards
+
+
+@dataclasses.dataclass(frozen=True)
+class LongPpl(Measurement):
+    """LongPPL (Fang et al., arXiv 2410.23771).
+
+    Attributes:
+        evaluator: folder or hub id of the model that finds the key tokens, the same for all models compared.
+        context: tokens of its short context.
+    """
+
+    evaluator: str = ""
+    context: int = 4096
+
+    def __post_init__(self):
+        check_positive(self, "context")
+
+    def check(self, setting: Setting) -> dict[str, InputError]:
+        self._folder()
+        _ = setting.texts
+        return {}
+
+    def of(self, setting: Setting) -> dict[str, str]:
+        return {**setting.texts.source, "evaluator": self.evaluator}
+
+    def shared(self, setting: Setting) -> dict[str, Callable[[], dict]]:
+        """The key tokens of each document, as indices into the evaluated model's tokens."""
+        folder = self._folder()
+        found, own = check_model(folder), load_tokenizer(folder)
+
+        @cache  # read only if a document is left to do
+        def evaluator_nll() -> TokenNll:
+            model = setting.compute(found.config)
+            params = read_model(folder, param_shardings(model, setting.mesh), model.param_dtype).params
+            score = make_token_nll(model, setting.chunk, row_sharding(setting.mesh))
+            return _row_nll(partial(score, params, found.rope), setting.mesh)
+
+        def keys(document: np.ndarray) -> dict:
+            ids = own.encode(setting.tokenizer.decode(document))
+            marked = key_tokens(evaluator_nll(), ids, own.bos_id, self.context)
+            moved = transfer_keys(marked, token_ends(own, ids), token_ends(setting.tokenizer, document))
+            return {"keys": np.flatnonzero(moved).tolist()}
+
+        return {str(i): partial(keys, document) for i, document in enumerate(_documents(setting))}
+
+    def stages(self, subject: Subject, shared: Mapping[str, dict]) -> dict[str, Callable[[], dict]]:
+        """`"longppl"`: LongPPL, and the perplexity of all tokens of the same texts."""
+        setting = subject.setting
+        documents = _documents(setting)
+
+        def measure() -> dict:
+            nll, bos = _row_nll(subject.score, setting.mesh), setting.tokenizer.bos_id
+            nlls = [full_context_nll(nll, document, bos) for document in setting.progress("LongPPL")(documents)]
+            keys = [np.isin(np.arange(len(d)), shared[str(i)]["keys"]) for i, d in enumerate(documents)]
+            return dataclasses.asdict(long_perplexity(nlls, keys, setting.seed))
+
+        return {"longppl": measure}
+
+    def _folder(self) -> Path:
+        if not self.evaluator:
+            raise InputError(
+                "`evaluator` is empty: name the model whose losses tell which tokens need a long context, a folder or "
+                "hub id, the same for all models that are compared",
+                field="evaluator",
+            )
+        try:
+            folder = resolve_model(self.evaluator)
+        except InputError as error:
+            raise InputError(str(error.renamed({"path": "`evaluator`"})), field="evaluator") from None
+        check_model(folder)
+        load_tokenizer(folder)
+        return folder
+
+
+def _documents(setting: Setting) -> list[np.ndarray]:
+    """The beginnings of the documents that a model of the longest length reads whole."""
+    length = max(setting.lengths) - (setting.tokenizer.bos_id is not None)
+    return [document[:length] for document in setting.texts.sliding]
+
+
+def _row_nll(score: Callable[[np.ndarray, np.ndarray], np.ndarray], mesh: Mesh) -> TokenNll:
+    """NLL of one row at a time; rows are padded to few lengths."""
+    rows = shards(mesh, "rows")
+
+    def nll(tokens: np.ndarray) -> np.ndarray:
+        # Every device needs a row; the others are empty.
+        padded = np.zeros((rows, bucket_length(len(tokens))), np.int32)
+        padded[0, : len(tokens)] = tokens
+        wanted = np.zeros(padded.shape, bool)
+        wanted[0, : len(tokens) - 1] = True
+        return np.asarray(score(padded, wanted))[0, : len(tokens) - 1]
+
+    return nll

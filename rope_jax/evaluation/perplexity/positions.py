@@ -1,0 +1,156 @@
+"""Perplexity as a function of position in the window."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from rope_jax.errors import InputError
+from rope_jax.evaluation.intervals import bootstrap_ratios, percentile_interval
+from rope_jax.evaluation.perplexity.windows import Progress, TokenNll, Window, score_windows
+
+
+@dataclasses.dataclass(frozen=True)
+class PositionBucket:
+    """Perplexity of the tokens at positions `start .. end - 1` of their window.
+
+    A token's position is its index in the model's input, hence the number of tokens it is predicted from.
+
+    Attributes:
+        start: first position.
+        end: one past the last position.
+        tokens: scored tokens.
+        nll: their mean NLL, nats.
+        perplexity: exp(nll).
+        standard_error: of `nll`, by bootstrap over windows; None for a single window.
+        interval: 95% bootstrap interval of `perplexity` over windows; None for a single window.
+    """
+
+    start: int
+    end: int
+    tokens: int
+    nll: float
+    perplexity: float
+    standard_error: float | None
+    interval: tuple[float, float] | None
+
+
+@dataclasses.dataclass(frozen=True)
+class PositionPerplexity:
+    """Perplexity as a function of position, every bucket over the same windows.
+
+    Attributes:
+        window: tokens of a window, BOS included.
+        windows: windows scored.
+        documents: documents that had at least one full window.
+        buckets: in order of position; they tile 1 .. window - 1.
+    """
+
+    window: int
+    windows: int
+    documents: int
+    buckets: tuple[PositionBucket, ...]
+
+
+def position_edges(window: int, context: int | None = None) -> tuple[int, ...]:
+    """Edges of log-spaced buckets of position: powers of two, and eighths of the original context around it.
+
+    Args:
+        window: tokens of a window.
+        context: tokens the model was pre-trained on; buckets an eighth of it wide run from half to twice it, and
+            buckets half of it wide beyond.
+
+    Returns:
+        Ascending, from 1 to `window`.
+    """
+    edges = {2**k for k in range(window.bit_length())}
+    if context is not None:
+        edges |= {context * eighths // 8 for eighths in range(4, 17)}
+        edges |= set(range(2 * context, window, max(context // 2, 1)))
+    return (*sorted(edge for edge in edges if 1 <= edge < window), window)
+
+
+def perplexity_by_position(
+    token_nll: TokenNll,
+    documents: Sequence[np.ndarray],
+    window: int,
+    *,
+    bos_id: int | None,
+    edges: Sequence[int] | None = None,
+    batch_size: int = 1,
+    resamples: int = 1000,
+    seed: int = 0,
+    progress: Progress = iter,
+) -> PositionPerplexity:
+    """Mean NLL as a function of position, which shows where a model's window ends.
+
+    Documents are cut into windows that do not overlap, each with a BOS in front if there is one, and every token is
+    scored at its position. Only full windows count, so that all positions see the same texts.
+
+    Args:
+        token_nll: NLLs of tokens.
+        documents: int `[n]` each, without special tokens.
+        window: tokens of a window, BOS included.
+        bos_id: the tokenizer's BOS; None if it has none.
+        edges: positions that bound the buckets, ascending from 1 to `window`; default `position_edges(window)`.
+        batch_size: windows scored together.
+        resamples: of the bootstrap over windows.
+        seed: of the bootstrap.
+        progress: wraps the iterable of batches.
+
+    Returns:
+        A bucket for each pair of neighbouring edges.
+
+    Raises:
+        InputError: if no document fills a window, or the edges do not ascend from 1 to `window`.
+    """
+    if window < 2:
+        raise InputError(f"`window` is {window}: it must be at least 2", field="window")
+    edges = np.asarray(position_edges(window) if edges is None else edges)
+    if edges[0] != 1 or edges[-1] != window or np.any(np.diff(edges) < 1):
+        raise InputError(
+            f"`edges` is {edges.tolist()}: use positions that ascend from 1 to the window, {window}", field="edges"
+        )
+    held = window - (bos_id is not None)
+    windows = [
+        (document, Window(start, start + held, start + held - window + 1))
+        for document in documents
+        for start in range(0, len(document) - held + 1, held)
+    ]
+    if not windows:
+        longest = max((len(document) for document in documents), default=0)
+        raise InputError(
+            f"`window` is {window}, and no document fills a window: the longest has {longest} tokens of the {held} "
+            "that it takes",
+            field="window",
+        )
+
+    # Column t holds the NLL of the token at position t + 1; the last column holds none.
+    sums = np.concatenate(
+        [
+            np.add.reduceat(nll[:, :-1], edges[:-1] - 1, axis=1)
+            for nll in score_windows(token_nll, windows, bos_id, batch_size, progress)
+        ]
+    )
+    widths = np.broadcast_to(np.diff(edges), sums.shape)
+    means = sums.sum(axis=0) / widths.sum(axis=0)
+    several = len(windows) > 1
+    if several:
+        resampled = bootstrap_ratios(sums, widths, resamples, seed)
+        errors = resampled.std(axis=0, ddof=1)
+        low, high = np.exp(percentile_interval(resampled))
+    buckets = tuple(
+        PositionBucket(
+            start=int(edges[i]),
+            end=int(edges[i + 1]),
+            tokens=int(widths[:, i].sum()),
+            nll=float(means[i]),
+            perplexity=float(np.exp(means[i])),
+            standard_error=float(errors[i]) if several else None,
+            interval=(float(low[i]), float(high[i])) if several else None,
+        )
+        for i in range(len(means))
+    )
+    return PositionPerplexity(window, len(windows), sum(len(document) >= held for document in documents), buckets)

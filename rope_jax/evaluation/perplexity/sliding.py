@@ -1,0 +1,161 @@
+"""Perplexity of long documents over a sliding window."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from rope_jax.errors import InputError
+from rope_jax.evaluation.intervals import bootstrap_ratios, percentile_interval
+from rope_jax.evaluation.perplexity.windows import Progress, TokenNll, score_windows, sliding_windows
+
+# Words in the test split of PG19, by which its own word-level perplexity divides (arXiv 1911.05507).
+PG19_TEST_WORDS = 6_966_499
+
+CONVENTIONS = ("token", "yarn", "longlora")
+
+
+@dataclasses.dataclass(frozen=True)
+class Perplexity:
+    """A perplexity and all that is needed to read it.
+
+    Attributes:
+        convention: how NLLs were averaged: one of `CONVENTIONS`.
+        perplexity: its value.
+        interval: 95% bootstrap interval over documents; None for a single document, which has no spread.
+        nll: sum of the NLL of scored tokens, nats.
+        tokens: scored tokens; with convention "longlora" a token counts once per window that holds it.
+        windows: windows scored.
+        documents: documents with a scored token.
+        window: longest input to the model, tokens, BOS included.
+        stride: tokens between windows.
+        bits_per_byte: NLL per byte of scored text in bits, if its bytes were given; comparable between
+            tokenizers. None with "longlora", which scores tokens repeatedly.
+        word_perplexity: exp(NLL / words), if words were given; None with "longlora".
+    """
+
+    convention: str
+    perplexity: float
+    interval: tuple[float, float] | None
+    nll: float
+    tokens: int
+    windows: int
+    documents: int
+    window: int
+    stride: int
+    bits_per_byte: float | None
+    word_perplexity: float | None
+
+
+def perplexity(
+    token_nll: TokenNll,
+    documents: Sequence[np.ndarray],
+    window: int,
+    stride: int = 256,
+    *,
+    bos_id: int | None,
+    convention: str = "token",
+    batch_size: int = 1,
+    document_bytes: Sequence[int] | None = None,
+    words: int | None = None,
+    resamples: int = 1000,
+    seed: int = 0,
+    progress: Progress = iter,
+) -> Perplexity:
+    """Sliding-window perplexity over documents.
+
+    With a BOS, every window starts with it, it counts towards the window's tokens (positions stay below `window`), and
+    the first token of a document is scored too. Without one, that token has no context and is left out.
+
+    Conventions:
+        "token": exp(sum of NLL / scored tokens), each token scored once, with as much left context as the windows
+            allow. The one to quote.
+        "yarn": exp of the unweighted mean over windows of each window's mean NLL, the last window of a document being
+            short, as in YaRN's script (and LongRoPE's, EasyContext's and Resonance's).
+        "longlora": the same stride, but every token of every window scored, as in LongLoRA's script, so that tokens
+            with little context weigh as much as those with all of it.
+
+    Args:
+        token_nll: NLLs of tokens.
+        documents: int `[n]` each, without special tokens.
+        window: L', longest input to the model in tokens, BOS included.
+        stride: S, tokens between windows.
+        bos_id: the tokenizer's BOS; None if it has none.
+        convention: one of `CONVENTIONS`.
+        batch_size: windows scored together.
+        document_bytes: UTF-8 bytes of each document, for bits per byte.
+        words: words of all documents together, for the word-level perplexity (`PG19_TEST_WORDS`).
+        resamples: of the bootstrap.
+        seed: of the bootstrap.
+        progress: wraps the iterable of batches.
+
+    Returns:
+        The perplexity with its interval and counts.
+
+    Raises:
+        InputError: if the convention is unknown, the window or stride unusable, `document_bytes` of another length
+            than `documents`, or no token can be scored.
+    """
+    if convention not in CONVENTIONS:
+        raise InputError(
+            f"`convention` is {convention!r}: use one of {', '.join(map(repr, CONVENTIONS))}", field="convention"
+        )
+    if document_bytes is not None and len(document_bytes) != len(documents):
+        raise InputError(
+            f"`document_bytes` has {len(document_bytes)} entries for {len(documents)} documents: give one for each",
+            field="document_bytes",
+        )
+    if not 1 <= stride < window:
+        raise InputError(
+            f"`stride` is {stride} and `window` {window}: use a stride of 1 .. {window - 1}, which leaves each token "
+            "some context",
+            field="stride",
+        )
+    lead = 0 if bos_id is None else 1
+    # Of each window the document's index, and what it scores.
+    windows = []
+    for index, document in enumerate(documents):
+        for w in sliding_windows(len(document), window - lead, stride, full_last=convention != "yarn"):
+            first = w.start if convention == "longlora" else w.first_scored
+            # Without BOS the first token of a window has no context.
+            first = max(first, w.start + 1 - lead)
+            if first < w.end:
+                windows.append((index, w._replace(first_scored=first)))
+    if not windows:
+        raise InputError("no document holds a token that could be scored: perplexity needs text")
+    # Windows that score all their tokens are batched apart from those that score a few at their end: the cost of a
+    # batch is that of its earliest scored position.
+    windows.sort(key=lambda entry: entry[1].first_scored - entry[1].start)
+
+    owners = np.array([index for index, _ in windows])
+    counts = np.array([w.end - w.first_scored for _, w in windows], np.float64)
+    placed = [(documents[index], w) for index, w in windows]
+    sums = np.concatenate([n.sum(axis=1) for n in score_windows(token_nll, placed, bos_id, batch_size, progress)])
+
+    values, weights = (sums / counts, np.ones(len(windows))) if convention == "yarn" else (sums, counts)
+    scored, owner = np.unique(owners, return_inverse=True)
+    numerators, denominators = np.bincount(owner, values), np.bincount(owner, weights)
+    interval = None
+    if len(scored) > 1:
+        low, high = percentile_interval(bootstrap_ratios(numerators, denominators, resamples, seed))
+        interval = (float(np.exp(low)), float(np.exp(high)))
+
+    nll = float(sums.sum())
+    repeats = convention == "longlora"
+    return Perplexity(
+        convention=convention,
+        perplexity=float(np.exp(numerators.sum() / denominators.sum())),
+        interval=interval,
+        nll=nll,
+        tokens=int(counts.sum()),
+        windows=len(windows),
+        documents=len(scored),
+        window=window,
+        stride=stride,
+        bits_per_byte=(
+            None if document_bytes is None or repeats else nll / float(sum(document_bytes)) / float(np.log(2))
+        ),
+        word_perplexity=None if words is None or repeats else float(np.exp(nll / words)),
+    )
