@@ -33,20 +33,22 @@ from absl import flags
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from experiments import cli, settings, signals, workdir
+from experiments import benchmarks, cli, settings, signals, workdir
 from experiments.cards import run_card, run_provenance
 from experiments.learned import learned_solution
 from experiments.plan import plan_run, virtual_devices
-from experiments.progress import bar, byte_bar, first_step, say, training_bar
+from experiments.progress import byte_bar, first_step, say, training_bar
 from experiments.reading import read_params
-from experiments.texts import evaluation_texts
 from rope_jax import multihost
 from rope_jax.data.corpus import open_corpus
 from rope_jax.data.pipeline import training_batches
 from rope_jax.data.source import TextSource
 from rope_jax.data.tokenizer import Tokenizer, load_tokenizer
 from rope_jax.errors import InputError
-from rope_jax.evaluation.suite import EvaluationTexts, SuiteConfig, check_suite, make_evaluate
+from rope_jax.evaluation import engine
+from rope_jax.evaluation.benchmark import Subject
+from rope_jax.evaluation.engine import Evaluation, Home
+from rope_jax.evaluation.record import stage_record
 from rope_jax.files import read_record, write_json
 from rope_jax.interop.hub import resolve_model
 from rope_jax.interop.huggingface import check_model, write_model
@@ -89,10 +91,9 @@ class Run:
         methods: methods to compare; the first is exported.
         tokenizer: the model's.
         documents: what is trained on.
-        texts: what is measured on.
         pretraining: the run that makes the model to extend; None if that is given.
         tuning: the fine-tuning run.
-        suite: what is measured.
+        evaluation: what is measured before and after.
         mesh: devices.
         profile: first and last step to trace, or None.
     """
@@ -106,10 +107,9 @@ class Run:
     methods: tuple[str, ...]
     tokenizer: Tokenizer
     documents: TextSource
-    texts: EvaluationTexts
     pretraining: TrainConfig | None
     tuning: TrainConfig
-    suite: SuiteConfig
+    evaluation: Evaluation
     mesh: Mesh
     profile: tuple[int, int] | None = None
 
@@ -216,29 +216,29 @@ def prepare(config: ConfigDict, folder: Path) -> Run:
         check_batch(mesh, pretraining.global_batch, "config.pretrain.global_batch")
         check_length(mesh, extension.measure.original, "config.context.original")
 
-    e = config.eval
-    lengths = tuple(e.passkey_lengths) or (extension.measure.original, extension.measure.target)
-    suite = SuiteConfig(
-        original=extension.measure.original,
-        target=extension.measure.target,
-        stride=e.stride,
-        batch=e.batch,
-        loss_chunk=config.train.loss_chunk,
-        passkey_lengths=lengths if e.passkey_trials else (),
-        passkey_trials=e.passkey_trials,
-        passkey_depths=e.passkey_depths,
-        passkey_new_tokens=e.passkey_new_tokens,
-        passkey_batch=e.passkey_batch,
-        seed=config.seed,
-    )
     workdir.check(folder, config)
     keep = tuning.keep + tuning.keep_best
     workdir.check_disk(folder, workdir.needed_bytes(folder, parameters(model), leaves(state), methods, keep))
     if config.data.name != "python_stdlib" and not config.data.path:
         raise InputError("config.data.path is empty: name the folder of texts to fine-tune and measure on")
     splits = open_corpus(config.data.name, config.data.path, folder / "data")
-    texts = evaluation_texts(e, splits[e.split], tokenizer)
-    check_suite(suite, tokenizer, texts)
+    texts = benchmarks.texts(config).tokenize(splits[config.eval.split], tokenizer)
+    setting = benchmarks.setting(
+        config,
+        model,
+        tokenizer,
+        mesh,
+        original=extension.measure.original,
+        lengths=tuple(sorted({extension.measure.original, extension.measure.target})),
+        open_texts=lambda: texts,
+        generate_batch=config.eval.passkey_batch,
+    )
+    wanted = {"perplexity": benchmarks.benchmark(config, "perplexity", conventions=("token",))}
+    if config.eval.passkey_trials:
+        wanted["passkey"] = benchmarks.benchmark(config, "passkey")
+    evaluation = engine.prepare(wanted, setting, Home(names={name: benchmarks.names(name) for name in wanted}))
+    if evaluation.not_run:
+        raise evaluation.not_run[0].error
     if multihost.is_first():
         workdir.claim(folder, config)
     return Run(
@@ -251,10 +251,9 @@ def prepare(config: ConfigDict, folder: Path) -> Run:
         methods=methods,
         tokenizer=tokenizer,
         documents=splits["train"],
-        texts=texts,
         pretraining=pretraining,
         tuning=tuning,
-        suite=suite,
+        evaluation=evaluation,
         mesh=mesh,
     )
 
@@ -365,13 +364,11 @@ def evaluate_and_tune(run: Run, vectors: dict[str, ScaleVector]) -> dict[str, di
     def base():
         return read_params(run.source, run.model, run.mesh)
 
-    evaluate = make_evaluate(run.model, run.suite, run.tokenizer, run.texts, run.mesh, bar)
-
     say("measuring the model as it is, under each scale vector")
     waiting = [method for method in run.methods if not done(method, "before")]
     params = base() if waiting else None
     for method in waiting:
-        measure(run, method, "before", evaluate, params, vectors[method])
+        measure(run, method, "before", params, vectors[method])
     del params
 
     say(f"fine-tuning at {run.extension.measure.target:,} tokens")
@@ -382,7 +379,7 @@ def evaluate_and_tune(run: Run, vectors: dict[str, ScaleVector]) -> dict[str, di
         tuning = settings.method_tuning(run.config, run.extension.measure.target, method)
         tuned, vector = fit(run, vectors[method], tuning, base, folders[method], method)
         if not done(method, "after"):
-            measure(run, method, "after", evaluate, tuned, vector)
+            measure(run, method, "after", tuned, vector)
         if not exported:
             export(run, tuned, vector)
     return multihost.from_first(
@@ -454,10 +451,10 @@ def say_memory(run: Run, rope: ScaleVector, training: TrainConfig) -> None:
         say(f"  memory: {peak / GIB:.1f} GiB on a device so far; planned for a step {planned / GIB:.1f} GiB")
 
 
-def measure(run: Run, method: str, stage: str, evaluate: Callable, params: dict, rope: ScaleVector) -> None:
+def measure(run: Run, method: str, stage: str, params: dict, rope: ScaleVector) -> None:
     """Measures one method, writes it down and says it."""
     started = time.monotonic()
-    record = evaluate(params, rope)
+    record = stage_record(run.evaluation, Subject(run.evaluation.setting, params, rope))
     record["seconds"] = time.monotonic() - started
     record["factors"] = np.asarray(rope.factors, float).tolist()
     if multihost.is_first():
@@ -518,7 +515,7 @@ def collect(run: Run, name: str, methods: dict[str, dict]) -> dict:
             "steps": run.tuning.optimizer.steps,
             "tokens_per_step": run.tuning.global_batch * run.tuning.length,
         },
-        "eval": {"stride": run.suite.stride},
+        "eval": {"stride": run.config.eval.stride},
         "methods": methods,
         "export": {"method": run.methods[0], "folder": "export"},
         "versions": workdir.versions(),

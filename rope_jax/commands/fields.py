@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from rope_jax.errors import InputError
-from rope_jax.evaluation.perplexity import CONVENTIONS
+from rope_jax.evaluation.perplexity.sliding import CONVENTIONS
 from rope_jax.model.config import ARCHITECTURES, ATTENTION
 from rope_jax.model.remat import POLICIES
 from rope_jax.rope.methods import METHODS

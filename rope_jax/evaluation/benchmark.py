@@ -21,6 +21,7 @@ from rope_jax.errors import InputError
 from rope_jax.evaluation.nll import make_token_nll
 from rope_jax.evaluation.sample import Sample
 from rope_jax.evaluation.scores import MeanScore, score_table
+from rope_jax.evaluation.texts import Texts
 from rope_jax.model.config import LlamaConfig
 from rope_jax.model.generate import greedy_batches
 from rope_jax.rope.embedding import ScaleVector
@@ -28,25 +29,6 @@ from rope_jax.sharding import cache_sharding, row_sharding
 
 Table = dict[str, dict[str, MeanScore]]
 Progress = Callable[[Iterable], Iterable]
-
-
-@dataclasses.dataclass(frozen=True)
-class Texts:
-    """Documents to measure on, without special tokens.
-
-    Attributes:
-        sliding: int `[n]` token ids of the documents for sliding-window perplexity.
-        sliding_bytes: their UTF-8 bytes.
-        position: int `[n]` token ids of the documents for perplexity by position.
-        source: where the documents come from; kept with every result.
-        words: words of all documents in `sliding`, if there is a published number.
-    """
-
-    sliding: Sequence[np.ndarray]
-    sliding_bytes: Sequence[int]
-    position: Sequence[np.ndarray]
-    source: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    words: int | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

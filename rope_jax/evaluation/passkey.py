@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 
 import numpy as np
@@ -21,7 +21,6 @@ from rope_jax.evaluation.draft import SampleSpec
 from rope_jax.evaluation.intervals import wilson
 from rope_jax.evaluation.predictions import Prediction
 from rope_jax.evaluation.sample import Sample
-from rope_jax.evaluation.sizing import largest_fit
 
 INSTRUCTION = (
     "There is an important info hidden inside a lot of irrelevant text. Find it and memorize them. "
@@ -113,7 +112,7 @@ def passkey_samples(spec: SampleSpec, depths: int = 10, new_tokens: int = 10) ->
             field="lengths",
         )
     # Depth and key shift the count by a few tokens, so one search serves all samples.
-    most = largest_fit(lambda n: count(int(keys[0]), n, 0.5), budget, 0)
+    most = _largest(lambda n: count(int(keys[0]), n, 0.5) <= budget)
 
     def generate() -> Iterator[Sample]:
         for index, (key, depth) in enumerate(zip(keys.tolist(), places.tolist())):
@@ -207,6 +206,17 @@ def retrieval_grid(
         "max_new_tokens": benchmark.new_tokens,
         "seed": seed,
     }
+
+
+def _largest(fits: Callable[[int], bool]) -> int:
+    """The largest n that fits, given that 0 does: by bisection, on whose path the published prompts depend."""
+    low, high = 0, 1
+    while fits(high):
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
 
 
 def _rate(scores: Sequence[float]) -> dict:

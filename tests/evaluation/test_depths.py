@@ -1,6 +1,6 @@
 """Grids of length and depth, and the average of what was run."""
 
-from rope_jax.evaluation.depths import depth_grids, found_depth, noted_depth
+from rope_jax.evaluation.depths import depth_grids, found_depth
 from rope_jax.evaluation.intervals import wilson
 from rope_jax.evaluation.sample import Sample
 from rope_jax.evaluation.scores import average_of_run, score_table
@@ -15,7 +15,7 @@ def sample(index, depth, length=8, task="t"):
 def test_grid_counts_samples_where_they_lie():
     samples = [sample(0, 0.0), sample(1, 0.24), sample(2, 0.25), sample(3, 1.0), sample(4, 0.6, length=16)]
     scores = {s.id: float(i % 2) for i, s in enumerate(samples)}
-    grid = depth_grids(samples, scores, noted_depth, bins=4)["t"]
+    grid = depth_grids(samples, scores, lambda s: s.details["depth"], bins=4)["t"]
     assert grid["lengths"] == [8, 16] and grid["depths"] == [0.125, 0.375, 0.625, 0.875]
     assert grid["mean"] == [[50.0, 0.0, None, 100.0], [None, None, 0.0, None]]
     assert grid["samples"] == [[2, 1, 0, 1], [0, 0, 1, 0]]

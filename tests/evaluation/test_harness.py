@@ -3,20 +3,23 @@
 import dataclasses
 import json
 
+import jax
 import numpy as np
 import pytest
 
 from rope_jax.data.tokenizer import load_tokenizer
 from rope_jax.errors import InputError
-from rope_jax.evaluation.leaderboard import LEADERBOARD, harness_tasks, leaderboard_scores, read_questions
+from rope_jax.evaluation.benchmark import Setting, Subject
+from rope_jax.evaluation.leaderboard.tasks import LEADERBOARD, harness_tasks, leaderboard_scores, read_questions
 from rope_jax.interop.huggingface import read_model
+from rope_jax.sharding import make_mesh
 from tests.interop.stories import write_stories260k
 
 lm_eval = pytest.importorskip("lm_eval", reason="extra [eval] is not installed")
 from lm_eval.api.instance import Instance  # noqa: E402
 from lm_eval.models.huggingface import HFLM  # noqa: E402
 
-from rope_jax.evaluation.harness import HarnessModel  # noqa: E402
+from rope_jax.evaluation.leaderboard.harness import HarnessModel  # noqa: E402
 
 SUBJECTS = ("anatomy", "high_school_geography", "moral_disputes")
 
@@ -29,7 +32,9 @@ def folder(shared, tmp_path_factory):
 @pytest.fixture(scope="module")
 def ours(folder):
     model = read_model(folder)
-    return HarnessModel(model.params, model.config, model.rope, load_tokenizer(folder), batch_size=4)
+    mesh = make_mesh(1, 1, 1, jax.devices()[:1])
+    setting = Setting(model.config, load_tokenizer(folder), mesh, 512, (512,), lambda: None, batch=4)
+    return HarnessModel(Subject(setting, model.params, model.rope))
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,8 @@ import pytest
 
 from rope_jax.data.tokenizer import load_tokenizer
 from rope_jax.errors import InputError
-from rope_jax.evaluation.key_value import key_value_samples, key_value_score
+from rope_jax.evaluation.draft import SampleSpec
+from rope_jax.evaluation.key_value import KeyValue, key_value_samples
 from rope_jax.evaluation.sample import from_json, to_json
 from rope_jax.evaluation.scores import score_table
 
@@ -28,7 +29,7 @@ def parts(prompt):
 @pytest.mark.parametrize("length", [2048, 4096, 16384])
 def test_llama2_prompts_fill_the_length_and_can_be_answered(shared, length):
     tokenizer = load_tokenizer(shared / "data/llama2_tokenizer/tokenizer.model")
-    samples = list(key_value_samples(tokenizer, length, 12))
+    samples = list(key_value_samples(SampleSpec(tokenizer, length, 12)))
     scores = {}
     for i, sample in enumerate(samples):
         tokens = len(tokenizer.encode(sample.prompt)) + 100
@@ -40,15 +41,16 @@ def test_llama2_prompts_fill_the_length_and_can_be_answered(shared, length):
         # Places are whole numbers of pairs.
         assert abs(place - i % 6 / 5) <= 0.5 / (len(pairs) - 1) and sample.details["depth"] == i % 6 / 5
         assert from_json(json.loads(json.dumps(to_json(sample)))) == sample
-        scores[sample.id] = key_value_score(sample, f' "{pairs[key].upper()}"\n\nKey:')
-        assert key_value_score(sample, pairs[key][:-1]) == key_value_score(sample, shown[0][1]) == 0
+        scores[sample.id] = KeyValue().score(sample, f' "{pairs[key].upper()}"\n\nKey:')
+        assert KeyValue().score(sample, pairs[key][:-1]) == KeyValue().score(sample, shown[0][1]) == 0
     assert score_table(samples, scores)["json_kv"][str(length)].mean == 100
 
 
 def test_prompts_depend_on_seed_and_number_only():
     tokenizer = load_tokenizer("bytes")
-    first = [sample.prompt for sample in key_value_samples(tokenizer, 2000, 2)]
-    assert [sample.prompt for sample in key_value_samples(tokenizer, 2000, 5)][:2] == first
-    assert next(key_value_samples(tokenizer, 2000, 1, seed=1)).prompt != first[0]
-    with pytest.raises(InputError, match=r"json_kv does not fit a length of 200 .*at least \d+"):
-        key_value_samples(tokenizer, 200, 1)
+    first = [sample.prompt for sample in key_value_samples(SampleSpec(tokenizer, 2000, 2))]
+    assert [sample.prompt for sample in key_value_samples(SampleSpec(tokenizer, 2000, 5))][:2] == first
+    assert next(key_value_samples(SampleSpec(tokenizer, 2000, 1, seed=1))).prompt != first[0]
+    with pytest.raises(InputError, match=r"json_kv does not fit a length of 200 .*at least \d+") as error:
+        key_value_samples(SampleSpec(tokenizer, 200, 1))
+    assert error.value.field == "lengths"

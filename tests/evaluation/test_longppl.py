@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rope_jax.data.tokenizer import load_tokenizer
-from rope_jax.evaluation.longppl import (
+from rope_jax.evaluation.longppl.key_tokens import (
     full_context_nll,
     is_key,
     key_tokens,

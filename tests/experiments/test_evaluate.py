@@ -16,13 +16,16 @@ import transformers
 from PIL import Image
 
 from configs import eval as eval_config
-from experiments.evaluate import evaluate, score
-from experiments.evaluation_job import prepare
-from experiments.suites import SUITES
+from experiments import progress
+from experiments.evaluate import evaluate, job
+from rope_jax.commands.evaluate import prepare_evaluation, score_predictions
 from rope_jax.data.byte_tokenizer import ByteTokenizer
 from rope_jax.errors import InputError
+from rope_jax.evaluation.benchmark import Questions
+from rope_jax.evaluation.benchmarks import BENCHMARKS
 from rope_jax.evaluation.longbench.sets import SETS
 from rope_jax.evaluation.sample import from_json
+from rope_jax.runs.folder import RunFolder
 from tests.evaluation.babilong.babi import write as write_babi
 from tests.experiments.helpers import write_texts
 from tests.interop.references import write_random_llama
@@ -103,6 +106,11 @@ def small_config(data, suite):
 
 
 QUESTIONS = "passkey,longbench_e,ruler,key_value,many_shot,babilong"
+SUITES = {name: kind() for name, kind in BENCHMARKS.items() if issubclass(kind, Questions)}
+
+
+def prepare(config, folder):
+    return prepare_evaluation(job(config, folder), RunFolder(folder))
 
 
 @pytest.fixture(scope="module")
@@ -196,7 +204,7 @@ def test_page_has_tables_and_pictures(finished):
 def test_predictions_can_be_scored_on_their_own(finished, tmp_path):
     """The benchmark's own form of predictions gives the table again."""
     folder, results = finished
-    score(folder / "predictions/own/longbench_e", tmp_path / "out")
+    score_predictions(folder / "predictions/own/longbench_e", tmp_path / "out", progress)
     scored = json.loads((tmp_path / "out/results.json").read_text())["longbench_e"]
     table = results["suites"]["longbench_e"]["own"]["table"]
     assert set(scored) == set(SETS)
@@ -275,11 +283,11 @@ def test_a_run_directory_stands_for_its_export(data, tmp_path, capsys):
     (tmp_path / "run/methods").mkdir()
     config = small_config(data, "passkey")
     config.model.path = str(tmp_path / "run")
-    assert prepare(config, tmp_path / "out").source == tmp_path / "run/export"
+    assert job(config, tmp_path / "out").source == tmp_path / "run/export"
     assert "its export is evaluated" in capsys.readouterr().out
     shutil.rmtree(tmp_path / "run/export")
     with pytest.raises(InputError, match="has not exported"):
-        prepare(config, tmp_path / "out")
+        job(config, tmp_path / "out")
 
 
 def test_original_context_of_an_extended_model(data, tmp_path):
@@ -293,8 +301,8 @@ def test_original_context_of_an_extended_model(data, tmp_path):
     config = small_config(data, "passkey")
     config.model.path = str(tmp_path / "yarn")
     config.eval.lengths = ()
-    job = prepare(config, tmp_path / "out")
-    assert (job.original, job.lengths) == (640, (640, 1280))
+    setting = job(config, tmp_path / "out").setting
+    assert (setting.original, setting.lengths) == (640, (640, 1280))
 
 
 @pytest.mark.parametrize(
@@ -338,8 +346,8 @@ def test_other_prompts_or_settings_are_refused(data, finished, tmp_path):
     shutil.copytree(folder, again)
     config = small_config(data, QUESTIONS)
     config.eval.samples = 2
-    with pytest.raises(InputError, match=r"config\.eval\.samples is 2"):
-        prepare(config, again)
+    with pytest.raises(InputError, match=r"config\.eval\.samples is 2.*choose another --workdir"):
+        evaluate(config, again, "eval")
     config = small_config(data, QUESTIONS)
     config.eval.essays = str(data / "texts" / "test")
     with pytest.raises(InputError, match="was made from"):

@@ -1,7 +1,6 @@
 """BABILong: prompts, files, sizes, places of facts, scores."""
 
 import hashlib
-import json
 from random import Random
 
 import pytest
@@ -10,8 +9,10 @@ import scipy.stats
 from rope_jax.data.tokenizer import load_tokenizer
 from rope_jax.errors import InputError
 from rope_jax.evaluation.babilong.prompts import TASKS, babilong_prompt
-from rope_jax.evaluation.babilong.samples import babilong_samples, babilong_score, ready_babilong_samples
-from rope_jax.evaluation.babilong.stories import ReadySample, Story, read_books, read_ready, read_stories
+from rope_jax.evaluation.babilong.samples import babilong_samples, babilong_score
+from rope_jax.evaluation.babilong.stories import Story, read_books, read_stories
+from rope_jax.evaluation.draft import SampleSpec
+from rope_jax.evaluation.sample import Sample
 from rope_jax.evaluation.scores import score_table
 from tests.evaluation.babilong.babi import solve, write
 
@@ -53,7 +54,7 @@ def test_llama2_prompts_fill_the_length_and_can_be_answered(shared, tmp_path, ta
     tokenizer = load_tokenizer(shared / "data/llama2_tokenizer/tokenizer.model")
     write(tmp_path, task)
     stories, books = read_stories(tmp_path, task), read_books(shared / "data/books/test")
-    samples = list(babilong_samples(task, stories, books, tokenizer, length, 4))
+    samples = list(babilong_samples(task, stories, books, SampleSpec(tokenizer, length, 4)))
     scores = {}
     for sample in samples:
         tokens = len(tokenizer.encode(sample.prompt))
@@ -68,7 +69,7 @@ def test_short_sentences_are_left_out_and_facts_are_everywhere(own_book):
     fact = "Mary went to the garden."
     stories = [Story((fact,), "Where is Mary?", "garden")] * 60
     places = []
-    for sample in babilong_samples("qa1", stories, [own_book], load_tokenizer("bytes"), 20_000, 60):
+    for sample in babilong_samples("qa1", stories, [own_book], SampleSpec(load_tokenizer("bytes"), 20_000, 60)):
         context = sample.prompt[sample.prompt.rindex("<context>") : sample.prompt.rindex("</context>")]
         assert "Quiet." not in context and context.count("plain.") > 200
         places.append(context.index(fact) / len(context))
@@ -80,9 +81,9 @@ def test_samples_depend_on_seed_and_number_only(tmp_path, own_book):
     tokenizer = load_tokenizer("bytes")
     write(tmp_path, "qa2")
     stories = read_stories(tmp_path, "qa2")
-    first = [s.prompt for s in babilong_samples("qa2", stories, [own_book], tokenizer, 6000, 2)]
-    assert [s.prompt for s in babilong_samples("qa2", stories, [own_book], tokenizer, 6000, 4)][:2] == first
-    assert next(babilong_samples("qa2", stories, [own_book], tokenizer, 6000, 1, seed=0)).prompt != first[0]
+    first = [s.prompt for s in babilong_samples("qa2", stories, [own_book], SampleSpec(tokenizer, 6000, 2))]
+    assert [s.prompt for s in babilong_samples("qa2", stories, [own_book], SampleSpec(tokenizer, 6000, 4))][:2] == first
+    assert next(babilong_samples("qa2", stories, [own_book], SampleSpec(tokenizer, 6000, 1, seed=0))).prompt != first[0]
 
 
 def test_stories_have_one_question_and_all_that_was_told_before(tmp_path):
@@ -99,27 +100,9 @@ def test_stories_have_one_question_and_all_that_was_told_before(tmp_path):
     )
 
 
-def test_ready_samples(tmp_path):
-    rows = [{"input": " Mary went to the garden. ", "question": "Where is Mary? ", "target": "garden"}] * 3
-    (tmp_path / "4k.json").write_text(json.dumps(rows))
-    (tmp_path / "4k.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    ready = read_ready(tmp_path / "4k.json", "qa1")
-    assert ready == read_ready(tmp_path / "4k.jsonl", "qa1") and len(ready) == 3
-    tokenizer = load_tokenizer("bytes")
-    samples = ready_babilong_samples("qa1", ready, tokenizer, 4000, 2)
-    assert [sample.id for sample in samples] == ["qa1/4000/0", "qa1/4000/1"]
-    assert samples[0].prompt == babilong_prompt("qa1", "Mary went to the garden.", "Where is Mary?")
-    assert babilong_score(samples[0], "The most recent location of Mary is garden. kitchen") == 1
-
-
 def test_one_answer_counts_and_labels_of_the_question_do_not():
-    (sample,) = ready_babilong_samples(
-        "qa4",
-        [ReadySample("", "What is the garden south of?", "office")],
-        load_tokenizer("bytes"),
-        1,
-        1,
-    )
+    details = {"question": "What is the garden south of?"}
+    sample = Sample("qa4/1/0", "qa4", "", ("office",), 20, 1, details=details)
     for said in (
         "office",
         " Office.",
@@ -135,8 +118,9 @@ def test_one_answer_counts_and_labels_of_the_question_do_not():
 def test_bad_files(tmp_path, own_book):
     with pytest.raises(InputError, match=r"qa1_\*_test\.txt is missing(.|\n)*unzip"):
         read_stories(tmp_path, "qa1")
-    with pytest.raises(InputError, match="not a task"):
+    with pytest.raises(InputError) as error:
         read_stories(tmp_path, "qa6")
+    assert error.value.field == "task"
     for content, message in (
         ("1 Where is Mary?\tcinema\t1\n", "'cinema'"),
         ("Mary went.\n", "NUMBER SENTENCE"),
@@ -145,11 +129,6 @@ def test_bad_files(tmp_path, own_book):
         (tmp_path / "qa1_x_train.txt").write_text(content)
         with pytest.raises(InputError, match=message):
             read_stories(tmp_path, "qa1")
-    with pytest.raises(InputError, match=r"4k\.json is missing(.|\n)*hf download"):
-        read_ready(tmp_path / "4k.json", "qa1")
-    (tmp_path / "4k.json").write_text('[{"input": "a"}]')
-    with pytest.raises(InputError, match=r"4k\.json\[0\] must have"):
-        read_ready(tmp_path / "4k.json", "qa1")
     with pytest.raises(InputError, match=r"books is missing(.|\n)*gsutil"):
         read_books(tmp_path / "books")
     (tmp_path / "books").mkdir()
@@ -158,8 +137,8 @@ def test_bad_files(tmp_path, own_book):
     stories = [Story(("Mary went to the garden.",), "Where is Mary?", "garden")]
     tokenizer = load_tokenizer("bytes")
     with pytest.raises(InputError, match="no sentences"):
-        babilong_samples("qa1", stories, ["Word. " * 50, ""], tokenizer, 3000, 1)
+        babilong_samples("qa1", stories, ["Word. " * 50, ""], SampleSpec(tokenizer, 3000, 1))
     with pytest.raises(InputError, match=r"BABILong qa1 does not fit a length of 900 .*at least"):
-        babilong_samples("qa1", stories, [own_book], tokenizer, 900, 1)
+        babilong_samples("qa1", stories, [own_book], SampleSpec(tokenizer, 900, 1))
     with pytest.raises(InputError, match="does not fit a length of 8 "):
-        babilong_samples("qa1", stories, [own_book], tokenizer, 8, 1)
+        babilong_samples("qa1", stories, [own_book], SampleSpec(tokenizer, 8, 1))

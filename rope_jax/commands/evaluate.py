@@ -1,0 +1,224 @@
+"""The command `evaluate`: a model on benchmarks, under one scale vector or several."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from rope_jax.commands.reporter import Reporter
+from rope_jax.errors import InputError
+from rope_jax.evaluation.benchmark import Benchmark, Questions, Setting, Subject
+from rope_jax.evaluation.benchmarks import BENCHMARKS
+from rope_jax.evaluation.engine import Evaluation, Home, prepare
+from rope_jax.evaluation.longbench.scoring import write_scores
+from rope_jax.files import read_json_object, read_record, write_json
+from rope_jax.interop.hf_config import SourceConfig
+from rope_jax.interop.hub import resolve_model
+from rope_jax.interop.huggingface import read_model
+from rope_jax.report.evaluation_page import evaluation_page
+from rope_jax.report.page import write_page
+from rope_jax.rope.embedding import ScaleVector
+from rope_jax.runs.folder import RunFolder
+from rope_jax.runs.software import versions
+from rope_jax.sharding import check_batch, param_shardings
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class EvaluationJob:
+    """An evaluation.
+
+    Attributes:
+        name: its name, for reports.
+        command: the command line that repeats it.
+        path: the model as its user names it.
+        source: folder of the model.
+        vectors: method to scale vector.
+        setting: what the benchmarks share.
+        benchmarks: by name.
+        names: by benchmark, argument to the user's name for it.
+        config: all fields that the user has set, JSON-able.
+        may_change: fields of it that may differ between two evaluations in one folder.
+    """
+
+    name: str
+    command: str
+    path: str
+    source: Path
+    vectors: Mapping[str, ScaleVector]
+    setting: Setting
+    benchmarks: Mapping[str, Benchmark]
+    names: Mapping[str, Mapping[str, str]]
+    config: Mapping
+    may_change: tuple[str, ...] = ()
+
+
+def evaluate(job: EvaluationJob, folder: RunFolder, reporter: Reporter) -> dict:
+    """Runs every benchmark under every scale vector; resumes where an earlier attempt in the folder stopped.
+
+    Args:
+        job: what is evaluated.
+        folder: where everything is written.
+        reporter: shows progress.
+
+    Returns:
+        What `results.json` holds.
+
+    Raises:
+        InputError: before the model is read, if the folder belongs to another evaluation or nothing can be run.
+    """
+    setting = job.setting
+    evaluation = prepare_evaluation(job, folder)
+    for missing in evaluation.not_run:
+        reporter.say(f"not run  {missing.what}: {missing.reason}")
+    reporter.say(
+        f"{job.name}: {', '.join(evaluation.benchmarks)} by {', '.join(job.vectors)} at "
+        f"{', '.join(f'{length:,}' for length in setting.lengths)} tokens"
+    )
+    shared = evaluation.measure_shared()
+    with reporter.byte_bar("reading the model") as advance:
+        shardings = param_shardings(setting.model, setting.mesh)
+        params = read_model(job.source, shardings, setting.model.param_dtype, advance).params
+    suites: dict[str, dict] = {name: {} for name in evaluation.benchmarks}
+    for method, rope in job.vectors.items():
+        for name in suites:
+            reporter.say(f"{method}: {name}")
+            suites[name][method] = evaluation.run(name, Subject(setting, params, rope, method), shared.get(name))
+    results = _results(job, evaluation, suites)
+    write_json(folder / "results.json", results)
+    write_page(folder.path, evaluation_page(results))
+    reporter.say(
+        f"page     {folder / 'report.md'}\nnumbers  {folder / 'results.json'}\nanswers  {folder / 'predictions'}"
+    )
+    return results
+
+
+def prepare_evaluation(job: EvaluationJob, folder: RunFolder) -> Evaluation:
+    """Checks everything that needs no weights, and makes the samples.
+
+    Args:
+        job: what is evaluated.
+        folder: where everything is written.
+
+    Returns:
+        The benchmarks, ready to run.
+
+    Raises:
+        InputError: if the folder belongs to another evaluation or nothing can be run.
+    """
+    if jax.process_count() > 1:
+        raise InputError("evaluation runs in one process: start it on one host, with all of its devices")
+    setting = job.setting
+    param_shardings(setting.model, setting.mesh)
+    for field in ("batch", "generate_batch"):
+        check_batch(setting.mesh, getattr(setting, field), field, "rows")
+    folder.check(job.config, job.may_change)
+    files = model_files(job.source)
+    if (read_record(folder / "model.json") or files) != files:
+        raise InputError(
+            f"the model in {job.source} is not the one that {folder.path} was begun with (its model.json): choose "
+            "another --workdir, or delete that folder to start over"
+        )
+
+    def claim() -> None:
+        folder.claim(job.config)
+        write_json(folder / "model.json", files)
+
+    evaluation = prepare(job.benchmarks, setting, Home(folder.path, job.names, claim))
+    if not evaluation.benchmarks:
+        reasons = "\n".join(f"  {missing.what}: {missing.reason}" for missing in evaluation.not_run)
+        raise InputError(f"none of `suite` can be run:\n{reasons}", field="suite")
+    claim()
+    return evaluation
+
+
+def _results(job: EvaluationJob, evaluation: Evaluation, suites: Mapping[str, Mapping[str, dict]]) -> dict:
+    """Everything that was measured, with what is needed to repeat it."""
+    seconds = {
+        f"{suite}, {method}": record["seconds"] if "seconds" in record else sum(r["seconds"] for r in record.values())
+        for suite, methods in suites.items()
+        for method, record in methods.items()
+    }
+    asked = {name: kind for name, kind in BENCHMARKS.items() if issubclass(kind, Questions)}
+    result = {
+        "name": job.name,
+        "command": job.command,
+        "model": {"path": job.path, "folder": str(job.source), "context": job.setting.model.context},
+        "context": {"original": job.setting.original, "lengths": list(job.setting.lengths)},
+        "methods": {
+            method: {
+                "factors": np.asarray(rope.factors, float).tolist(),
+                "attention_factor": float(rope.attention_factor),
+            }
+            for method, rope in job.vectors.items()
+        },
+        "titles": {name: kind.title for name, kind in asked.items()},
+        "notes": {name: kind.note for name, kind in asked.items()},
+        "suites": suites,
+        "not_run": [missing.to_json() for missing in evaluation.not_run],
+        "versions": versions(),
+        "seconds": seconds,
+        "config": job.config,
+    }
+    # As a reader of the file sees it.
+    return json.loads(json.dumps(result))
+
+
+def model_folder(path: str, reporter: Reporter) -> Path:
+    """The folder of a model, or of what a run has exported.
+
+    Args:
+        path: a model folder, a Hub id, or the folder of a run.
+        reporter: told if it is a run.
+
+    Returns:
+        The folder.
+
+    Raises:
+        InputError: if there is none, or the run has not exported yet.
+    """
+    if not path:
+        raise InputError("`path` is empty: name a Hugging Face folder, a hub id or a run of extend", field="path")
+    run = Path(path).expanduser()
+    if not (run / "methods").is_dir():
+        return resolve_model(path)
+    if not (run / "export").is_dir():
+        raise InputError(f"`path`: the run in {run} has not exported a model yet; run its command again", field="path")
+    reporter.say(f"{run} is a run: its export is evaluated")
+    return run / "export"
+
+
+def model_files(folder: Path) -> dict[str, list[int]]:
+    """Size and time of the files that make a model, by which one that was trained anew is told apart."""
+    paths = sorted(path for pattern in ("config.json", "*.safetensors", "*.bin") for path in folder.glob(pattern))
+    return {path.name: [path.stat().st_size, int(path.stat().st_mtime)] for path in paths}
+
+
+def trained_context(folder: Path, found: SourceConfig) -> int:
+    """Tokens that a model was pre-trained on, as far as its config tells."""
+    raw = read_json_object(folder / "config.json")
+    blocks = [raw, *(raw.get(key) or {} for key in ("rope_scaling", "rope_parameters"))]
+    named = [(found.provenance or {}).get("original_context")]
+    named += [block.get("original_max_position_embeddings") for block in blocks]
+    return next((int(length) for length in named if length), found.config.context)
+
+
+def score_predictions(source: Path, folder: Path, reporter: Reporter) -> None:
+    """Scores a folder of LongBench-E's prediction files, and reports the table.
+
+    Args:
+        source: folder of prediction files.
+        folder: where the scores are written.
+        reporter: shows progress and table.
+
+    Raises:
+        InputError: if the folder has no prediction files, or one is damaged.
+    """
+    scores = write_scores(source, folder, reporter.bar("scoring"))
+    for name, row in scores.items():
+        reporter.say(f"  {name:<22}" + "".join(f"{value:>10.2f}" for value in row.values()))
+    reporter.say(f"numbers  {folder / 'results.json'}, with intervals and averages {folder / 'longbench_e.json'}")

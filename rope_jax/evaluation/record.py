@@ -1,0 +1,28 @@
+"""What a run keeps of a model before and after fine-tuning."""
+
+from __future__ import annotations
+
+from rope_jax.evaluation.benchmark import Subject
+from rope_jax.evaluation.engine import Evaluation
+from rope_jax.evaluation.passkey import Passkey, retrieval_grid
+
+
+def stage_record(evaluation: Evaluation, subject: Subject) -> dict:
+    """Measures a model with `perplexity`, token-weighted, and with `passkey` if the evaluation has it.
+
+    Args:
+        evaluation: the benchmarks.
+        subject: the model.
+
+    Returns:
+        JSON-able: `perplexity` by window, `by_position`, and `passkey`, a `retrieval_grid` or None.
+    """
+    measured = evaluation.run("perplexity", subject)
+    for record in measured.values():
+        del record["seconds"]
+    passkey = evaluation.benchmarks.get("passkey")
+    grid = None
+    if isinstance(passkey, Passkey):
+        grid = retrieval_grid(passkey, *evaluation.answers("passkey", subject), evaluation.setting.seed)
+    by_window = {str(window): measured[f"{window} token"] for window in evaluation.setting.lengths}
+    return {"perplexity": by_window, "by_position": measured["by_position"], "passkey": grid}
