@@ -236,7 +236,9 @@ def prepare(config: ConfigDict, folder: Path) -> Run:
     wanted = {"perplexity": benchmarks.benchmark(config, "perplexity", conventions=("token",))}
     if config.eval.passkey_trials:
         wanted["passkey"] = benchmarks.benchmark(config, "passkey")
-    evaluation = engine.prepare(wanted, setting, Home(names={name: benchmarks.names(name) for name in wanted}))
+    names = {name: benchmarks.names(name) for name in wanted}
+    names["perplexity"]["lengths"] = "config.context.target"
+    evaluation = engine.prepare(wanted, setting, Home(names=names))
     if evaluation.not_run:
         raise evaluation.not_run[0].error
     if multihost.is_first():

@@ -33,7 +33,7 @@ class CardFacts:
         target: extended context, tokens.
         training: sentences on how it was fine-tuned; empty for none.
         data: what it was fine-tuned on.
-        before: record of the evaluation before fine-tuning (see `make_evaluate`), or None.
+        before: `stage_record` before fine-tuning, or None.
         after: the same after it, or None.
         evaluated_on: what was measured on.
     """

@@ -178,7 +178,7 @@ BAD = [
     ("pretrain.steps", 0, r"config\.pretrain\.steps is 0 and config\.model\.path is empty"),
     ("eval.passkey_trials", 5, r"eval\.passkey_lengths"),
     ("eval.stride", 0, r"config\.eval\.stride is 0"),
-    ("eval.document_tokens", 100, r"no document that fills a window of context\.target = 128.*document_tokens"),
+    ("eval.document_tokens", 100, r"no document fills a window of config\.context\.target = 128.*document_tokens"),
     ("learn.start", "learned", r"config\.learn\.start is 'learned': use one of"),
     ("learn.steps", 0, r"config\.learn\.steps is 0"),
     ("learn.batch", 6, r"config\.learn\.batch is 6.*multiple of 8"),
