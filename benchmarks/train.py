@@ -176,7 +176,8 @@ def ours(arguments) -> None:
     from rope_jax.interop.huggingface import read_model
     from rope_jax.model.llama import init_params
     from rope_jax.plan.flops import model_flops
-    from rope_jax.training.state import OptimizerConfig, create_state, make_optimizer
+    from rope_jax.training.optimizer import OptimizerConfig, make_optimizer
+    from rope_jax.training.state import Variables, create_state
     from rope_jax.training.step import summed_loss, train_step
 
     if arguments.peer:
@@ -203,7 +204,11 @@ def ours(arguments) -> None:
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
     rows = {"tokens": tokens, "segment_ids": jnp.ones_like(positions), "positions": positions}
     rows = {name: jnp.asarray(value)[None] for name, value in rows.items()}
-    loss = partial(summed_loss, rope=rope, config=config, loss_chunk=max(1, arguments.loss_tokens // tokens.shape[0]))
+    chunk = max(1, arguments.loss_tokens // tokens.shape[0])
+
+    def loss(params, rows):
+        return summed_loss(Variables(params, rope), rows, config, chunk)
+
     update = jax.jit(partial(train_step, loss=loss, optimizer=optimizer), donate_argnums=0)
 
     def step():

@@ -35,7 +35,7 @@ from rope_jax.interop.hf_config import SourceConfig
 from rope_jax.interop.huggingface import check_model
 from rope_jax.rope.embedding import ScaleVector
 from rope_jax.runs.folder import MAY_CHANGE, RunFolder
-from rope_jax.sharding import check_batch, make_mesh
+from rope_jax.sharding import check_batch
 
 T = TypeVar("T")
 DEFAULT = Path(__file__).resolve().parents[1] / "configs" / "eval.py"
@@ -81,9 +81,10 @@ def job(config: ConfigDict, folder: Path, name: str = "eval") -> command.Evaluat
             "own in config.data.tokenizer"
         )
     vectors, original, target = scale_vectors(config, source, found)
-    mesh = make_mesh(**config.mesh)
+    mesh = settings.mesh(config)
     for field in ("batch", "generate_batch"):
-        check_batch(mesh, config.eval[field], f"config.eval.{field}", "rows")
+        with settings.renamed(config, "eval"):
+            check_batch(mesh, config.eval[field], field, "rows")
     texts = benchmarks.texts(config)
     setting = benchmarks.setting(
         config,

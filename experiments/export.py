@@ -36,11 +36,11 @@ from rope_jax.interop.rescale import rescale_folder
 from rope_jax.interop.verify import TOLERANCES, verify_config, verify_gguf, verify_logits
 from rope_jax.model.config import LlamaConfig
 from rope_jax.rope.embedding import ScaleVector
-from rope_jax.sharding import make_mesh
-from rope_jax.training import trained
 from rope_jax.training.checkpoints import losses, read_trained
+from rope_jax.training.config import TrainConfig
 from rope_jax.training.learn import from_logarithms
-from rope_jax.training.trained import TrainConfig
+from rope_jax.training.state import Variables
+from rope_jax.training.update import Training
 
 DEFAULT = Path(__file__).resolve().parents[1] / "configs" / "export.py"
 # Of `config.export.step`: the checkpoint of the lowest loss.
@@ -232,8 +232,8 @@ def trained_job(config: ConfigDict) -> Job:
     training = settings.method_tuning(ran, target, method)
     steps = ran.train.steps if whole else _step(place, fields.step)
     if training.learn:
-        abstract, shardings = trained.layout(known.config, training, make_mesh(**config.mesh), rope)
-        vector = {"rope": _abstract(abstract["rope"], shardings["rope"])}
+        setup = Training(known.config, training, settings.mesh(config))
+        vector = {"rope": setup.abstract_state(rope).params["rope"]}
         rope = from_logarithms(read_trained(place / "checkpoints", vector, steps)["rope"])
     measured = {}
     if steps == ran.train.steps:
@@ -294,8 +294,8 @@ def trained_model(config: ConfigDict, job: Job) -> tuple[LlamaConfig, dict]:
     frozen = None
     if job.run.training.lora:
         frozen = read_params(job.source, model, mesh)
-    params, _ = trained.outcome(model, job.run.training, mesh, frozen, state, job.rope)
-    return model, params
+    objective = Training(model, job.run.training, mesh).objective
+    return model, objective.result(state, Variables(frozen, job.rope), mesh).params
 
 
 def write_gguf_file(config: ConfigDict, job: Job, source: Path, rope: ScaleVector, target: Path) -> None:
@@ -388,17 +388,11 @@ def verify(config: ConfigDict, job: Job, exported: Path | None, folder: Path, ro
 
 def _restored(config: ConfigDict, job: Job):
     """The model's shape, the mesh, and what the run trained."""
-    mesh = make_mesh(**config.mesh)
+    mesh = settings.mesh(config)
     model = settings.computed(job.run.config, job.known.config)
-    abstract = _abstract(*trained.layout(model, job.run.training, mesh, job.rope))
+    abstract = Training(model, job.run.training, mesh).abstract_state(job.rope).params
     step = _step(job.run.folder, config.export.step)
     return model, mesh, read_trained(job.run.folder / "checkpoints", abstract, step)
-
-
-def _abstract(shapes, shardings):
-    return jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes, shardings
-    )
 
 
 def _step(place: Path, wanted: int) -> int:

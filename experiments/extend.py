@@ -61,14 +61,13 @@ from rope_jax.report.extension_page import extension_page
 from rope_jax.report.metrics import MetricsWriter, read_metrics
 from rope_jax.report.page import write_page
 from rope_jax.rope.embedding import ScaleVector, identity
-from rope_jax.sharding import check_batch, make_mesh, param_shardings, process_rows
-from rope_jax.training import trained
-from rope_jax.training.context import check_attention, check_length
-from rope_jax.training.loop import train
-from rope_jax.training.lora import check_targets
+from rope_jax.sharding import check_batch, param_shardings, process_rows
+from rope_jax.training.config import TrainConfig
+from rope_jax.training.context import check_attention
+from rope_jax.training.loop import Callbacks, Start, train
 from rope_jax.training.profiling import Profile
-from rope_jax.training.state import check_host_memory
-from rope_jax.training.trained import TrainConfig
+from rope_jax.training.state import Variables
+from rope_jax.training.update import Training
 
 PLAN = flags.DEFINE_bool("plan", False, "Only say what memory, communication and hours fine-tuning takes.")
 MESH = flags.DEFINE_string("mesh", "", "With --plan: devices to plan for, such as data=2,fsdp=4; default config.mesh.")
@@ -194,31 +193,26 @@ def prepare(config: ConfigDict, folder: Path) -> Run:
         )
     tuning = settings.fine_tuning(config, extension.measure.target)
 
-    mesh = make_mesh(**config.mesh)
+    mesh = settings.mesh(config)
     check_attention(model, mesh)
-    param_shardings(model, mesh)
-    if tuning.offload_optimizer:
-        check_host_memory(mesh, "config.train.offload_optimizer")
-    if model.remat == "offload":
-        check_host_memory(mesh, "config.model.remat = 'offload'")
-    if tuning.lora:
-        check_targets(tuning.lora, model)
-    state, _ = trained.layout(model, tuning, mesh, own)
-    check_batch(mesh, tuning.global_batch // tuning.accumulation, "config.train.global_batch / accumulation")
+    training = Training(model, tuning, mesh)
+    with settings.renamed(config, "train", length="config.context.target"):
+        training.check()
     if settings.LEARNED in methods:
-        check_batch(mesh, config.learn.batch, "config.learn.batch")
-    check_batch(mesh, config.eval.batch, "config.eval.batch", "rows")
-    check_batch(mesh, config.eval.passkey_batch, "config.eval.passkey_batch", "rows")
-    check_length(mesh, extension.measure.target, "config.context.target")
+        with settings.renamed(config, "learn"):
+            check_batch(mesh, config.learn.batch, "batch")
+    for field in ("batch", "passkey_batch"):
+        with settings.renamed(config, "eval"):
+            check_batch(mesh, config.eval[field], field, "rows")
     pretraining = None
     if not config.model.path:
         pretraining = settings.pretraining(config)
-        check_batch(mesh, pretraining.global_batch, "config.pretrain.global_batch")
-        check_length(mesh, extension.measure.original, "config.context.original")
+        with settings.renamed(config, "pretrain", length="config.context.original"):
+            Training(model, pretraining, mesh).check()
 
     workdir.check(folder, config)
-    keep = tuning.keep + tuning.keep_best
-    workdir.check_disk(folder, workdir.needed_bytes(folder, parameters(model), leaves(state), methods, keep))
+    keep, trained = tuning.keep + tuning.keep_best, training.abstract_state(own).params
+    workdir.check_disk(folder, workdir.needed_bytes(folder, parameters(model), leaves(trained), methods, keep))
     if config.data.name != "python_stdlib" and not config.data.path:
         raise InputError("config.data.path is empty: name the folder of texts to fine-tune and measure on")
     splits = open_corpus(config.data.name, config.data.path, folder / "data")
@@ -277,7 +271,7 @@ def pretrain(run: Run) -> None:
 
     say(f"pre-training a model of {parameters(run.model):,} parameters at {run.extension.measure.original} tokens")
     rope = identity(run.model.head_dim)
-    params, _ = fit(run, rope, run.pretraining, fresh, run.folder / "pretrain", "pre-training")
+    params = fit(run, rope, run.pretraining, fresh, run.folder / "pretrain", "pre-training").params
     with byte_bar("writing the model") as progress:
         write_model(
             run.source,
@@ -379,11 +373,11 @@ def evaluate_and_tune(run: Run, vectors: dict[str, ScaleVector]) -> dict[str, di
         if done(method, "after") and exported:
             continue
         tuning = settings.method_tuning(run.config, run.extension.measure.target, method)
-        tuned, vector = fit(run, vectors[method], tuning, base, folders[method], method)
+        tuned = fit(run, vectors[method], tuning, base, folders[method], method)
         if not done(method, "after"):
-            measure(run, method, "after", tuned, vector)
+            measure(run, method, "after", tuned.params, tuned.rope)
         if not exported:
-            export(run, tuned, vector)
+            export(run, tuned.params, tuned.rope)
     return multihost.from_first(
         lambda: {
             method: {name: read_record(folder / f"{name}.json") for name in ("scale", "before", "after")}
@@ -392,7 +386,7 @@ def evaluate_and_tune(run: Run, vectors: dict[str, ScaleVector]) -> dict[str, di
     )
 
 
-def fit(run: Run, rope: ScaleVector, training: TrainConfig, initial: Callable, folder: Path, what: str):
+def fit(run: Run, rope: ScaleVector, training: TrainConfig, initial: Callable, folder: Path, what: str) -> Variables:
     """Trains with a progress bar and metrics on disk; goes on from the newest checkpoint in the folder.
 
     Args:
@@ -404,7 +398,7 @@ def fit(run: Run, rope: ScaleVector, training: TrainConfig, initial: Callable, f
         what: a description for the bar.
 
     Returns:
-        The trained parameters, and the scale vector that they go with.
+        The trained parameters and their scale vector.
     """
     rows = training.global_batch // training.accumulation
     batches = training_batches(
@@ -440,16 +434,17 @@ def fit(run: Run, rope: ScaleVector, training: TrainConfig, initial: Callable, f
 
             yield on_step
 
-    checkpoints = folder / "checkpoints"
     with signals.deferred() as should_stop:
-        return train(run.model, rope, training, run.mesh, initial, batches, checkpoints, report, should_stop, profile)
+        callbacks = Callbacks(report, should_stop, profile)
+        setup = Training(run.model, training, run.mesh)
+        return train(setup, Start(rope, initial), batches, folder / "checkpoints", callbacks)
 
 
 def say_memory(run: Run, rope: ScaleVector, training: TrainConfig) -> None:
     """Says what a device has held at most, beside what `--plan` says, where devices count it."""
     peak = measured(run.mesh)
     if peak is not None:
-        planned = account(run.model, training, run.mesh, rope).peak
+        planned = account(Training(run.model, training, run.mesh), rope).peak
         say(f"  memory: {peak / GIB:.1f} GiB on a device so far; planned for a step {planned / GIB:.1f} GiB")
 
 

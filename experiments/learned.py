@@ -14,6 +14,7 @@ from rope_jax.model.config import LlamaConfig
 from rope_jax.rope.methods.method import Solution
 from rope_jax.sharding import batch_sharding, place_rows, process_rows
 from rope_jax.training.learn import LearnConfig, Learned, learn
+from rope_jax.training.state import Variables
 
 
 def learned_solution(
@@ -66,5 +67,5 @@ def learned_solution(
             yield {name: place_rows(value, held, rows, sharding, 0) for name, value in next(batches).items()}
 
     with jax.set_mesh(mesh):
-        learned = learn(params, model, extension.solve(start).scale, placed(), learning, mesh)
+        learned = learn(Variables(params, extension.solve(start).scale), model, placed(), learning, mesh)
     return Solution.measured(extension.geometry, extension.measure, learned.scale), learned

@@ -19,9 +19,8 @@ from rope_jax.model.config import LlamaConfig
 from rope_jax.plan.chips import CHIPS, EFFICIENCY, GIB, MARGIN, USABLE
 from rope_jax.plan.plan import Plan, plan
 from rope_jax.rope.embedding import ScaleVector, identity
-from rope_jax.sharding import AXES, check_batch, make_mesh
-from rope_jax.training.context import check_length
-from rope_jax.training.lora import check_targets
+from rope_jax.sharding import AXES, make_mesh
+from rope_jax.training.update import Training
 
 
 def plan_run(config: ConfigDict, name: str, mesh: str) -> Plan:
@@ -45,16 +44,14 @@ def plan_run(config: ConfigDict, name: str, mesh: str) -> Plan:
     model = dataclasses.replace(model, attention="cpu")
     extension = settings.model_extension(config, model, own)
     run = settings.fine_tuning(config, extension.measure.target)
-    devices = make_mesh(**sizes, devices=jax.devices()[:count])
-    if run.lora:
-        check_targets(run.lora, model)
-    check_batch(devices, run.global_batch // run.accumulation, "config.train.global_batch / accumulation")
-    check_length(devices, run.length, "config.context.target")
+    with settings.renamed(config, "train", length="config.context.target"):
+        training = Training(model, run, make_mesh(**sizes, devices=jax.devices()[:count]))
+        training.check()
     say(
         f"{name}: compiling the training step for {count} virtual devices; attention is compiled as 'cpu', in chunks"
         + ("" if wanted == "cpu" else ", in place of a kernel that only its own platform can compile")
     )
-    result = plan(model, run, devices, own)
+    result = plan(training, own)
     say(describe(result, config.model.remat))
     return result
 

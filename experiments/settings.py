@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from pathlib import Path
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from rope_jax.data.tokenizer import Tokenizer
 from rope_jax.errors import InputError
 from rope_jax.interop.hf_config import read_config
 from rope_jax.model.config import LlamaConfig
+from rope_jax.model.lora import LoraConfig
 from rope_jax.rope.embedding import ScaleVector
 from rope_jax.rope.factor_files import read_factors
 from rope_jax.rope.geometry import Geometry
 from rope_jax.rope.measure import Measure
 from rope_jax.rope.methods import METHODS
 from rope_jax.rope.methods.method import Method, Solution
+from rope_jax.sharding import make_mesh
+from rope_jax.training.config import TrainConfig
 from rope_jax.training.learn import LearnConfig
-from rope_jax.training.lora import LoraConfig
-from rope_jax.training.state import OptimizerConfig
-from rope_jax.training.trained import TrainConfig
+from rope_jax.training.optimizer import OptimizerConfig
 
 # The method that asks the model itself; the others need no weights.
 LEARNED = "learned"
@@ -226,17 +229,19 @@ def learning(config: ConfigDict) -> LearnConfig:
     for field in ("steps", "batch"):
         if config.learn[field] < 1:
             raise InputError(f"config.learn.{field} is {config.learn[field]}: it must be at least 1")
-    try:
+    with renamed(config, "learn"):
         return LearnConfig(config.learn.learning_rate, config.learn.attention_factor, config.train.loss_chunk)
-    except InputError as error:
-        raise InputError(f"config.{error}") from None
 
 
 def pretraining(config: ConfigDict) -> TrainConfig:
     """The run that trains the small model."""
+    with renamed(config, "pretrain", length="config.context.original"):
+        return _pretraining(config)
+
+
+def _pretraining(config: ConfigDict) -> TrainConfig:
     p = config.pretrain
-    optimizer = _optimizer(
-        "pretrain",
+    optimizer = OptimizerConfig(
         learning_rate=p.learning_rate,
         schedule="cosine",
         warmup_steps=p.warmup_steps,
@@ -268,19 +273,13 @@ def fine_tuning(config: ConfigDict, target: int) -> TrainConfig:
     Raises:
         InputError: naming the field that is wrong.
     """
+    with renamed(config, "train", length="config.context.target"):
+        return _fine_tuning(config, target)
+
+
+def _fine_tuning(config: ConfigDict, target: int) -> TrainConfig:
     t = config.train
-    for field in ("steps", "global_batch", "accumulation", "loss_chunk", "checkpoint_every", "keep"):
-        if t[field] < 1:
-            raise InputError(f"config.train.{field} is {t[field]}: it must be at least 1")
-    if t.keep_best < 0:
-        raise InputError(f"config.train.keep_best is {t.keep_best}: it must be at least 0")
-    if t.global_batch % t.accumulation:
-        raise InputError(
-            f"config.train.global_batch is {t.global_batch}, which config.train.accumulation = "
-            f"{t.accumulation} does not divide: choose a divisor"
-        )
-    optimizer = _optimizer(
-        "train",
+    optimizer = OptimizerConfig(
         learning_rate=t.learning_rate,
         schedule=t.schedule,
         warmup_steps=t.warmup_steps,
@@ -325,17 +324,27 @@ def _lora(config: ConfigDict) -> LoraConfig | None:
     lora = config.train.lora
     if lora.rank == 0:
         return None
-    try:
-        return LoraConfig(lora.rank, lora.alpha, tuple(lora.targets), config.seed)
-    except InputError as error:
-        raise InputError(f"config.train.{error}") from None
+    return LoraConfig(lora.rank, lora.alpha, tuple(lora.targets), config.seed)
 
 
-def _optimizer(section: str, **fields) -> OptimizerConfig:
+def mesh(config: ConfigDict) -> Mesh:
+    """The run's device mesh."""
+    with renamed(config, "mesh"):
+        return make_mesh(**config.mesh)
+
+
+@contextlib.contextmanager
+def renamed(config: ConfigDict, section: str, **names: str):
+    """Renames arguments in errors to the config's fields: those of a section, of what it holds, and of the mesh."""
+    fields = {field: f"config.mesh.{field}" for field in config.mesh}
+    fields |= {field: f"config.train.{field}" for field in ("loss_chunk",)} | {"remat": "config.model.remat"}
+    if section == "train":
+        fields |= {field: f"config.train.lora.{field}" for field in config.train.lora}
+    fields |= {field: f"config.{section}.{field}" for field in config[section]} | names
     try:
-        return OptimizerConfig(**fields)
+        yield
     except InputError as error:
-        raise InputError(f"config.{section}.{error}") from None
+        raise error.renamed(fields) from None
 
 
 def _factors(path: str) -> tuple[tuple, float]:

@@ -55,16 +55,26 @@ def make_mesh(data: int, fsdp: int, tensor: int, devices=None, *, context: int =
     devices = jax.devices() if devices is None else devices
     sizes = dict(zip(AXES, (data, fsdp, tensor, context)))
     free = [axis for axis, size in sizes.items() if size == -1]
-    fixed = math.prod(size for size in sizes.values() if size != -1)
-    if len(free) > 1 or any(size < 1 and size != -1 for size in sizes.values()):
-        raise InputError(f"config.mesh is {sizes}: sizes are positive, and at most one may be -1")
-    if free and len(devices) % fixed == 0:
-        sizes[free[0]] = len(devices) // fixed
+    fixed = {axis: size for axis, size in sizes.items() if size != -1}
+    names = ", ".join(f"`{axis}`" for axis in AXES)
+    for axis, size in fixed.items():
+        if size < 1:
+            raise InputError(f"`{axis}` is {size}: it must be positive, or -1 for the devices that are left", axis)
+    if len(free) > 1:
+        raise InputError(f"`{free[1]}` is -1: at most one of {names} may be -1", field=free[1])
+    taken = math.prod(fixed.values())
+    if free and len(devices) % taken == 0:
+        sizes[free[0]] = len(devices) // taken
     if math.prod(sizes.values()) != len(devices):
-        wanted, fix = f"{fixed} devices", "set one of data, fsdp, tensor and context to -1 to take what is left"
+        wanted, fix = f"{taken} devices", f"set one of {names} to -1 to take what is left"
         if free:
-            wanted, fix = f"a multiple of {fixed} devices", "choose sizes whose product divides that"
-        raise InputError(f"config.mesh is {sizes}, for {wanted}, but there are {len(devices)}: {fix}")
+            wanted, fix = f"a multiple of {taken} devices", "choose sizes whose product divides that"
+        largest = max(fixed, key=fixed.__getitem__)
+        raise InputError(
+            f"`{largest}` is {sizes[largest]} in a mesh of {sizes}, which takes {wanted}, but there are "
+            f"{len(devices)}: {fix}",
+            field=largest,
+        )
     return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
 
 
@@ -104,8 +114,9 @@ def shardings_of(abstract, specs, mesh: Mesh):
         for size, name, axis in zip(leaf.shape, logical, sharding.spec):
             if axis is not None and size % mesh.shape[axis]:
                 raise InputError(
-                    f"config.mesh.{axis} is {mesh.shape[axis]}, which does not divide the {size} of axis "
-                    f"'{name}' in {jax.tree_util.keystr(path)}: choose a divisor of {size}"
+                    f"`{axis}` is {mesh.shape[axis]}, which does not divide the {size} of axis '{name}' in "
+                    f"{jax.tree_util.keystr(path)}: choose a divisor of {size}",
+                    field=axis,
                 )
 
     jax.tree_util.tree_map_with_path(check, abstract, specs, shardings)
@@ -226,19 +237,20 @@ def check_batch(mesh: Mesh, rows: int, field: str, axis: str = "batch") -> None:
     """Checks that rows divide over the mesh.
 
     Args:
-        mesh: from `make_mesh`.
+        mesh: device mesh.
         rows: rows of one (micro)batch over all processes.
-        field: config field to name.
+        field: the caller's argument that holds the number of rows.
         axis: 'batch' for rows to train on, 'rows' for rows to evaluate.
 
     Raises:
-        InputError: if they do not.
+        InputError: if they do not; `field` is at fault.
     """
     count = shards(mesh, axis)
     if rows < 1 or rows % count:
         raise InputError(
-            f"{field} is {rows}, but config.mesh spreads rows over {' x '.join(dict(RULES)[axis])} = {count} devices: "
-            f"make it a multiple of {count}"
+            f"`{field}` is {rows}, but the mesh spreads rows over {' x '.join(dict(RULES)[axis])} = {count} devices: "
+            f"make it a multiple of {count}",
+            field=field,
         )
 
 

@@ -15,7 +15,7 @@ from rope_jax.errors import InputError
 from rope_jax.interop.new_folder import write_atomically
 from rope_jax.interop.weights import Weight, fold_attention_factor, folding_rows, table
 from rope_jax.model.config import LlamaConfig
-from rope_jax.training.lora import LoraConfig
+from rope_jax.model.lora import LoraConfig
 
 _PREFIX = "base_model.model."
 

@@ -37,7 +37,7 @@ class Projection(nn.Module):
     """A linear map over the trailing axes of its input, kernel and bias named by logical axes.
 
     Where the collection `lora` holds factors `a` and `b` of this projection, `x a b` is added to its output: two thin
-    products in place of a kernel changed by `a b` (see `rope_jax.training.lora`).
+    products in place of a kernel changed by `a b` (see `rope_jax.model.lora`).
     """
 
     config: LlamaConfig

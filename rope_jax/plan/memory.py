@@ -1,8 +1,8 @@
 """What a training step keeps in the memory of one device, term by term.
 
-Parameters, moments and batch are counted from their shardings, and what the backward pass keeps from what
-differentiating the model's own code keeps, on one device's part of the heads, the rows and their tokens. Working
-memory is estimated from shapes: a compiler may need less, by fusing, or more, by keeping copies.
+Parameters, moments and batch are counted from their shardings. Saved activations are read off the traced VJP of the
+model, on one device's part of the heads, the rows and their tokens. Working memory is estimated from shapes: a compiler
+may need less, by fusing, or more, by keeping copies.
 """
 
 from __future__ import annotations
@@ -19,11 +19,10 @@ from rope_jax.model.config import LlamaConfig
 from rope_jax.model.flash import block_sizes
 from rope_jax.model.llama import abstract_params
 from rope_jax.rope.embedding import ScaleVector
-from rope_jax.sharding import batch_sharding, make_mesh, param_shardings, replicated, shards
-from rope_jax.training import trained
+from rope_jax.sharding import make_mesh, shards
+from rope_jax.training.config import TrainConfig
 from rope_jax.training.loss import COLUMNS
-from rope_jax.training.state import HOST
-from rope_jax.training.trained import TrainConfig
+from rope_jax.training.update import HOST, Training
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,71 +59,59 @@ class Memory:
         return sum(self.terms.values())
 
 
-def account(config: LlamaConfig, run: TrainConfig, mesh: Mesh, rope: ScaleVector) -> Memory:
+def account(training: Training, rope: ScaleVector) -> Memory:
     """The memory of a training step.
 
     Args:
-        config: model config.
-        run: see `TrainConfig`.
-        mesh: from `make_mesh`.
+        training: the run.
         rope: scale vector, for its shape.
 
     Returns:
         The account.
     """
-    state, layout = trained.state_layout(config, run, mesh, rope)
-    rows = jax.ShapeDtypeStruct(
-        (run.accumulation, run.global_batch // run.accumulation, run.length),
-        jnp.int32,
-        sharding=batch_sharding(mesh, 1),
-    )
-    moments = (state.opt_state, layout.opt_state)
+    config, mesh, model = training.config, training.mesh, training.model
+    state = training.abstract_state(rope)
+    frozen = training.objective.frozen(training.abstract_base(rope))
     arguments = {
-        "weights": on_device(state.params, layout.params),
-        "moments": on_device(*moments, kind="device"),
-        "batch": 3 * on_device(rows, rows.sharding)
-        # A scale vector that is trained is among the weights.
-        + (0 if run.learn else on_device(rope, jax.tree.map(lambda _: replicated(mesh), rope)))
-        + on_device(state.step, layout.step),
+        "weights": on_device(state.params),
+        "moments": on_device(state.opt_state, kind="device"),
+        "batch": on_device((training.abstract_rows(), frozen.rope, state.step)),
     }
-    if run.lora:
-        arguments["frozen weights"] = on_device(abstract_params(config), param_shardings(config, mesh))
+    if frozen.params is not None:
+        arguments["frozen weights"] = on_device(frozen.params)
 
-    gradients = sum(
-        4 * math.prod(s.shard_shape(leaf.shape))
-        for leaf, s in zip(jax.tree.leaves(state.params), jax.tree.leaves(layout.params))
-    )
-    local = _Local.of(config, run, mesh)
-    width, tokens = jnp.dtype(config.dtype).itemsize, local.rows * local.length
-    offloaded = config.remat == "offload"
-    kept = config.num_layers * local.kept("full" if offloaded else config.remat)
-    weights = sum(leaf.size for leaf in jax.tree.leaves(abstract_params(local.config)["layers"])) // (local.rows + 1)
-    head = config.hidden_size * local.config.vocab_size
-    chunk = min(run.loss_chunk, local.length)
-    _, queries, _, keys = block_sizes(local.length, local.length, config.attention_chunk)
+    gradients = sum(4 * math.prod(leaf.sharding.shard_shape(leaf.shape)) for leaf in jax.tree.leaves(state.params))
+    local = _Local.of(training)
+    width, tokens = jnp.dtype(model.dtype).itemsize, local.rows * local.length
+    offloaded = model.remat == "offload"
+    kept = model.num_layers * local.kept("full" if offloaded else model.remat)
+    weights = sum(leaf.size for leaf in jax.tree.leaves(abstract_params(local.model)["layers"])) // (local.rows + 1)
+    head = model.hidden_size * local.model.vocab_size
+    chunk = min(config.loss_chunk, local.length)
+    _, queries, _, keys = block_sizes(local.length, local.length, model.attention_chunk)
     backward = {
         # Those of this microbatch, beside the sum over the ones before.
-        "gradients": gradients * (2 if run.accumulation > 1 else 1),
+        "gradients": gradients * (2 if config.accumulation > 1 else 1),
         "kept activations": 0 if offloaded else kept,
         # What a policy does not keep of a block is formed once more, with the gradient of it.
         "a block's activations": 2 * local.kept("none"),
         # The next block's weights come while one computes, and its gradient leaves; whole along `fsdp`.
         "gathered weights": 2 * weights * width + 4 * weights if mesh.shape["fsdp"] > 1 else weights * width,
         # Scores of a pair of blocks, their exponentials, and the gradient of each, float32.
-        "attention scores": 4 * 4 * local.rows * local.config.num_heads * queries * keys,
+        "attention scores": 4 * 4 * local.rows * local.model.num_heads * queries * keys,
     }
     loss = {
-        "gradients": gradients if run.accumulation > 1 else 0,
+        "gradients": gradients if config.accumulation > 1 else 0,
         "kept activations": 0 if offloaded else kept,
-        "final states": 3 * tokens * config.hidden_size * width,
+        "final states": 3 * tokens * model.hidden_size * width,
         # Float32, and some columns' exponentials and gradient.
-        "logits": 4 * local.rows * chunk * (local.config.vocab_size + 2 * min(COLUMNS, local.config.vocab_size)),
+        "logits": 4 * local.rows * chunk * (local.model.vocab_size + 2 * min(COLUMNS, local.model.vocab_size)),
         "gathered head": head * width + 4 * head,
     }
     update = {"gradients": gradients}
-    if run.offload_optimizer:
-        update["moments on their way"] = on_device(*moments, kind=HOST)
-    host = on_device(*moments, kind=HOST) + (kept if offloaded else 0)
+    if config.offload_optimizer:
+        update["moments on their way"] = on_device(state.opt_state, kind=HOST)
+    host = on_device(state.opt_state, kind=HOST) + (kept if offloaded else 0)
     return Memory(arguments, backward, loss, update, host)
 
 
@@ -135,22 +122,20 @@ def measured(mesh: Mesh) -> int | None:
     return max(peaks, default=None)
 
 
-def on_device(tree, shardings, kind: str | None = None) -> int:
+def on_device(tree, kind: str | None = None) -> int:
     """Bytes of a pytree on each device.
 
     Args:
-        tree: arrays, concrete or abstract.
-        shardings: pytree of shardings like it.
-        kind: only those in this memory; None for all.
+        tree: arrays, or `jax.ShapeDtypeStruct` with shardings.
+        kind: counts only arrays in this memory; None for all.
 
     Returns:
         Bytes.
     """
-    pairs = zip(jax.tree.leaves(tree), jax.tree.leaves(shardings), strict=True)
     return sum(
-        math.prod(sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-        for leaf, sharding in pairs
-        if kind in (None, sharding.memory_kind or "device")
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(tree)
+        if kind in (None, leaf.sharding.memory_kind or "device")
     )
 
 
@@ -158,48 +143,49 @@ def on_device(tree, shardings, kind: str | None = None) -> int:
 class _Local:
     """One device's part of the model and of a microbatch: its heads and feed-forward width, its rows and tokens."""
 
-    config: LlamaConfig
-    run: TrainConfig
+    model: LlamaConfig
+    config: TrainConfig
     rows: int
     length: int
     weight_shards: int
 
     @staticmethod
-    def of(config: LlamaConfig, run: TrainConfig, mesh: Mesh) -> _Local:
-        tensor, rows = mesh.shape["tensor"], run.global_batch // run.accumulation // shards(mesh, "batch")
+    def of(training: Training) -> _Local:
+        mesh, model = training.mesh, training.model
+        tensor, rows = mesh.shape["tensor"], training.config.rows // shards(mesh, "batch")
         local = dataclasses.replace(
-            config,
-            num_heads=config.num_heads // tensor,
-            num_kv_heads=config.num_kv_heads // tensor,
-            intermediate_size=config.intermediate_size // tensor,
-            vocab_size=config.vocab_size // tensor,
-            # Any number of layers keeps the same for each; one that no other axis has tells what blocks keep.
+            model,
+            num_heads=model.num_heads // tensor,
+            num_kv_heads=model.num_kv_heads // tensor,
+            intermediate_size=model.intermediate_size // tensor,
+            vocab_size=model.vocab_size // tensor,
+            # Every layer keeps the same; a number of layers that no other axis has identifies what blocks keep.
             num_layers=rows + 1,
             attention="cpu",
         )
-        return _Local(local, run, rows, run.length // mesh.shape["context"], mesh.shape["fsdp"])
+        length = training.config.length // mesh.shape["context"]
+        return _Local(local, training.config, rows, length, mesh.shape["fsdp"])
 
     def kept(self, policy: str) -> int:
-        """Bytes that differentiating one block keeps for the backward pass, its weights as they are left out."""
-        config = dataclasses.replace(self.config, remat=policy)
-        rope = ScaleVector.create(np.ones(config.head_dim // 2))
-        one = make_mesh(1, 1, 1, jax.devices()[:1])
-        weights, _ = trained.layout(config, self.run, one, rope)
-        frozen = abstract_params(config) if self.run.lora else None
+        """Bytes that the VJP of one block saves for the backward pass, without its weights."""
+        model = dataclasses.replace(self.model, remat=policy)
+        training = Training(model, self.config, make_mesh(1, 1, 1, jax.devices()[:1]))
+        base = training.abstract_base(ScaleVector.create(np.ones(model.head_dim // 2)))
+        trained, frozen = training.abstract_state(base.rope).params, training.objective.frozen(base)
         rows = jax.ShapeDtypeStruct((self.rows, self.length), jnp.int32)
         rows = dict.fromkeys(("tokens", "segment_ids", "positions"), rows)
 
-        def residuals(weights, frozen, rows):
-            given = {id(leaf) for leaf in jax.tree.leaves((weights, frozen, rows))}
-            loss = trained.loss(config, self.run, frozen, rope)
-            pullback = jax.vjp(lambda w: loss(w, rows)[0], weights)[1]
+        def residuals(trained, frozen, rows):
+            given = {id(leaf) for leaf in jax.tree.leaves((trained, frozen, rows))}
+            loss = training.loss(frozen)
+            pullback = jax.vjp(lambda t: loss(t, rows)[0], trained)[1]
             return [leaf for leaf in jax.tree.leaves(pullback) if id(leaf) not in given]
 
-        found = jax.eval_shape(residuals, weights, frozen, rows)
-        stacked = {leaf.shape for leaf in jax.tree.leaves(abstract_params(config)["layers"])}
-        layers = config.num_layers
+        found = jax.eval_shape(residuals, trained, frozen, rows)
+        stacked = {leaf.shape for leaf in jax.tree.leaves(abstract_params(model)["layers"])}
+        layers = model.num_layers
         sizes = (
-            # Copies of weights, such as in the dtype of the products, are cut as these are.
+            # Copies of weights, such as in the dtype of the products, are sharded like the weights.
             leaf.size * leaf.dtype.itemsize // layers // (self.weight_shards if leaf.shape in stacked else 1)
             for leaf in found
             if leaf.ndim > 2 and leaf.shape[0] == layers

@@ -7,17 +7,14 @@ import math
 import time
 
 import jax
-from jax.sharding import Mesh
 
-from rope_jax.model.config import LlamaConfig
 from rope_jax.model.llama import abstract_params
 from rope_jax.plan.chips import EFFICIENCY, MARGIN, USABLE, Chip
 from rope_jax.plan.collectives import Collective, collectives
 from rope_jax.plan.flops import key_blocks, model_flops, product_flops
 from rope_jax.plan.memory import Memory, account
 from rope_jax.rope.embedding import ScaleVector
-from rope_jax.training.loop import abstract_update
-from rope_jax.training.trained import TrainConfig, state_layout
+from rope_jax.training.update import Training
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,13 +90,11 @@ class Plan:
         return self.steps * compute / 3600, self.steps * sent / 3600
 
 
-def plan(config: LlamaConfig, run: TrainConfig, mesh: Mesh, rope: ScaleVector) -> Plan:
+def plan(training: Training, rope: ScaleVector) -> Plan:
     """Compiles the training step of a run from abstract arrays, and accounts for it.
 
     Args:
-        config: model config.
-        run: see `TrainConfig`.
-        mesh: from `make_mesh`; devices may be virtual.
+        training: the run; the devices of its mesh may be virtual.
         rope: scale vector, for its shape.
 
     Returns:
@@ -108,20 +103,20 @@ def plan(config: LlamaConfig, run: TrainConfig, mesh: Mesh, rope: ScaleVector) -
     Raises:
         InputError: if the run does not fit the mesh.
     """
+    model, config, mesh = training.model, training.config, training.mesh
     began = time.monotonic()
-    traced = abstract_update(config, rope, run, mesh)
+    traced = training.trace(rope)
     compiled = traced.lower().compile()
     seconds = time.monotonic() - began
     stats = compiled.memory_analysis()
-    state, _ = state_layout(config, run, mesh, rope)
-    tokens = run.global_batch * run.length
+    tokens = config.global_batch * config.length
     return Plan(
-        parameters=_size(abstract_params(config)),
-        trained=_size(state.params),
+        parameters=_size(abstract_params(model)),
+        trained=_size(training.abstract_state(rope).params),
         mesh=dict(mesh.shape),
         tokens=tokens,
-        steps=run.optimizer.steps,
-        memory=account(config, run, mesh, rope),
+        steps=config.optimizer.steps,
+        memory=account(training, rope),
         compiled=Compiled(
             arguments=stats.argument_size_in_bytes,
             donated=stats.alias_size_in_bytes,
@@ -129,8 +124,8 @@ def plan(config: LlamaConfig, run: TrainConfig, mesh: Mesh, rope: ScaleVector) -
             seconds=seconds,
             collectives=collectives(compiled.as_text()),
         ),
-        model_flops=tokens * model_flops(config, run.length),
-        step_flops=product_flops(traced.jaxpr, key_blocks(config, run.length, mesh.shape["context"])),
+        model_flops=tokens * model_flops(model, config.length),
+        step_flops=product_flops(traced.jaxpr, key_blocks(model, config.length, mesh.shape["context"])),
     )
 
 

@@ -223,20 +223,3 @@ def read_trained(folder: Path, abstract, step: int | None = None) -> dict:
             reason = _first_line(error)
             raise InputError(f"checkpoint {folder / str(step)} cannot be read ({reason}): take another step") from error
     return restored["state"]["params"]
-
-
-def abstract_state(state_shape, shardings) -> TrainState:
-    """Shapes and dtypes of a state with the shardings to restore it to.
-
-    Args:
-        state_shape: `TrainState` of arrays or `jax.ShapeDtypeStruct`.
-        shardings: `TrainState` of shardings.
-
-    Returns:
-        `TrainState` of `jax.ShapeDtypeStruct` with shardings.
-    """
-    return jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        state_shape,
-        shardings,
-    )

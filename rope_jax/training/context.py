@@ -63,22 +63,22 @@ def check_attention(config: LlamaConfig, mesh: Mesh) -> None:
     check_backend(config)
 
 
-def check_length(mesh: Mesh, length: int, field: str) -> None:
-    """Checks that sequences can be cut over the mesh.
+def check_length(mesh: Mesh, length: int) -> None:
+    """Checks that sequences divide over the mesh.
 
     Args:
-        mesh: from `make_mesh`.
+        mesh: device mesh.
         length: tokens T of a row.
-        field: config field to name.
 
     Raises:
-        InputError: if they cannot.
+        InputError: if they do not; `length` is at fault.
     """
     pieces = 2 * _devices(mesh)
     if _cut(mesh) and length % pieces:
         raise InputError(
-            f"{field} is {length}, but config.mesh.context = {pieces // 2} cuts sequences into {pieces} equal pieces: "
-            f"make it a multiple of {pieces}"
+            f"`length` is {length}, but the mesh axis `context` = {pieces // 2} cuts sequences into {pieces} equal "
+            f"pieces: make it a multiple of {pieces}",
+            field="length",
         )
 
 

@@ -16,9 +16,9 @@ from jax.sharding import Mesh
 
 from rope_jax.model.config import LlamaConfig
 from rope_jax.model.llama import Block, RMSNorm
-from rope_jax.rope.embedding import ScaleVector
 from rope_jax.sharding import states_on
 from rope_jax.training.context import attention_on, in_ring_order
+from rope_jax.training.state import Variables
 
 
 def finite(tree):
@@ -42,32 +42,30 @@ def all_finite(flags) -> jax.Array:
     return jnp.all(jnp.stack([jnp.all(flag) for flag in jax.tree.leaves(flags)]))
 
 
-def explain(flags, params, rows: dict, rope: ScaleVector, config: LlamaConfig, adapters, mesh: Mesh | None) -> str:
-    """Names the first part of a step that is not finite, in the order in which it is computed.
+def explain(flags, variables: Variables, rows: dict, model: LlamaConfig, mesh: Mesh | None) -> str:
+    """Names the first part of a step that is not finite, in the order of computation.
 
     Args:
-        flags: `finite` of the gradients.
-        params: parameters of `Llama` before the step.
+        flags: what `finite` returns for the gradients.
+        variables: parameters, scale vector and low-rank factors before the step.
         rows: `tokens`, `segment_ids` and `positions` of the step, each int32 `[A, B, T]`.
-        rope: scale vector.
-        config: model config.
-        adapters: low-rank factors that the projections add, or None.
-        mesh: from `make_mesh`; None for one device.
+        model: model config.
+        mesh: device mesh; None for one device.
 
     Returns:
         A clause such as 'the output of layer 3 (counted from 0)'.
     """
-    for what, tree in (("weight", params), ("low-rank factor", adapters or {})):
-        if found := _first(jax.device_get(jax.jit(finite)(tree)), range(config.num_layers)):
+    for what, tree in (("weight", variables.params), ("low-rank factor", variables.adapters or {})):
+        if found := _first(jax.device_get(jax.jit(finite)(tree)), range(model.num_layers)):
             return f"the {what} {found}"
     for number in range(len(rows["tokens"])):
         micro = {name: value[number] for name, value in rows.items()}
-        states = jax.device_get(_forward(params, micro, rope, config, adapters, mesh))
+        states = jax.device_get(_forward(variables, micro, model, mesh))
         for name, flag in dataclasses.asdict(states).items():
             if not np.all(flag):
                 layer = f" of layer {int(np.argmin(flag))} (counted from 0)" if np.ndim(flag) else ""
                 return f"the {name.replace('_', ' ')}{layer} in the forward pass"
-    found = _first(jax.device_get(flags), reversed(range(config.num_layers)))
+    found = _first(jax.device_get(flags), reversed(range(model.num_layers)))
     return f"the gradient of {found}" if found else "the loss, formed from finite states"
 
 
@@ -82,7 +80,8 @@ class _Forward:
 
 
 @partial(jax.jit, static_argnames=("config", "mesh"))
-def _forward(params, rows, rope, config, adapters, mesh):
+def _forward(variables, rows, config, mesh):
+    params, rope, adapters = variables.params, variables.rope, variables.adapters
     rows = in_ring_order(rows, mesh)
     block = Block(config, attend=attention_on(config, mesh), place=states_on(mesh))
 

@@ -1,8 +1,8 @@
-"""Scale vectors by gradient: what the model itself says about its factors.
+"""Scale vectors learned by gradient descent.
 
-The rotary embedding is differentiable in its factors, so they can be learned like any weight: on a few batches at the
-extended length, from any starting vector, with the model's weights frozen. LongRoPE (arXiv 2402.13753) searches the
-same space with some thousand perplexity evaluations.
+The rotary embedding is differentiable in its factors, so they can be learned like weights: on a few batches at the
+extended length, from any scale vector, with the model's weights frozen. LongRoPE (arXiv 2402.13753) searches the same
+space with about a thousand perplexity evaluations.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from jax.sharding import Mesh
 from rope_jax.errors import InputError
 from rope_jax.model.config import LlamaConfig
 from rope_jax.rope.embedding import ScaleVector
+from rope_jax.training.state import TrainState, Variables, create_state
 from rope_jax.training.step import mean_loss
 
 
@@ -29,8 +30,8 @@ class LearnConfig:
     """How a scale vector is learned.
 
     Attributes:
-        learning_rate: of Adam, on the logarithm of a factor: the relative change of a factor per step.
-        attention_factor: whether the attention factor is learned too; otherwise it stays as it starts.
+        learning_rate: Adam's learning rate for the logarithm of a factor: the relative change per step.
+        attention_factor: learns the attention factor too; otherwise it stays fixed.
         loss_chunk: tokens of a row projected to the vocabulary at a time.
     """
 
@@ -40,20 +41,21 @@ class LearnConfig:
 
     def __post_init__(self):
         if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
-            raise InputError(f"learn.learning_rate is {self.learning_rate}: it must be a finite number above 0")
+            raise InputError(
+                f"`learning_rate` is {self.learning_rate}: it must be a finite number above 0", field="learning_rate"
+            )
         if self.loss_chunk < 1:
-            raise InputError(f"learn.loss_chunk is {self.loss_chunk}: it must be at least 1")
+            raise InputError(f"`loss_chunk` is {self.loss_chunk}: it must be at least 1", field="loss_chunk")
 
 
-@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Learned:
-    """The outcome of learning.
+    """A learned scale vector and how it was reached.
 
     Attributes:
         scale: the scale vector after the last step.
         losses: float32 `[steps]`, nats per token, each before its step.
-        gradient_norms: float32 `[steps]`, of the loss with respect to the logarithms.
+        gradient_norms: float32 `[steps]`, norms of the loss's gradient with respect to the logarithms.
     """
 
     scale: ScaleVector
@@ -62,96 +64,59 @@ class Learned:
 
 
 def learn(
-    params: dict,
-    config: LlamaConfig,
-    start: ScaleVector,
+    base: Variables,
+    model: LlamaConfig,
     batches: Iterable[dict],
-    learning: LearnConfig | None = None,
+    config: LearnConfig | None = None,
     mesh: Mesh | None = None,
 ) -> Learned:
-    """Lowers a frozen model's loss by gradient steps on its scale vector, one per batch.
+    """Lowers the loss of a frozen model by gradient descent on its scale vector, one step per batch.
 
-    Factors are learned as logarithms (see `to_logarithms`), so that they stay positive and a step is relative, alike
-    for a factor of 1 and one of 32.
+    Factors are learned as logarithms: they stay positive, and a step is relative, the same for a factor of 1 and of 32.
 
     Args:
-        params: parameters of `Llama`; not changed.
-        config: its config.
-        start: any scale vector, `[D/2]` or `[layers, D/2]`; the result has its shape.
+        base: parameters, which stay unchanged, and the scale vector to start from, `[D/2]` or `[layers, D/2]`.
+        model: model config.
         batches: dicts of int32 `[B, T]` `tokens`, `segment_ids` and `positions`, T the extended context.
-        learning: see `LearnConfig`.
-        mesh: devices that parameters and batches are spread over; None for one.
+        config: learning rate and what is learned; None for the defaults.
+        mesh: mesh that parameters and batches are sharded over; None for one device.
 
     Returns:
-        The learned vector and how the loss fell.
+        The learned vector, shaped like the one in `base`, with losses and gradient norms.
 
     Raises:
-        InputError: if there is no batch.
+        InputError: if `batches` is empty.
     """
-    learning = learning or LearnConfig()
-    logarithms = to_logarithms(start)
-    state = optax.adam(learning.learning_rate).init(logarithms)
+    config = config or LearnConfig()
+    state = create_state(to_logarithms(base.rope), optax.adam(config.learning_rate))
     history = []
-    for batch in batches:
-        logarithms, state, metrics = _step(logarithms, state, params, batch, config, learning, mesh)
+    for rows in batches:
+        state, metrics = _step(state, base.params, rows, model=model, config=config, mesh=mesh)
         history.append(metrics)
     if not history:
-        raise InputError("learn: there is no batch to learn from; give at least one")
+        raise InputError("`batches` is empty: give at least one batch to learn from", field="batches")
     losses, norms = np.array(jax.device_get(history), np.float32).T
-    return Learned(from_logarithms(logarithms), losses, norms)
+    return Learned(from_logarithms(state.params), losses, norms)
 
 
 def to_logarithms(scale: ScaleVector) -> ScaleVector:
-    """The parametrisation that is learned: a scale vector with the logarithm of every number.
-
-    Args:
-        scale: a scale vector.
-
-    Returns:
-        Logarithms, in the structure of a scale vector, which they are not.
-    """
+    """The logarithm of every number of a scale vector: the parametrisation that is learned."""
     return jax.tree.map(jnp.log, scale)
 
 
 def from_logarithms(logarithms: ScaleVector) -> ScaleVector:
-    """The inverse of `to_logarithms`.
-
-    Args:
-        logarithms: from `to_logarithms`.
-
-    Returns:
-        The scale vector.
-    """
+    """The scale vector with these logarithms."""
     return jax.tree.map(jnp.exp, logarithms)
 
 
-def joint_optimizer(weights: optax.GradientTransformation, learning: LearnConfig) -> optax.GradientTransformation:
-    """The optimizer of weights and scale vector trained together.
-
-    Args:
-        weights: of the weights.
-        learning: see `LearnConfig`; the logarithms get Adam, without decay.
-
-    Returns:
-        The optax transformation, for `{"weights": ..., "rope": logarithms}`.
-    """
-    still = optax.adam(learning.learning_rate) if learning.attention_factor else optax.set_to_zero()
-    parts = {"weights": weights, "factors": optax.adam(learning.learning_rate), "attention": still}
-
-    def labels(trained):
-        rope = ScaleVector("factors", "attention")
-        return {"weights": jax.tree.map(lambda _: "weights", trained["weights"]), "rope": rope}
-
-    return optax.partition(parts, labels)
-
-
-@partial(jax.jit, static_argnames=("config", "learning", "mesh"))
-def _step(logarithms, state, params, batch, config, learning, mesh):
+@partial(jax.jit, static_argnames=("model", "config", "mesh"))
+def _step(state: TrainState, params, rows, *, model, config, mesh):
     def loss(logarithms):
-        return mean_loss(params, batch, from_logarithms(logarithms), config, learning.loss_chunk, mesh)
+        return mean_loss(Variables(params, from_logarithms(logarithms)), rows, model, config.loss_chunk, mesh)
 
-    value, gradient = jax.value_and_grad(loss)(logarithms)
-    if not learning.attention_factor:
+    value, gradient = jax.value_and_grad(loss)(state.params)
+    if not config.attention_factor:
         gradient = dataclasses.replace(gradient, attention_factor=jnp.zeros_like(gradient.attention_factor))
-    updates, state = optax.adam(learning.learning_rate).update(gradient, state)
-    return optax.apply_updates(logarithms, updates), state, (value, optax.tree.norm(gradient))
+    updates, opt_state = optax.adam(config.learning_rate).update(gradient, state.opt_state)
+    logarithms = optax.apply_updates(state.params, updates)
+    return TrainState(state.step + 1, logarithms, opt_state), (value, optax.tree.norm(gradient))

@@ -26,8 +26,10 @@ class Profile:
     last: int
 
     def __post_init__(self):
-        if not 1 <= self.first <= self.last:
-            raise InputError(f"--profile={self.first}:{self.last} must name a first and a last step, such as 10:12")
+        if self.first < 1:
+            raise InputError(f"`first` is {self.first}: steps count from 1", field="first")
+        if self.last < self.first:
+            raise InputError(f"`last` is {self.last}, before `first` = {self.first}", field="last")
 
 
 def traced(steps: range, profile: Profile | None, wait: Callable[[], object]) -> Iterator[int]:

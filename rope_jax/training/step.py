@@ -11,67 +11,46 @@ from jax.sharding import Mesh
 
 from rope_jax.model.config import LlamaConfig
 from rope_jax.model.llama import Llama, head_kernel
-from rope_jax.rope.embedding import ScaleVector
 from rope_jax.sharding import states_on
 from rope_jax.training.context import attention_on, in_ring_order
 from rope_jax.training.finite import all_finite, finite
 from rope_jax.training.loss import cross_entropy, next_token_targets
-from rope_jax.training.state import TrainState
+from rope_jax.training.state import TrainState, Variables
 
 
 def summed_loss(
-    params,
-    rows: dict,
-    rope: ScaleVector,
-    config: LlamaConfig,
-    loss_chunk: int,
-    adapters=None,
-    mesh: Mesh | None = None,
-):
-    """Next-token loss of one microbatch, differentiable in the parameters and in the scale vector.
+    variables: Variables, rows: dict, model: LlamaConfig, loss_chunk: int, mesh: Mesh | None = None
+) -> tuple[jax.Array, jax.Array]:
+    """Next-token loss of one microbatch, differentiable in the variables.
 
     Args:
-        params: parameters of `Llama`.
+        variables: parameters, scale vector and low-rank factors.
         rows: `tokens`, `segment_ids` and `positions`, each int32 `[B, T]`.
-        rope: scale vector.
-        config: model config (static).
+        model: model config (static).
         loss_chunk: tokens of a row that are projected to the vocabulary at a time (static).
-        adapters: low-rank factors that the projections add (see `lora.applied`); None for none.
-        mesh: devices, over which rows and, if it has a context axis, sequences are cut; None for one (static).
+        mesh: mesh that rows, and with a context axis their tokens, are sharded over; None for one device (static).
 
     Returns:
         Pair of float32 scalars: summed NLL in nats, and the number of tokens predicted.
     """
     targets, weights = next_token_targets(rows["tokens"], rows["segment_ids"])
     rows, targets, weights = in_ring_order((rows, targets, weights), mesh)
-    hidden = Llama(config, attention_on(config, mesh), states_on(mesh)).apply(
-        {"params": params, "lora": adapters or {}},
+    hidden = Llama(model, attention_on(model, mesh), states_on(mesh)).apply(
+        {"params": variables.params, "lora": variables.adapters or {}},
         rows["tokens"],
-        rope,
+        variables.rope,
         rows["positions"],
         rows["segment_ids"],
         project=False,
     )
-    return cross_entropy(hidden, head_kernel(params, config), targets, weights, loss_chunk, mesh)
+    return cross_entropy(hidden, head_kernel(variables.params, model), targets, weights, loss_chunk, mesh)
 
 
 def mean_loss(
-    params, rows: dict, rope: ScaleVector, config: LlamaConfig, loss_chunk: int, mesh: Mesh | None = None
+    variables: Variables, rows: dict, model: LlamaConfig, loss_chunk: int, mesh: Mesh | None = None
 ) -> jax.Array:
-    """`summed_loss` per predicted token.
-
-    Args:
-        params: parameters of `Llama`.
-        rows: `tokens`, `segment_ids` and `positions`, each int32 `[B, T]`.
-        rope: scale vector.
-        config: model config (static).
-        loss_chunk: tokens of a row that are projected to the vocabulary at a time (static).
-        mesh: as for `summed_loss`.
-
-    Returns:
-        float32 scalar, nats per token.
-    """
-    nll, count = summed_loss(params, rows, rope, config, loss_chunk, mesh=mesh)
+    """`summed_loss` per predicted token: a float32 scalar, nats per token."""
+    nll, count = summed_loss(variables, rows, model, loss_chunk, mesh)
     return nll / count
 
 
@@ -81,23 +60,23 @@ def train_step(
     loss: Callable,
     optimizer: optax.GradientTransformation,
     check_finite: bool = False,
-):
-    """One update of whatever is trained, from `A` accumulated microbatches.
+) -> tuple[TrainState, dict]:
+    """One update from `A` accumulated microbatches.
 
     The loss is the mean over all predicted tokens of all microbatches: gradients of *sums* are accumulated in
     float32 and divided once, so that accumulation changes memory and not the result.
 
     Args:
-        state: current state; its `params` are any pytree.
+        state: current state.
         batch: `tokens`, `segment_ids` and `positions`, each int32 `[A, B, T]`.
-        loss: gives the summed NLL and the number of tokens predicted of `(params, rows)`, rows `[B, T]`; such as
-            `summed_loss` (static).
-        optimizer: of these parameters (static).
-        check_finite: also look for numbers that are not finite, and then change nothing (static).
+        loss: function of `(state.params, rows)`, rows `[B, T]`, that returns the summed NLL and the number of tokens
+            predicted (static).
+        optimizer: optimizer of `state.params` (static).
+        check_finite: also checks loss and gradients, and leaves the state unchanged if they are not finite (static).
 
     Returns:
         The next state, and metrics: `loss` in nats per token, `tokens` predicted, `grad_norm`; float32. With
-        `check_finite` also `finite`, which `finite.finite` gives of the gradients.
+        `check_finite` also `finite`, the flags of `finite.finite` for the gradients.
     """
 
     def accumulate(total, rows):

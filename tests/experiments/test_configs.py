@@ -15,9 +15,11 @@ from rope_jax.errors import InputError
 from rope_jax.model.config import LlamaConfig
 from rope_jax.model.llama import abstract_params
 from rope_jax.rope.embedding import ScaleVector, identity
-from rope_jax.training import trained
-from rope_jax.training.state import create_state, make_optimizer
+from rope_jax.sharding import make_mesh
+from rope_jax.training.optimizer import make_optimizer
+from rope_jax.training.state import Variables, create_state
 from rope_jax.training.step import train_step
+from rope_jax.training.update import Training
 
 LLAMA2_7B = LlamaConfig(32000, 4096, 11008, 32, 32, 32, 128)
 LLAMA2_13B = LlamaConfig(32000, 5120, 13824, 40, 40, 40, 128)
@@ -88,7 +90,8 @@ def test_full_size_step_has_consistent_shapes(name, model):
     state = jax.eval_shape(lambda p: create_state(p, optimizer), params)
     rows = jax.ShapeDtypeStruct((tuning.accumulation, tuning.global_batch // tuning.accumulation, 8192), jnp.int32)
     batch = dict.fromkeys(("tokens", "segment_ids", "positions"), rows)
-    loss = trained.loss(model, tuning, None, ScaleVector.create(np.ones(64)))
+    training = Training(model, tuning, make_mesh(1, 1, 1, jax.devices()[:1]))
+    loss = training.loss(Variables(None, ScaleVector.create(np.ones(64))))
     after, metrics = jax.eval_shape(lambda s, b: train_step(s, b, loss, optimizer), state, batch)
     assert jax.tree.map(lambda a: (a.shape, a.dtype), after) == jax.tree.map(lambda a: (a.shape, a.dtype), state)
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(after.params))

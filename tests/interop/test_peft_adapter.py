@@ -15,8 +15,8 @@ from rope_jax.interop.huggingface import read_model
 from rope_jax.interop.peft_adapter import check_adapter, write_adapter
 from rope_jax.interop.rescale import rescale_folder
 from rope_jax.model.llama import Llama
+from rope_jax.model.lora import LoraConfig, apply_lora, init_lora, merge_lora
 from rope_jax.rope.embedding import ScaleVector
-from rope_jax.training.lora import LoraConfig, applied, init_trained, merge
 from tests.interop.references import write_random_llama
 
 TOKENS = np.random.default_rng(0).integers(0, 96, (2, 40))
@@ -24,7 +24,7 @@ TOKENS = np.random.default_rng(0).integers(0, 96, (2, 40))
 
 def moved(params, config, lora):
     """Trained factors in which nothing is as it began."""
-    leaves, structure = jax.tree.flatten(init_trained(params, config, lora))
+    leaves, structure = jax.tree.flatten(init_lora(params, config, lora))
     keys = jax.random.split(jax.random.key(1), len(leaves))
     return structure.unflatten([leaf + 0.1 * jax.random.normal(key, leaf.shape) for leaf, key in zip(leaves, keys)])
 
@@ -48,9 +48,9 @@ def test_peft_computes_the_same_logits(tmp_path, targets, tied, attention_factor
     write_adapter(
         adapter, base, source.config, lora, trained, attention_factor=attention_factor, provenance={"method": "x"}
     )
-    params, adapters = applied(source.params, trained, lora)
+    params, adapters = apply_lora(source.params, trained, lora)
     ours = Llama(source.config).apply({"params": params, "lora": adapters}, jnp.asarray(TOKENS), rope)
-    merged = merge(source.params, trained, lora)
+    merged = merge_lora(source.params, trained, lora)
     # Logits of order 10; float32 sums in another order.
     np.testing.assert_allclose(Llama(source.config).apply({"params": merged}, TOKENS, rope), ours, atol=2e-4)
 

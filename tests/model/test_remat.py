@@ -13,6 +13,7 @@ from rope_jax.errors import InputError
 from rope_jax.model.llama import init_params
 from rope_jax.model.remat import POLICIES
 from rope_jax.rope.embedding import ScaleVector
+from rope_jax.training.state import Variables
 from rope_jax.training.step import summed_loss
 from tests.training.helpers import CONFIG, Batches
 
@@ -21,7 +22,7 @@ ROWS = next(Batches())
 
 
 def loss(params, policy):
-    return summed_loss(params, ROWS, ROPE, dataclasses.replace(CONFIG, remat=policy), 10)[0]
+    return summed_loss(Variables(params, ROPE), ROWS, dataclasses.replace(CONFIG, remat=policy), 10)[0]
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ from rope_jax.model.llama import abstract_params
 from rope_jax.plan.flops import key_blocks, model_flops, product_flops
 from rope_jax.rope.embedding import ScaleVector
 from rope_jax.sharding import make_mesh
+from rope_jax.training.state import Variables
 from rope_jax.training.step import summed_loss
 
 T = 64
@@ -26,7 +27,7 @@ ROPE = ScaleVector.create(np.ones(16))
 def step(params, config):
     tokens = jnp.zeros((1, T), jnp.int32)
     rows = {"tokens": tokens, "segment_ids": tokens + 1, "positions": jnp.arange(T)[None]}
-    return jax.grad(lambda p: summed_loss(p, rows, ROPE, config, T)[0])(params)
+    return jax.grad(lambda p: summed_loss(Variables(p, ROPE), rows, config, T)[0])(params)
 
 
 def counts(config):

@@ -8,14 +8,15 @@ import numpy as np
 import pytest
 
 from rope_jax.model.config import LlamaConfig
+from rope_jax.model.lora import LoraConfig
 from rope_jax.plan.memory import account, measured
 from rope_jax.plan.plan import plan
 from rope_jax.rope.embedding import ScaleVector
 from rope_jax.sharding import make_mesh
+from rope_jax.training.config import TrainConfig
 from rope_jax.training.learn import LearnConfig
-from rope_jax.training.lora import LoraConfig
-from rope_jax.training.state import OptimizerConfig
-from rope_jax.training.trained import TrainConfig
+from rope_jax.training.optimizer import OptimizerConfig
+from rope_jax.training.update import Training
 
 CONFIG = LlamaConfig(64, 32, 64, 3, 4, 2, 8, remat="full", attention_chunk=16)
 RUN = TrainConfig(OptimizerConfig(steps=10), length=32, global_batch=16, accumulation=2, loss_chunk=8)
@@ -31,7 +32,7 @@ JOINT = dataclasses.replace(RUN, learn=LearnConfig())
     ids=["all", "bfloat16", "lora", "joint"],
 )
 def test_arguments_are_the_compilers_to_the_byte(run, sizes):
-    result = plan(CONFIG, run, make_mesh(*sizes), ROPE)
+    result = plan(Training(CONFIG, run, make_mesh(*sizes)), ROPE)
     assert sum(result.memory.arguments.values()) == result.compiled.arguments
     # The state is donated: the results take no memory of their own, but for the metrics.
     state = result.memory.arguments["weights"] + result.memory.arguments["moments"]
@@ -41,10 +42,11 @@ def test_arguments_are_the_compilers_to_the_byte(run, sizes):
 def test_kept_activations_by_policy():
     """On one device of eight: 4 rows of 32 tokens in two parts, half of the heads and of the feed-forward width."""
     mesh = make_mesh(1, 4, 2)
-    kept = {
-        policy: account(dataclasses.replace(CONFIG, remat=policy), RUN, mesh, ROPE).backward["kept activations"]
+    runs = {
+        policy: Training(dataclasses.replace(CONFIG, remat=policy), RUN, mesh)
         for policy in ("none", "dots", "attention", "full", "offload")
     }
+    kept = {policy: account(run, ROPE).backward["kept activations"] for policy, run in runs.items()}
     tokens, layers, width = 2 * 32, 3, 4
     assert kept["full"] == layers * tokens * 32 * width
     assert kept["attention"] == layers * tokens * (32 + 2 * 8 + 2) * width
@@ -56,10 +58,12 @@ def test_kept_activations_by_policy():
 
 def test_what_is_offloaded_is_in_the_hosts_memory():
     mesh = make_mesh(1, 8, 1)
-    device, host = (account(CONFIG, dataclasses.replace(RUN, offload_optimizer=o), mesh, ROPE) for o in (False, True))
+    device, host = (
+        account(Training(CONFIG, dataclasses.replace(RUN, offload_optimizer=o), mesh), ROPE) for o in (False, True)
+    )
     moved = device.arguments["moments"] - host.arguments["moments"]
     assert host.host == moved == host.update["moments on their way"] > 0 == device.host
-    offload = account(dataclasses.replace(CONFIG, remat="offload"), RUN, mesh, ROPE)
+    offload = account(Training(dataclasses.replace(CONFIG, remat="offload"), RUN, mesh), ROPE)
     assert offload.host == device.backward["kept activations"]
 
 
@@ -67,7 +71,7 @@ def test_no_more_than_twice_what_is_measured_here():
     """A step's peak on the devices of this machine, whose compiler reports it: the account is of its size."""
     config = LlamaConfig(512, 256, 512, 4, 4, 4, 64, remat="full", attention_chunk=64)
     run = dataclasses.replace(RUN, length=512, global_batch=16, loss_chunk=128)
-    result = plan(config, run, make_mesh(1, 8, 1), ROPE_64)
+    result = plan(Training(config, run, make_mesh(1, 8, 1)), ROPE_64)
     # In float32 a CPU computes as an accelerator does; an estimate of working memory is no better than a factor.
     assert 0.5 < result.memory.peak / (result.compiled.arguments + result.compiled.temporary) < 2
 
@@ -89,5 +93,5 @@ ROPE_64 = ScaleVector.create(jnp.ones(32))
 
 def test_devices_are_only_named():
     before = len(jax.live_arrays())
-    account(CONFIG, RUN, make_mesh(1, 8, 1), ROPE)
+    account(Training(CONFIG, RUN, make_mesh(1, 8, 1)), ROPE)
     assert len(jax.live_arrays()) <= before + 8  # scale vectors and the like

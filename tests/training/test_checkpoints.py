@@ -15,7 +15,7 @@ from rope_jax.sharding import make_mesh
 from rope_jax.training.checkpoints import Checkpoints, fingerprint, losses
 from rope_jax.training.loop import Stopped
 from rope_jax.training.state import TrainState
-from tests.training.test_loop import RUN, identical, run
+from tests.training.helpers import RUN, fit, identical
 
 KEEP = dataclasses.replace(RUN, keep=3)
 
@@ -24,7 +24,7 @@ KEEP = dataclasses.replace(RUN, keep=3)
 def whole(tmp_path_factory):
     """A finished run with checkpoints 2, 4 and 6, and its parameters."""
     folder = tmp_path_factory.mktemp("whole")
-    return folder, run(folder, settings=KEEP)
+    return folder, fit(folder, KEEP).model
 
 
 def largest(folder):
@@ -57,16 +57,14 @@ def test_damaged_newest_gives_way_to_the_one_before(whole, tmp_path, damage):
     folder, expected = whole
     shutil.copytree(folder, tmp_path / "run")
     damage(tmp_path / "run" / "6")
-    started = []
     with pytest.warns(UserWarning, match=r"checkpoint .*/run/6 is damaged \(.*going on from step 4.*damaged-6-1"):
-        resumed = run(tmp_path / "run", settings=KEEP, started=started)
-    assert started == [4]
-    assert identical(resumed, expected)
+        resumed = fit(tmp_path / "run", KEEP)
+    assert resumed.start == 4
+    assert identical(resumed.model, expected)
     # The step was saved again where the damaged one lay, and serves the next start.
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
-        run(tmp_path / "run", settings=KEEP, started=started)
-    assert started == [4, 6]
+        assert fit(tmp_path / "run", KEEP).start == 6
     assert (tmp_path / "run" / "damaged-6-1").is_dir()
 
 
@@ -80,11 +78,11 @@ def test_any_flipped_bit_is_noticed(whole, tmp_path):
         shutil.rmtree(tmp_path / "run", ignore_errors=True)
         shutil.copytree(folder, tmp_path / "run")
         flip_a_bit(tmp_path / "run" / file.relative_to(folder))
-        started = []
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
-            assert identical(run(tmp_path / "run", settings=KEEP, started=started), expected), file
-        noticed += started == [4]
+            resumed = fit(tmp_path / "run", KEEP)
+        assert identical(resumed.model, expected), file
+        noticed += resumed.start == 4
     # The rest is in files that restoring does not need.
     assert noticed >= 2
 
@@ -95,7 +93,7 @@ def test_two_damaged_ones(whole, tmp_path):
     for step in ("4", "6"):
         truncate(tmp_path / "run" / step / "state" / "_METADATA")
     with pytest.warns(UserWarning) as caught:
-        assert identical(run(tmp_path / "run", settings=KEEP), expected)
+        assert identical(fit(tmp_path / "run", KEEP).model, expected)
     said = [str(warning.message) for warning in caught]
     assert [f"/run/{step} is damaged" in text for step, text in zip((6, 4), said)] == [True, True]
 
@@ -105,7 +103,7 @@ def test_all_damaged_is_said_and_nothing_moved(whole, tmp_path):
     for step in ("2", "4", "6"):
         shutil.rmtree(tmp_path / "run" / step / "state")
     with pytest.raises(InputError, match=r"checkpoint .*/run/6 cannot be read .*delete that folder"):
-        run(tmp_path / "run", settings=KEEP)
+        fit(tmp_path / "run", KEEP)
     assert {path.name for path in (tmp_path / "run").iterdir()} == {"2", "4", "6"}
 
 
@@ -128,8 +126,7 @@ def test_newest_and_best_are_kept(tmp_path):
 
 
 def test_loss_of_a_checkpoint_is_the_mean_since_the_one_before(tmp_path):
-    seen = {}
-    run(tmp_path, settings=KEEP, on_step=lambda step, metrics: seen.update({step: metrics["loss"]}))
+    seen = dict(enumerate(fit(tmp_path, KEEP).losses, 1))
     for step, loss in losses(tmp_path).items():
         assert loss == pytest.approx((seen[step - 1] + seen[step]) / 2, rel=1e-12)
 
@@ -157,15 +154,18 @@ def test_fingerprint_is_the_same_on_every_mesh_and_of_every_bit():
 @pytest.mark.parametrize("asked", [1, 3, 5])
 def test_stop_saves_and_goes_on_bitwise(whole, tmp_path, asked):
     seen = []
-    with pytest.raises(Stopped, match=r"stopped behind step \d of 6, which is saved"):
-        run(tmp_path, settings=KEEP, on_step=lambda step, m: seen.append(step), should_stop=lambda: len(seen) >= asked)
-    saved = max(losses(tmp_path))
+
+    def should_stop(reported):
+        seen[:] = reported.steps
+        return len(seen) >= asked
+
+    with pytest.raises(Stopped, match=rf"stopped after step {asked + 1} of 6, which is saved"):
+        fit(tmp_path, KEEP, should_stop=should_stop)
     # The step that was under way when it was asked, and none after.
-    assert saved == asked + 1 == seen[-1]
-    started = []
-    resumed = run(tmp_path, settings=KEEP, started=started)
-    assert started == [saved]
-    assert identical(resumed, whole[1])
+    assert max(losses(tmp_path)) == asked + 1 == seen[-1] + 1
+    resumed = fit(tmp_path, KEEP)
+    assert resumed.start == asked + 1
+    assert identical(resumed.model, whole[1])
     # The mean loss does not depend on the stop.
     assert losses(tmp_path)[6] == losses(whole[0])[6]
 

@@ -1,6 +1,5 @@
 """Training with sequences cut over devices is training on one device."""
 
-import contextlib
 import dataclasses
 import os
 import re
@@ -9,37 +8,26 @@ import subprocess
 import sys
 from functools import partial
 
-import flax.linen as nn
 import jax
 import numpy as np
 import optax
 import pytest
 
 from rope_jax.errors import InputError
-from rope_jax.model.llama import init_params
-from rope_jax.rope.embedding import ScaleVector
-from rope_jax.sharding import (
-    batch_sharding,
-    check_batch,
-    make_mesh,
-    param_shardings,
-    place_rows,
-    process_rows,
-    row_sharding,
-)
-from rope_jax.training import trained
+from rope_jax.sharding import batch_sharding, check_batch, place_rows, process_rows, row_sharding
+from rope_jax.training.config import TrainConfig
 from rope_jax.training.context import check_attention, check_length
 from rope_jax.training.learn import LearnConfig, learn
-from rope_jax.training.loop import train
-from rope_jax.training.state import OptimizerConfig, create_state
+from rope_jax.training.optimizer import OptimizerConfig
+from rope_jax.training.state import Variables, create_state
 from rope_jax.training.step import mean_loss, train_step
-from rope_jax.training.trained import TrainConfig
-from tests.training.helpers import CONFIG, Batches
+from rope_jax.training.update import Training
+from tests.training import helpers
+from tests.training.helpers import CONFIG, ROPE, Batches, fit, initial
 
 LENGTH = 32
-ROPE = ScaleVector.create(np.linspace(1.0, 2.0, 4))
 RUN = TrainConfig(
-    # As in test_loop.py, a large eps makes an update a smooth function of the gradient.
+    # As in helpers.py, a large eps makes an update a smooth function of the gradient.
     OptimizerConfig(learning_rate=1e-2, steps=4, clip_norm=1.0, weight_decay=0.1, eps=1e-2),
     length=LENGTH,
     global_batch=8,
@@ -51,12 +39,7 @@ REMAT = dataclasses.replace(CONFIG, remat="full")
 
 
 def mesh_of(data, fsdp, tensor, context):
-    count = data * fsdp * tensor * context
-    return make_mesh(data, fsdp, tensor, jax.devices()[:count], context=context)
-
-
-def initial(mesh, config=CONFIG):
-    return jax.device_put(nn.unbox(init_params(config, jax.random.key(0))), param_shardings(config, mesh))
+    return helpers.mesh_of(data, fsdp, tensor, context=context)
 
 
 def one_step(mesh, config, accumulation=1):
@@ -66,7 +49,7 @@ def one_step(mesh, config, accumulation=1):
     with jax.set_mesh(mesh):
         rows = jax.device_put(rows, batch_sharding(mesh, leading=1))
         state = create_state(initial(mesh, config), optimizer)
-        loss = trained.loss(config, RUN, None, ROPE, mesh)
+        loss = Training(config, RUN, mesh).loss(Variables(None, ROPE))
         after, metrics = jax.jit(partial(train_step, loss=loss, optimizer=optimizer))(state, rows)
         updates = jax.tree.map(lambda a, b: np.asarray(a) - np.asarray(b), after.params, state.params)
         return jax.device_get(metrics), updates
@@ -90,39 +73,19 @@ def test_a_step_over_cut_sequences_equals_that_of_one_device(sizes, config, accu
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), ours, gradients)
 
 
-class Stop(Exception):
-    pass
-
-
-def run(folder, mesh, settings=RUN, losses=None, stop=None):
-    @contextlib.contextmanager
-    def report(start):
-        def on_step(step, metrics):
-            if step == stop:
-                raise Stop
-            if losses is not None:
-                losses.append(metrics["loss"])
-
-        yield on_step
-
-    return train(CONFIG, ROPE, settings, mesh, partial(initial, mesh), Batches(length=LENGTH), folder, report)
-
-
 @pytest.mark.slow
 def test_a_run_over_cut_sequences_equals_that_of_one_device(tmp_path):
-    one, four = [], []
     alone, cut = mesh_of(1, 1, 1, 1), mesh_of(2, 1, 1, 4)
-    expected, _ = run(tmp_path / "one", alone, losses=one)
-    found, _ = run(tmp_path / "four", cut, losses=four)
+    one, four = fit(tmp_path / "one", RUN, alone), fit(tmp_path / "four", RUN, cut)
     # As in test_loop.py: the same sums in another order, grown a little by some updates of Adam.
-    np.testing.assert_allclose(four, one, rtol=1e-5)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), found, expected)
+    np.testing.assert_allclose(four.losses, one.losses, rtol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), four.model, one.model)
 
-    # A checkpoint goes on over another cut: two steps here, two there.
-    with pytest.raises(Stop):
-        run(tmp_path / "both", cut, stop=3)
-    found, _ = run(tmp_path / "both", alone)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), found, expected)
+    # A checkpoint is resumed over another cut: two steps here, two there.
+    fit(tmp_path / "both", RUN, cut, stop_at=3)
+    both = fit(tmp_path / "both", RUN, alone)
+    assert both.start == 2
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), both.model, one.model)
 
 
 @pytest.mark.slow
@@ -131,31 +94,15 @@ def test_factors_are_learned_over_cut_sequences():
     for name, mesh in (("one", mesh_of(1, 1, 1, 1)), ("eight", mesh_of(2, 1, 1, 4))):
         with jax.set_mesh(mesh):
             rows = [jax.device_put(next(Batches(length=LENGTH)), batch_sharding(mesh))] * 2
-            found[name] = learn(initial(mesh), CONFIG, ROPE, rows, LearnConfig(loss_chunk=6), mesh)
+            found[name] = learn(Variables(initial(mesh), ROPE), CONFIG, rows, LearnConfig(loss_chunk=6), mesh)
     np.testing.assert_allclose(found["eight"].losses, found["one"].losses, rtol=2e-6)
     # Adam's first updates are near the gradient's sign: not of the gradients' own precision.
     np.testing.assert_allclose(found["eight"].scale.factors, found["one"].scale.factors, rtol=1e-4)
 
 
-def compiled(mesh, config, length, chunk):
-    optimizer = optax.sgd(1.0)
-    with jax.set_mesh(mesh):
-        settings = dataclasses.replace(RUN, loss_chunk=chunk)
-        state = jax.eval_shape(partial(create_state, optimizer=optimizer), nn.unbox(init_params_shape(config)))
-        shardings = param_shardings(config, mesh)
-        params = jax.tree.map(
-            lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s), state.params, shardings
-        )
-        rows = {
-            name: jax.ShapeDtypeStruct((1, 2, length), np.int32, sharding=batch_sharding(mesh, leading=1))
-            for name in ("tokens", "segment_ids", "positions")
-        }
-        step = partial(train_step, loss=trained.loss(config, settings, None, ROPE, mesh), optimizer=optimizer)
-        return jax.jit(step).lower(dataclasses.replace(state, params=params), rows).compile()
-
-
-def init_params_shape(config):
-    return jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
+def compiled(mesh, model, length, chunk):
+    config = dataclasses.replace(RUN, length=length, global_batch=2, loss_chunk=chunk)
+    return Training(model, config, mesh).trace(ROPE).lower().compile()
 
 
 @pytest.mark.slow
@@ -186,7 +133,9 @@ def loss_of(mesh):
         count = len(rows["tokens"])
         held, sharding = process_rows(mesh, count), batch_sharding(mesh)
         rows = {k: place_rows(v[list(held)], held, count, sharding, 0) for k, v in rows.items()}
-        return float(jax.jit(mean_loss, static_argnums=(3, 4, 5))(initial(mesh), rows, ROPE, CONFIG, 7, mesh))
+        return float(
+            jax.jit(mean_loss, static_argnums=(2, 3, 4))(Variables(initial(mesh), ROPE), rows, CONFIG, 7, mesh)
+        )
 
 
 PROGRAM = """
@@ -224,13 +173,15 @@ def test_a_ring_over_two_processes():
         assert float(output.splitlines()[-1]) == pytest.approx(expected, rel=2e-6)  # as above
 
 
-def test_messages():
+def test_what_does_not_divide_over_the_mesh_is_refused():
     mesh = mesh_of(1, 2, 1, 4)
-    check_length(mesh, 24, "config.context.target")
-    check_length(mesh_of(1, 2, 1, 1), 7, "config.context.target")
-    with pytest.raises(InputError, match=r"config\.context\.target is 28, but config\.mesh\.context = 4 .*of 8"):
-        check_length(mesh, 28, "config.context.target")
-    with pytest.raises(InputError, match=r"config\.eval\.batch is 4.*data x fsdp x context = 8.*multiple of 8"):
-        check_batch(mesh, 4, "config.eval.batch", "rows")
+    check_length(mesh, 24)
+    check_length(mesh_of(1, 2, 1, 1), 7)
+    with pytest.raises(InputError, match="multiple of 8") as error:
+        check_length(mesh, 28)
+    assert error.value.field == "length"
+    with pytest.raises(InputError, match=r"data x fsdp x context = 8.*multiple of 8") as error:
+        check_batch(mesh, 4, "batch", "rows")
+    assert error.value.field == "batch"
     with pytest.raises(InputError, match=r"'splash', which has no sliding window \(the model's is 7\) with"):
         check_attention(dataclasses.replace(MISTRAL, attention="splash"), mesh)

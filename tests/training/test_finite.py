@@ -3,27 +3,24 @@
 import dataclasses
 from functools import partial
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import pytest
 
-from rope_jax.model.llama import init_params
-from rope_jax.sharding import make_mesh
-from rope_jax.training import trained
+from rope_jax.model.lora import LoraConfig
 from rope_jax.training.finite import explain, finite
 from rope_jax.training.loop import NonFiniteLoss
-from rope_jax.training.lora import LoraConfig
-from rope_jax.training.state import OptimizerConfig, create_state
+from rope_jax.training.optimizer import OptimizerConfig, make_optimizer
+from rope_jax.training.state import Variables, create_state
 from rope_jax.training.step import train_step
-from tests.training.test_loop import CONFIG, LOSS, ROPE, RUN, Batches, one_device, run
+from tests.training.helpers import CONFIG, ONE, ROPE, RUN, Batches, fit, initial, loss_of, mesh_of
 
 ROWS = {name: value[None] for name, value in next(Batches()).items()}
 
 
 @pytest.fixture(scope="module")
 def params():
-    return jax.jit(lambda: nn.unbox(init_params(CONFIG, jax.random.key(0))))()
+    return initial()
 
 
 def scaled(params, factor, *path, layer=None):
@@ -39,7 +36,7 @@ def scaled(params, factor, *path, layer=None):
 
 def said(params, flags=None, mesh=None):
     flags = jax.tree.map(lambda leaf: jnp.ones(leaf.shape[:1], bool), params) if flags is None else flags
-    return explain(flags, params, ROWS, ROPE, CONFIG, None, mesh)
+    return explain(flags, Variables(params, ROPE), ROWS, CONFIG, mesh)
 
 
 def test_names_the_first_part(params):
@@ -51,37 +48,34 @@ def test_names_the_first_part(params):
     # Finite weights whose product is not: 1e25^2 in the first layer's SwiGLU, through `gate` and `up`.
     large = scaled(scaled(params, 1e25, *up, layer=1), 1e25, "layers", "feed_forward", "gate", "kernel", layer=1)
     assert said(large) == "the output of layer 1 (counted from 0) in the forward pass"
-    assert said(large, mesh=make_mesh(2, 2, 2)) == said(large)
+    assert said(large, mesh=mesh_of(2, 2, 2)) == said(large)
     flags = finite(scaled(params, jnp.nan, "layers", "attention", "q", "kernel", layer=0))
     assert said(params, flags) == "the gradient of layers.attention.q.kernel of layer 0 (counted from 0)"
     assert said(params, finite(scaled(params, jnp.nan, "embedding"))) == "the gradient of embedding"
 
 
-@pytest.mark.parametrize("mesh", [None, (2, 2, 2)], ids=str)
+@pytest.mark.parametrize("mesh", [ONE, mesh_of(2, 2, 2)], ids=["one", "eight"])
 def test_training_stops_and_names_it(tmp_path, mesh):
-    settings = dataclasses.replace(RUN, optimizer=OptimizerConfig(learning_rate=1e30, steps=6), check_finite=True)
+    config = dataclasses.replace(RUN, optimizer=OptimizerConfig(learning_rate=1e30, steps=6), check_finite=True)
     # The first update by 1e30 makes weights whose squares float32 does not hold: the norm of any state.
     with pytest.raises(NonFiniteLoss, match=r"step 2 is not finite, beginning with the (output of layer 0|final norm)"):
-        run(tmp_path, make_mesh(*mesh) if mesh else one_device(), settings=settings)
+        fit(tmp_path, config, mesh)
 
 
 def test_checked_training_is_the_same_training(tmp_path):
-    losses = {False: [], True: []}
     lora = dataclasses.replace(RUN, lora=LoraConfig(2, 4.0, ("q", "v")))
-    for check, seen in losses.items():
-        settings = dataclasses.replace(lora, check_finite=check)
-        run(tmp_path / str(check), settings=settings, on_step=lambda step, m, seen=seen: seen.append(m["loss"]))
+    off, on = (fit(tmp_path / str(c), dataclasses.replace(lora, check_finite=c)) for c in (False, True))
     # The same sums, which a compiler may fuse in another way.
-    assert losses[True] == pytest.approx(losses[False], rel=1e-5)
+    assert on.losses == pytest.approx(off.losses, rel=1e-5)
 
 
 def test_nothing_is_looked_at_when_it_is_off(params):
-    optimizer = trained.optimizer(dataclasses.replace(RUN, optimizer=OptimizerConfig(steps=6)))
+    optimizer, loss = make_optimizer(OptimizerConfig(steps=6)), loss_of()
     state = create_state(params, optimizer)
     looks = {}
     for check in (False, True):
-        step = partial(train_step, loss=LOSS, optimizer=optimizer, check_finite=check)
+        step = partial(train_step, loss=loss, optimizer=optimizer, check_finite=check)
         looks[check] = str(jax.make_jaxpr(step)(state, ROWS)).count("is_finite")
-    without = str(jax.make_jaxpr(jax.value_and_grad(LOSS, has_aux=True))(params, next(Batches()))).count("is_finite")
+    without = str(jax.make_jaxpr(jax.value_and_grad(loss, has_aux=True))(params, next(Batches()))).count("is_finite")
     assert looks[False] == without  # those of jax.nn.logsumexp
     assert looks[True] == without + len(jax.tree.leaves(params)) + 1  # each gradient, and the loss

@@ -27,9 +27,10 @@ from rope_jax.model.llama import init_params
 from rope_jax.rope.embedding import identity
 from rope_jax.sharding import make_mesh, param_shardings, process_rows
 from rope_jax.training.checkpoints import fingerprint
-from rope_jax.training.loop import train
-from rope_jax.training.state import OptimizerConfig
-from rope_jax.training.trained import TrainConfig
+from rope_jax.training.config import TrainConfig
+from rope_jax.training.loop import Callbacks, Start, train
+from rope_jax.training.optimizer import OptimizerConfig
+from rope_jax.training.update import Training
 from tests.training.helpers import CONFIG
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -70,8 +71,8 @@ def fit(folder, run=RUN, mesh=None, streams=2, on_step=lambda step, metrics: Non
         create = jax.jit(lambda key: nn.unbox(init_params(MODEL, key)), out_shardings=param_shardings(MODEL, mesh))
         return create(jax.random.key(0))
 
-    params, _ = train(MODEL, identity(8), run, mesh, initial, batches, Path(folder), report, should_stop)
-    return losses, fingerprint(params)
+    start, callbacks = Start(identity(8), initial), Callbacks(report, should_stop)
+    return losses, fingerprint(train(Training(MODEL, run, mesh), start, batches, Path(folder), callbacks).params)
 
 
 def failing_export(folder):

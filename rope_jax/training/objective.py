@@ -1,0 +1,161 @@
+"""The kinds of training: all weights, a low-rank update, and the scale vector together with either."""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import partial
+from typing import Any, Protocol
+
+import jax
+import optax
+from jax.sharding import Mesh
+
+from rope_jax.model.config import LlamaConfig
+from rope_jax.model.llama import abstract_params
+from rope_jax.model.lora import LoraConfig, apply_lora, init_lora, lora_axes, merge_lora
+from rope_jax.rope.embedding import ScaleVector
+from rope_jax.sharding import param_shardings, replicated, shardings_of
+from rope_jax.training.learn import LearnConfig, from_logarithms, to_logarithms
+from rope_jax.training.optimizer import OptimizerConfig, make_optimizer
+from rope_jax.training.state import Variables
+
+
+class Objective(Protocol):
+    """What a kind of training trains, and how the model computes with it.
+
+    Three values recur. `base`: the model that training starts from, without adapters. `trained`: the pytree of arrays
+    that gradients are taken of. `frozen`: the base, with None for what the steps do not need of it.
+    """
+
+    @property
+    def model(self) -> LlamaConfig:
+        """Model config."""
+        ...
+
+    def shardings(self, mesh: Mesh) -> Any:
+        """Shardings of `trained`, a pytree of `NamedSharding`."""
+        ...
+
+    def optimizer(self, config: OptimizerConfig) -> optax.GradientTransformation:
+        """Optimizer of `trained`; `config` is that of the weights."""
+        ...
+
+    def frozen(self, base: Variables) -> Variables:
+        """The part of `base` that every step needs."""
+        ...
+
+    def start(self, base: Variables) -> Any:
+        """`trained` before the first update."""
+        ...
+
+    def variables(self, trained: Any, frozen: Variables) -> Variables:
+        """What the model computes with."""
+        ...
+
+    def result(self, trained: Any, frozen: Variables, mesh: Mesh) -> Variables:
+        """The trained model, sharded, without adapters. Consumes `frozen.params`."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class FullObjective:
+    """Trains all weights. `trained` is the parameters of `Llama`."""
+
+    model: LlamaConfig
+
+    def shardings(self, mesh: Mesh) -> dict:
+        return param_shardings(self.model, mesh)
+
+    def optimizer(self, config: OptimizerConfig) -> optax.GradientTransformation:
+        return make_optimizer(config)
+
+    def frozen(self, base: Variables) -> Variables:
+        return dataclasses.replace(base, params=None)
+
+    def start(self, base: Variables) -> dict:
+        return base.params
+
+    def variables(self, trained: dict, frozen: Variables) -> Variables:
+        return Variables(trained, frozen.rope)
+
+    def result(self, trained: dict, frozen: Variables, mesh: Mesh) -> Variables:
+        del mesh
+        return Variables(trained, frozen.rope)
+
+
+@dataclasses.dataclass(frozen=True)
+class LoraObjective:
+    """Trains a low-rank update beside frozen weights. `trained` is what `init_lora` returns."""
+
+    model: LlamaConfig
+    lora: LoraConfig
+
+    def shardings(self, mesh: Mesh) -> dict:
+        initial = partial(init_lora, model=self.model, lora=self.lora)
+        abstract = jax.eval_shape(initial, abstract_params(self.model))
+        return shardings_of(abstract, lora_axes(self.model, self.lora), mesh)
+
+    def optimizer(self, config: OptimizerConfig) -> optax.GradientTransformation:
+        return make_optimizer(config)
+
+    def frozen(self, base: Variables) -> Variables:
+        return base
+
+    def start(self, base: Variables) -> dict:
+        return init_lora(base.params, self.model, self.lora)
+
+    def variables(self, trained: dict, frozen: Variables) -> Variables:
+        params, adapters = apply_lora(frozen.params, trained, self.lora)
+        return Variables(params, frozen.rope, adapters)
+
+    def result(self, trained: dict, frozen: Variables, mesh: Mesh) -> Variables:
+        merge = partial(merge_lora, lora=self.lora)
+        shardings = param_shardings(self.model, mesh)
+        params = jax.jit(merge, out_shardings=shardings, donate_argnums=0)(frozen.params, trained)
+        return Variables(params, frozen.rope)
+
+
+@dataclasses.dataclass(frozen=True)
+class WithScaleVector:
+    """Trains the scale vector together with the weights. `trained` is `{"weights": ..., "rope": logarithms}`.
+
+    Attributes:
+        weights: the objective of the weights.
+        learn: learning rate of the scale vector.
+    """
+
+    weights: Objective
+    learn: LearnConfig
+
+    @property
+    def model(self) -> LlamaConfig:
+        return self.weights.model
+
+    def shardings(self, mesh: Mesh) -> dict:
+        return {"weights": self.weights.shardings(mesh), "rope": ScaleVector(replicated(mesh), replicated(mesh))}
+
+    def optimizer(self, config: OptimizerConfig) -> optax.GradientTransformation:
+        # Logarithms get Adam without weight decay.
+        adam = optax.adam(self.learn.learning_rate)
+        attention = adam if self.learn.attention_factor else optax.set_to_zero()
+        parts = {"weights": self.weights.optimizer(config), "factors": adam, "attention": attention}
+
+        def labels(trained):
+            weights = jax.tree.map(lambda _: "weights", trained["weights"])
+            return {"weights": weights, "rope": ScaleVector("factors", "attention")}
+
+        return optax.partition(parts, labels)
+
+    def frozen(self, base: Variables) -> Variables:
+        return dataclasses.replace(self.weights.frozen(base), rope=None)
+
+    def start(self, base: Variables) -> dict:
+        return {"weights": self.weights.start(base), "rope": to_logarithms(base.rope)}
+
+    def variables(self, trained: dict, frozen: Variables) -> Variables:
+        found = self.weights.variables(trained["weights"], frozen)
+        return dataclasses.replace(found, rope=from_logarithms(trained["rope"]))
+
+    def result(self, trained: dict, frozen: Variables, mesh: Mesh) -> Variables:
+        found = self.weights.result(trained["weights"], frozen, mesh)
+        return dataclasses.replace(found, rope=from_logarithms(trained["rope"]))

@@ -1,0 +1,210 @@
+"""A training run on its mesh: state, shardings, and the compiled update."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding
+
+from rope_jax.errors import InputError
+from rope_jax.model.config import LlamaConfig
+from rope_jax.model.llama import abstract_params
+from rope_jax.rope.embedding import ScaleVector
+from rope_jax.sharding import batch_sharding, check_batch, param_shardings, replicated
+from rope_jax.training.config import TrainConfig
+from rope_jax.training.context import check_length
+from rope_jax.training.objective import FullObjective, LoraObjective, Objective, WithScaleVector
+from rope_jax.training.state import TrainState, Variables, create_state
+from rope_jax.training.step import summed_loss, train_step
+
+# Memory of the host that devices read and write themselves.
+HOST = "pinned_host"
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """What an update is compiled for, apart from the shape of the scale vector. Hashable.
+
+    Attributes:
+        model: model config.
+        config: the run's configuration.
+        mesh: device mesh; its devices may be virtual.
+    """
+
+    model: LlamaConfig
+    config: TrainConfig
+    mesh: Mesh
+
+    @property
+    def objective(self) -> Objective:
+        """What is trained."""
+        lora, learn = self.config.lora, self.config.learn
+        weights = LoraObjective(self.model, lora) if lora else FullObjective(self.model)
+        return WithScaleVector(weights, learn) if learn else weights
+
+    @property
+    def optimizer(self) -> optax.GradientTransformation:
+        """Optimizer of all that is trained."""
+        return self.objective.optimizer(self.config.optimizer)
+
+    def check(self) -> None:
+        """Checks that the run fits the model and the mesh.
+
+        Raises:
+            InputError: if low-rank targets do not fit the model, parameters, rows or tokens do not divide over the
+                mesh, or its devices cannot reach host memory that the run needs.
+        """
+        if self.config.lora:
+            self.config.lora.check(self.model)
+        self.objective.shardings(self.mesh)
+        try:
+            check_batch(self.mesh, self.config.rows, "global_batch")
+        except InputError as error:
+            message = str(error).replace("`global_batch`", "`global_batch` / `accumulation`")
+            raise InputError(message, field="global_batch") from None
+        check_length(self.mesh, self.config.length)
+        if self.config.offload_optimizer:
+            check_host_memory(self.mesh, "offload_optimizer")
+        if self.model.remat == "offload":
+            check_host_memory(self.mesh, "remat")
+
+    def loss(self, frozen: Variables) -> Callable:
+        """The loss for `train_step`.
+
+        Args:
+            frozen: what the objective keeps of the base.
+
+        Returns:
+            Function of `(trained, rows)`: summed NLL in nats, and the number of tokens predicted.
+        """
+
+        def loss(trained, rows):
+            variables = self.objective.variables(trained, frozen)
+            return summed_loss(variables, rows, self.model, self.config.loss_chunk, self.mesh)
+
+        return loss
+
+    def state_shardings(self, trained: Any) -> TrainState:
+        """Shardings of the state between updates. Moments are sharded like their parameters.
+
+        Args:
+            trained: the trained pytree, arrays or shapes.
+
+        Returns:
+            `TrainState` of `NamedSharding`.
+        """
+        shardings, whole = self.objective.shardings(self.mesh), replicated(self.mesh)
+        by_path = dict(jax.tree_util.tree_flatten_with_path(shardings)[0])
+
+        def place(path, leaf) -> NamedSharding:
+            # A moment lies in the optimizer state under the path of its parameter.
+            ends = (path[start:] for start in range(len(path)))
+            sharding = next((by_path[end] for end in ends if end in by_path), whole)
+            return sharding.with_memory_kind(HOST) if self.config.offload_optimizer and leaf.ndim else sharding
+
+        opt_state = jax.eval_shape(self.optimizer.init, trained)
+        return TrainState(whole, shardings, jax.tree_util.tree_map_with_path(place, opt_state))
+
+    def abstract_base(self, rope: ScaleVector) -> Variables:
+        """Shapes, dtypes and shardings of the model that training starts from.
+
+        Args:
+            rope: scale vector, for its shape.
+
+        Returns:
+            `Variables` of `jax.ShapeDtypeStruct`.
+        """
+        params = abstract(abstract_params(self.model), param_shardings(self.model, self.mesh))
+        return Variables(params, abstract(rope, jax.tree.map(lambda _: replicated(self.mesh), rope)))
+
+    def abstract_state(self, rope: ScaleVector) -> TrainState:
+        """Shapes, dtypes and shardings of the state between updates.
+
+        Args:
+            rope: scale vector, for its shape.
+
+        Returns:
+            `TrainState` of `jax.ShapeDtypeStruct`.
+        """
+        trained = jax.eval_shape(self.objective.start, self.abstract_base(rope))
+        state = jax.eval_shape(partial(create_state, optimizer=self.optimizer), trained)
+        return abstract(state, self.state_shardings(trained))
+
+    def abstract_rows(self) -> dict:
+        """Shapes, dtypes and shardings of the batch of an update."""
+        shape = self.config.accumulation, self.config.rows, self.config.length
+        rows = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=batch_sharding(self.mesh, leading=1))
+        return dict.fromkeys(("tokens", "segment_ids", "positions"), rows)
+
+    def trace(self, rope: ScaleVector) -> jax.stages.Traced:
+        """Traces the update from shapes. `loop.train` compiles the same program from arrays.
+
+        Args:
+            rope: scale vector, for its shape.
+
+        Returns:
+            The traced update, to be lowered and compiled.
+        """
+        frozen = self.objective.frozen(self.abstract_base(rope))
+        with jax.set_mesh(self.mesh):
+            return update.trace(self.abstract_state(rope), frozen, self.abstract_rows(), self)
+
+
+@partial(jax.jit, static_argnames="training", donate_argnames="state")
+def update(state: TrainState, frozen: Variables, rows: dict, training: Training) -> tuple[TrainState, dict]:
+    """One update, compiled once for all scale vectors of a shape.
+
+    Args:
+        state: current state; donated.
+        frozen: what the objective keeps of the base.
+        rows: `tokens`, `segment_ids` and `positions`, each int32 `[A, B, T]`.
+        training: the run (static).
+
+    Returns:
+        The next state, sharded like the current one, and the metrics of `train_step`.
+    """
+    shardings = training.state_shardings(state.params)
+    if training.config.offload_optimizer:
+        device = jax.tree.map(lambda sharding: sharding.with_memory_kind("device"), shardings.opt_state)
+        state = dataclasses.replace(state, opt_state=jax.device_put(state.opt_state, device))
+    loss = training.loss(frozen)
+    state, metrics = train_step(state, rows, loss, training.optimizer, training.config.check_finite)
+    return jax.device_put(state, shardings), metrics
+
+
+def abstract(tree: Any, shardings: Any) -> Any:
+    """Shapes and dtypes of a pytree, with shardings.
+
+    Args:
+        tree: arrays or `jax.ShapeDtypeStruct`.
+        shardings: shardings, a pytree of the same structure.
+
+    Returns:
+        Pytree of `jax.ShapeDtypeStruct`.
+    """
+    return jax.tree.map(lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree, shardings)
+
+
+def check_host_memory(mesh: Mesh, field: str) -> None:
+    """Checks that devices can reach host memory.
+
+    Args:
+        mesh: the devices.
+        field: argument that asks for it.
+
+    Raises:
+        InputError: if they cannot; `field` is at fault.
+    """
+    device = mesh.devices.flat[0]
+    kinds = [memory.kind for memory in device.addressable_memories()]
+    if HOST not in kinds:
+        raise InputError(
+            f"`{field}` needs the memory '{HOST}', and a {device.device_kind} has {', '.join(kinds)}: turn it off",
+            field=field,
+        )
