@@ -14,10 +14,10 @@ from typing import Any
 from rope_jax.errors import InputError
 from rope_jax.evaluation.perplexity.sliding import CONVENTIONS
 from rope_jax.model.config import ARCHITECTURES, ATTENTION
+from rope_jax.model.lora import PROJECTIONS, WHOLE
 from rope_jax.model.remat import POLICIES
 from rope_jax.rope.methods import METHODS
 from rope_jax.rope.methods.dprope import DPRopeRobust
-from rope_jax.training.lora import PROJECTIONS, WHOLE
 
 # Methods beside the closed-form ones: 'learned' takes gradients of the model, 'own' is the model's own scaling.
 LEARNED = "learned"

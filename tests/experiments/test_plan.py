@@ -32,7 +32,12 @@ def test_plan_of_a_small_run(capsys):
     [
         ("fdsp=8", "seed", 0, r"--mesh=fdsp=8: 'fdsp=8' is no size of an axis; write some of data, fsdp"),
         ("fsdp=0", "seed", 0, r"'fsdp=0' is no size"),
-        ("fsdp=8", "train.global_batch", 6, r"train\.global_batch / accumulation is 6.*multiple of 8"),
+        (
+            "fsdp=8",
+            "train.global_batch",
+            6,
+            r"config\.train\.global_batch / config\.train\.accumulation is 6.*multiple of 8",
+        ),
         ("tensor=8", "seed", 0, r"mesh\.tensor is 8, which does not divide"),
         ("fsdp=4,context=2", "context.target", 130, r"config\.context\.target is 130"),
         ("fsdp=8", "plan.model", "nowhere", r"nowhere"),
