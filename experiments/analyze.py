@@ -23,7 +23,6 @@ from experiments.settings import Extension
 from rope_jax.errors import InputError
 from rope_jax.files import write_json
 from rope_jax.interop.hf_config import read_config
-from rope_jax.interop.hub import resolve_model
 from rope_jax.report import figures, plots
 from rope_jax.report.styles import NAMES
 from rope_jax.rope.angles import angle_histograms
@@ -99,7 +98,7 @@ def geometry(config: ConfigDict) -> Extension:
             "config.rope.base, config.rope.head_dim and config.context.original are not all set, and config.model.path "
             "is empty: set the three, or name a model"
         )
-    source = read_config(resolve_model(config.model.path))
+    source = read_config(settings.model_folder(config.model.path))
     return settings.model_extension(config, source.config, source.rope)
 
 

@@ -26,9 +26,9 @@ from experiments.progress import byte_bar, say
 from experiments.reading import read_params
 from rope_jax.errors import InputError
 from rope_jax.files import read_json_object, write_json
-from rope_jax.interop.gguf_files import add_factors, check_extendable, check_gguf, write_gguf
+from rope_jax.interop.gguf_convert import check_gguf, write_gguf
+from rope_jax.interop.gguf_extend import add_factors, check_extendable
 from rope_jax.interop.hf_config import SourceConfig, read_config
-from rope_jax.interop.hub import resolve_model
 from rope_jax.interop.huggingface import check_model, write_model
 from rope_jax.interop.model_card import CardFacts, write_card
 from rope_jax.interop.peft_adapter import check_adapter, write_adapter
@@ -183,7 +183,7 @@ def zero_shot_job(config: ConfigDict) -> Job:
         raise InputError("config.rope.method is 'learned', which takes texts: run experiments.extend and export that")
     if not config.model.path:
         raise InputError("config.model.path and config.export.run are empty: name the model, or the run, to export")
-    source = resolve_model(config.model.path)
+    source = settings.model_folder(config.model.path)
     known = check_model(source)
     extension = settings.model_extension(config, known.config, known.rope)
     method, original, target = config.rope.method, extension.measure.original, extension.measure.target
@@ -220,7 +220,7 @@ def trained_job(config: ConfigDict) -> Job:
     scale = _read(place / "scale.json")
     if scale is None:
         raise InputError(f"{place / 'scale.json'} is missing: the run has not come to method {method}; let it go on")
-    source = resolve_model(ran.model.path) if ran.model.path else folder / "model"
+    source = settings.model_folder(ran.model.path) if ran.model.path else folder / "model"
     known = check_model(source)
     extension = settings.model_extension(ran, known.config, known.rope)
     original, target = extension.measure.original, extension.measure.target

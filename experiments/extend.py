@@ -50,7 +50,6 @@ from rope_jax.evaluation.benchmark import Subject
 from rope_jax.evaluation.engine import Evaluation, Home
 from rope_jax.evaluation.record import stage_record
 from rope_jax.files import read_record, write_json
-from rope_jax.interop.hub import resolve_model
 from rope_jax.interop.huggingface import check_model, write_model
 from rope_jax.interop.model_card import write_card
 from rope_jax.model.config import LlamaConfig
@@ -169,7 +168,7 @@ def prepare(config: ConfigDict, folder: Path) -> Run:
         InputError: naming the field or file, and the fix.
     """
     if config.model.path:
-        source = resolve_model(config.model.path)
+        source = settings.model_folder(config.model.path)
         found = check_model(source)
         tokenizer = load_tokenizer(config.data.tokenizer or source)
         model, own, dtype = settings.computed(config, found.config), found.rope, found.config.param_dtype

@@ -14,7 +14,6 @@ from experiments.progress import say
 from rope_jax.data.tokenizer import load_tokenizer
 from rope_jax.errors import InputError
 from rope_jax.interop.hf_config import read_config
-from rope_jax.interop.hub import resolve_model
 from rope_jax.model.config import LlamaConfig
 from rope_jax.plan.chips import CHIPS, EFFICIENCY, GIB, MARGIN, USABLE
 from rope_jax.plan.plan import Plan, plan
@@ -101,7 +100,7 @@ def shape(config: ConfigDict) -> tuple[LlamaConfig, ScaleVector]:
     if config.plan.model or config.model.path:
         # A config that ships names a folder beside it, from wherever the command is run.
         beside = Path(__file__).resolve().parents[1] / config.plan.model
-        found = read_config(beside if config.plan.model else resolve_model(config.model.path))
+        found = read_config(beside if config.plan.model else settings.model_folder(config.model.path))
         return settings.computed(config, found.config, "gpu"), found.rope
     model = settings.pretrained_model(config, load_tokenizer(config.pretrain.tokenizer))
     return model, identity(model.head_dim)

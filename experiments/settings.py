@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from rope_jax.data.tokenizer import Tokenizer
 from rope_jax.errors import InputError
 from rope_jax.interop.hf_config import read_config
+from rope_jax.interop.hub import resolve_model
 from rope_jax.model.config import LlamaConfig
 from rope_jax.model.lora import LoraConfig
 from rope_jax.rope.embedding import ScaleVector
@@ -358,3 +359,11 @@ def _factors(path: str) -> tuple[tuple, float]:
         return read_factors(path), 1.0
     except InputError as error:
         raise InputError(f"config.rope.factors: {error}", field="config.rope.factors") from None
+
+
+def model_folder(path: str, field: str = "config.model.path") -> Path:
+    """The folder of a model that `field` names."""
+    try:
+        return resolve_model(path)
+    except InputError as error:
+        raise error.renamed({"path": field}) from None

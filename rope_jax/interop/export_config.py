@@ -1,4 +1,4 @@
-"""The `config.json` of an export that stock engines load."""
+"""The `config.json` of an export."""
 
 from __future__ import annotations
 
@@ -26,20 +26,24 @@ def describe_export(
     carried: Mapping,
     extra_config: Mapping,
 ) -> tuple[dict, float]:
-    """Checks what an export is to say and puts it into words.
+    """Checks what an export is to say and describes it as a `config.json` that stock engines load.
+
+    A vector becomes `longrope` with equal short and long lists (LLaMA in transformers keeps its KV cache across the
+    switch, so unequal lists would corrupt generation), `attention_factor` 1, and an original length equal to the
+    maximum, from which engines that derive their own attention factor derive 1. Up to transformers 4.57 only
+    `rope_scaling` is read, and from 5 both keys are.
 
     Args:
         config: model shape.
-        rope: scale vector, factors `[D/2]` (or rows per layer that are all equal).
-        context: tokens that the model is good for.
+        rope: scale vector, factors ``[D/2]`` (or rows per layer that are all equal).
+        context: extended context, tokens, written as `max_position_embeddings`.
         dtype: dtype of the tensors.
         provenance: what the vector was made from; JSON-serialisable.
         carried: keys of the source that change no logit.
         extra_config: further such keys; they win.
 
     Returns:
-        The JSON object for `config.json`, and the attention factor that the weights have to take (see
-        `fold_attention_factor`).
+        The object of `config.json`, and the attention factor that `fold_attention_factor` moves into the weights.
 
     Raises:
         InputError: naming the argument and the fix.
@@ -52,81 +56,10 @@ def describe_export(
     try:
         json.dumps(provenance, allow_nan=False)
     except (TypeError, ValueError) as error:
-        raise InputError(f"provenance cannot be written as JSON ({error}): give strings and numbers") from None
-    check_carried(extra_config)
-    described = config_json(
-        config, factors, context=context, dtype=dtype, carried={**carried, **extra_config}, provenance=provenance
-    )
-    return described, attention_factor
-
-
-def carried_keys(source: Path, config: LlamaConfig) -> dict:
-    """Keys of a source's `config.json` that change no logit.
-
-    Args:
-        source: model folder; without a `config.json` there are none.
-        config: shape of the model that is exported.
-
-    Returns:
-        Keys and values.
-
-    Raises:
-        InputError: if the source is another model.
-    """
-    if not (source / "config.json").exists():
-        return {}
-    known = read_config(source)
-    if known.config.vocab_size != config.vocab_size:
         raise InputError(
-            f"source {source} has vocab_size {known.config.vocab_size} and the model {config.vocab_size}: "
-            "give the folder that the model was made from"
-        )
-    return known.carried
-
-
-def check_carried(extra: Mapping) -> None:
-    """Checks keys that a caller wants in an exported `config.json` beside what describes the model.
-
-    Args:
-        extra: keys and values.
-
-    Raises:
-        InputError: for a key that is not known to change no logit.
-    """
-    for key, value in extra.items():
-        if key not in HARMLESS and not (key in HARMLESS_VALUES and value in HARMLESS_VALUES[key]):
-            raise InputError(
-                f"extra config key {key!r} is {shown(value)}: an export carries only keys that change no logit"
-            )
-
-
-def config_json(
-    config: LlamaConfig,
-    factors: np.ndarray,
-    *,
-    context: int,
-    dtype: str,
-    carried: Mapping,
-    provenance: Mapping,
-) -> dict:
-    """The `config.json` of an export that stock engines load.
-
-    A vector goes out as `longrope` with equal short and long lists (LLaMA in transformers keeps its key cache
-    across the switch, so unequal lists would corrupt generation), `attention_factor` 1, and an original
-    length equal to the maximum, from which engines that derive their own attention factor derive 1. Up to
-    transformers 4.57 only `rope_scaling` is read, and from 5 both keys are.
-
-    Args:
-        config: model shape.
-        factors: float32 `[D/2]`.
-        context: tokens that the model is good for, written as `max_position_embeddings`.
-        dtype: dtype of the tensors.
-        carried: keys that change no logit (see `check_carried`).
-        provenance: what the vector was made from; JSON-serialisable.
-
-    Returns:
-        The JSON object.
-    """
+            f"`provenance` cannot be written as JSON ({error}): give strings and numbers", field="provenance"
+        ) from None
+    check_carried(extra_config)
     base = float(config.rope_base)
     if np.all(factors == 1):
         scaling, parameters = None, {"rope_type": "default", "rope_theta": base}
@@ -141,7 +74,7 @@ def config_json(
             "original_max_position_embeddings": context,
         }
         parameters = scaling | {"rope_theta": base}
-    model = {
+    model: dict = {
         "architectures": [ARCHITECTURES[config.architecture].name],
         "model_type": config.architecture,
         "vocab_size": config.vocab_size,
@@ -162,11 +95,53 @@ def config_json(
         "rope_parameters": parameters,
         # Up to transformers 4.55 only this name is read, and later versions read it too.
         "torch_dtype": dtype,
-        PROVENANCE_KEY: dict(provenance),
+        PROVENANCE_KEY: provenance,
     }
     # Without these, transformers assumes LLaMA's ids 1 and 2, which are ordinary tokens elsewhere.
     ids = {"bos_token_id": None, "eos_token_id": None}
-    return ids | dict(carried) | model
+    return {**ids, **carried, **extra_config, **model}, attention_factor
+
+
+def carried_keys(source: Path, config: LlamaConfig) -> dict:
+    """Keys of a source's `config.json` that change no logit.
+
+    Args:
+        source: model folder; without a `config.json` there are none.
+        config: shape of the model that is exported.
+
+    Returns:
+        Keys and values.
+
+    Raises:
+        InputError: if the source is another model.
+    """
+    if not (source / "config.json").exists():
+        return {}
+    known = read_config(source)
+    if known.config.vocab_size != config.vocab_size:
+        raise InputError(
+            f"`source` {source} has vocab_size {known.config.vocab_size} and the model {config.vocab_size}: give the "
+            "folder that the model was made from",
+            field="source",
+        )
+    return known.carried
+
+
+def check_carried(extra: Mapping) -> None:
+    """Checks keys that a caller wants in an exported `config.json` beside what describes the model.
+
+    Args:
+        extra: keys and values.
+
+    Raises:
+        InputError: for a key that is not known to change no logit.
+    """
+    for key, value in extra.items():
+        if key not in HARMLESS and not (key in HARMLESS_VALUES and value in HARMLESS_VALUES[key]):
+            raise InputError(
+                f"`extra_config` has {key!r}: {shown(value)}, and an export carries only keys that change no logit",
+                field="extra_config",
+            )
 
 
 def _one_vector(rope: ScaleVector, config: LlamaConfig) -> tuple[np.ndarray, float]:
@@ -177,25 +152,31 @@ def _one_vector(rope: ScaleVector, config: LlamaConfig) -> tuple[np.ndarray, flo
         factors = factors[0]
     if factors.shape == (config.num_layers, pairs):
         raise InputError(
-            "rope.factors differ from layer to layer, which no stock config.json can say: export one vector "
-            "for the whole model"
+            "the factors of `rope` differ from layer to layer, which no stock config.json can say: export one vector "
+            "for the whole model",
+            field="rope",
         )
     if factors.shape != (pairs,):
-        raise InputError(f"rope.factors has shape {list(factors.shape)}: this model needs [{pairs}]")
+        raise InputError(
+            f"the factors of `rope` have shape {list(factors.shape)}: this model needs [{pairs}]", field="rope"
+        )
     if not (np.isfinite(factors) & (factors > 0)).all():
-        raise InputError("rope.factors holds an entry that is not a positive finite number: JSON cannot say it")
+        raise InputError("the factors of `rope` hold an entry that is not a positive finite number", field="rope")
     if not (np.isfinite(attention_factor) and attention_factor > 0):
-        raise InputError(f"rope.attention_factor is {attention_factor}: it must be a finite number above 0")
+        raise InputError(
+            f"the attention factor of `rope` is {attention_factor}: it must be a finite number above 0", field="rope"
+        )
     return factors, attention_factor
 
 
 def _check_context(context, config):
     if isinstance(context, bool) or not isinstance(context, int) or context < 1:
-        raise InputError(f"context is {context}: give the tokens that the model is good for, a positive integer")
+        raise InputError(f"`context` is {context}: give a positive number of tokens", field="context")
     if config.architecture == "llama" and config.hidden_size % config.num_heads:
         raise InputError(
-            f"model.hidden_size is {config.hidden_size} and model.num_heads {config.num_heads}: transformers "
-            "loads only LLaMAs whose sizes divide, even where head_dim is given"
+            f"`hidden_size` is {config.hidden_size} and `num_heads` {config.num_heads}: transformers loads only LLaMAs "
+            "whose sizes divide, even where head_dim is given",
+            field="hidden_size",
         )
 
 

@@ -18,7 +18,7 @@ _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
 _REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 SPLITS = {_CONTRACTIONS + r"\p{N}{1,3}" + _REST: "llama-bpe", _CONTRACTIONS + r"\p{N}" + _REST: "qwen2"}
 
-_ADVICE = "set config.export.vocabulary to False to leave the tokenizer out, or convert with llama.cpp's own script"
+_ADVICE = "set `vocabulary` to False to leave the tokenizer out, or convert with llama.cpp's own script"
 
 
 def add_vocabulary(writer, folder: Path, vocab_size: int) -> None:

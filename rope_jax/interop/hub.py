@@ -41,42 +41,42 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
 def resolve_model(path: str | Path, revision: str | None = None) -> Path:
-    """The folder of a model: a local one, or a snapshot of a repository on the Hub.
+    """Resolves a model to a folder: a local one, or a snapshot of a repository on the Hub.
 
     Args:
-        path: folder, or Hub id such as `"meta-llama/Llama-2-7b-hf"`. A folder of that name wins.
+        path: folder, or Hub name such as ``"meta-llama/Llama-2-7b-hf"``. A folder of that name wins.
         revision: branch, tag or commit of a Hub repository; the default branch if None.
 
     Returns:
         Folder with `config.json`, weights and tokenizer files.
 
     Raises:
-        InputError: naming `config.model.path` and the fix, if there is neither.
+        InputError: naming the fix, if there is neither.
     """
+
+    def error(why: str) -> InputError:
+        return InputError(f"`path` is {path}: {why}", field="path")
+
     folder = Path(path).expanduser()
     if folder.is_dir():
         return folder
     if folder.exists():
-        raise InputError(f"config.model.path is {path}: that is a file; give the folder that holds config.json")
+        raise error("that is a file; give the folder that holds config.json")
     if isinstance(path, Path) or not _HUB_ID.fullmatch(path):
-        raise InputError(
-            f"config.model.path is {path}: there is no such folder; give a folder or a Hugging Face model name"
-        )
+        raise error("there is no such folder; give a folder or a Hugging Face model name")
     try:
         return Path(snapshot_download(path, revision=revision, allow_patterns=list(DOWNLOADED)))
     except LocalEntryNotFoundError:
         state = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "the Hub cannot be reached"
-        raise InputError(
-            f"config.model.path is {path}: there is no such folder, the local Hugging Face cache does not "
-            f"hold it, and {state}; give a folder, or connect and run again"
+        raise error(
+            f"there is no such folder, the local Hugging Face cache does not hold it, and {state}; give a folder, or "
+            "connect and run again"
         ) from None
-    except (HfHubHTTPError, HFValidationError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(
-            f"config.model.path is {path}: there is no such folder, and the Hugging Face Hub does not give "
-            f"it out ({reason}); check the name, and for a gated model accept its terms and run `hf auth login`"
+    except (HfHubHTTPError, HFValidationError) as failure:
+        reason = (str(failure).strip() or type(failure).__name__).splitlines()[0]
+        raise error(
+            f"there is no such folder, and the Hugging Face Hub does not give it out ({reason}); check the name, and "
+            "for a gated model accept its terms and run `hf auth login`"
         ) from None
-    except OSError as error:
-        raise InputError(
-            f"config.model.path is {path}: downloading it failed ({error}); give a folder, or run again"
-        ) from None
+    except OSError as failure:
+        raise error(f"downloading it failed ({failure}); give a folder, or run again") from None

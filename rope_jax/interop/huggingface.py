@@ -16,22 +16,15 @@ from jax.experimental import multihost_utils
 
 from rope_jax import multihost
 from rope_jax.errors import InputError
+from rope_jax.interop.arrays import aligned, copy_cast
+from rope_jax.interop.atomic import check_space, counter
 from rope_jax.interop.export_config import carried_keys, describe_export
 from rope_jax.interop.hf_config import SourceConfig
-from rope_jax.interop.layout import aligned
 from rope_jax.interop.model_folder import inspect, listed, widest_dtype
-from rope_jax.interop.new_folder import (
-    carry_files,
-    check_space,
-    check_target,
-    counter,
-    files_to_carry,
-    finish,
-    write_atomically,
-)
+from rope_jax.interop.new_folder import check_folder, files_to_carry, write_folder
 from rope_jax.interop.new_tensor_files import SHARD_BYTES, NewTensor, plan_shards, write_sharded
 from rope_jax.interop.tensor_files import DTYPES, StoredTensor
-from rope_jax.interop.weights import EMBEDDING, Weight, copy_cast, fold_attention_factor, folding_rows, table
+from rope_jax.interop.weights import EMBEDDING, Weight, fold_attention_factor, folding_rows, table
 from rope_jax.model.config import LlamaConfig
 from rope_jax.rope.embedding import ScaleVector
 
@@ -105,7 +98,7 @@ def read_model(
     """
     source, tensors = inspect(Path(folder))
     if param_dtype is not None:
-        _check_dtype("param_dtype", param_dtype)
+        _check_dtype(param_dtype, "param_dtype")
     found = {name: DTYPES[tensor.dtype].name for name, tensor in tensors.items()}
     source_dtype = widest_dtype(tensors)
     if param_dtype is None and len(set(found.values())) > 1:
@@ -113,7 +106,9 @@ def read_model(
             f"{next(name for name in found if found[name] == dtype)} is {dtype}"
             for dtype in sorted(set(found.values()))
         )
-        raise InputError(f"{folder} mixes dtypes ({examples}): give param_dtype, such as '{source_dtype}'")
+        raise InputError(
+            f"{folder} mixes dtypes ({examples}): give `param_dtype`, such as '{source_dtype}'", field="param_dtype"
+        )
 
     config = dataclasses.replace(source.config, param_dtype=param_dtype or source_dtype)
     advance = counter(sum(tensor.bytes for tensor in tensors.values()), progress)
@@ -178,9 +173,9 @@ def write_model(
     """
     folder = Path(os.path.abspath(folder))
     source = None if source is None else Path(source)
-    multihost.together(lambda: check_target(folder, source, overwrite) if multihost.is_first() else None)
+    multihost.together(lambda: check_folder(folder, source, overwrite) if multihost.is_first() else None)
     if dtype is not None:
-        _check_dtype("dtype", dtype)
+        _check_dtype(dtype, "dtype")
     _check_params(params, config)
     described, attention_factor = describe_export(
         config,
@@ -199,31 +194,30 @@ def write_model(
     multihost.together(lambda: check_space(folder, need) if multihost.is_first() else None)
 
     values = _stored_values(planned, config, params, attention_factor)
-    coming = _one_ahead(values)
 
-    def write(place):
-        digests = write_sharded(place, shards, coming, counter(total, progress))
-        carry_files(carried, place)
-        for save in (save_tokenizer, extra_files):
-            if save is not None:
-                save(place)
-        finish(place, described, context, digests)
-
-    def take_part():
+    def write() -> None:
         # Every tensor is gathered from all processes by all processes.
         if not multihost.is_first():
             for _ in values:
                 pass
             return
+        coming = _one_ahead(values)
+        advance = counter(total, progress)
         try:
-            write_atomically(folder, write)
+            write_folder(
+                folder,
+                described,
+                lambda place: write_sharded(place, shards, coming, advance),
+                carried,
+                [save_tokenizer, extra_files],
+            )
         except Exception:
             if jax.process_count() > 1:
                 for _ in coming:  # the others wait for them, and then learn of the failure
                     pass
             raise
 
-    multihost.together(take_part)
+    multihost.together(write)
 
 
 # Reading
@@ -261,7 +255,7 @@ class _Reader:
             array = jax.device_put(read(tuple((0, size) for size in shape)))
         else:
             array = jax.make_array_from_callback(
-                shape, sharding, lambda index: read(tuple(s.indices(size)[:2] for s, size in zip(index, shape)))
+                shape, sharding, lambda index: read(tuple(s.indices(size)[:2] for s, size in zip(index or (), shape)))
             )
         self.advance(left)  # what other processes read
         return array
@@ -279,10 +273,10 @@ class _Reader:
 # Writing
 
 
-def _check_dtype(name, dtype):
+def _check_dtype(dtype: str, field: str, what: str = "") -> None:
     names = [known.name for known in DTYPES.values()]
     if dtype not in names:
-        raise InputError(f"{name} is {dtype!r}: use one of {', '.join(names)}")
+        raise InputError(f"`{field}` {what}is {dtype!r}: use one of {', '.join(names)}", field=field)
 
 
 def _check_params(params, config):
@@ -292,15 +286,18 @@ def _check_params(params, config):
     unexpected = ["/".join(path) for path in found if path not in rows]
     if missing or unexpected:
         parts = [f"{word} {listed(names)}" for word, names in (("lacks", missing), ("holds", unexpected)) if names]
-        raise InputError(f"params {' and '.join(parts)}: give the parameters of a model of this config")
+        raise InputError(
+            f"`params` {' and '.join(parts)}: give the parameters of a model of this config", field="params"
+        )
     for path, leaf in found.items():
         shape = rows[path].kept_shape(config)
         if leaf.shape != shape:
             raise InputError(
-                f"params {'/'.join(path)} has shape {list(leaf.shape)} where config asks for {list(shape)}: "
-                "give the parameters of a model of this config"
+                f"`params` {'/'.join(path)} has shape {list(leaf.shape)} where config asks for {list(shape)}: "
+                "give the parameters of a model of this config",
+                field="params",
             )
-        _check_dtype(f"params {'/'.join(path)} dtype", leaf.dtype.name)
+        _check_dtype(leaf.dtype.name, "params", f"{'/'.join(path)} ")
 
 
 def _plan(config, params, dtype) -> list[tuple[NewTensor, Weight, int | None]]:

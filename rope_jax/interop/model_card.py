@@ -65,7 +65,14 @@ def write_card(folder: Path, facts: CardFacts, source: Path | None) -> None:
         shutil.copyfile(file, folder / file.name)
     # Only a name on the Hub means anything to the Hub.
     base = facts.source if facts.source.count("/") == 1 and not Path(facts.source).exists() else None
-    header = ModelCardData(library_name="transformers", tags=["rope", "long-context"], base_model=base, **licence)
+    header = ModelCardData(
+        library_name="transformers",
+        tags=["rope", "long-context"],
+        base_model=base,
+        license=licence.get("license"),
+        license_name=licence.get("license_name"),
+        license_link=licence.get("license_link"),
+    )
     text = f"---\n{header.to_yaml()}\n---\n\n{_body(facts, licence, [file.name for file in files], source is None)}"
     (folder / CARD).write_text(text, encoding="utf-8")
 

@@ -19,9 +19,9 @@ from pathlib import Path
 import numpy as np
 
 from rope_jax.errors import InputError
+from rope_jax.interop.arrays import copy_cast
 from rope_jax.interop.summed_file import PIECE_BYTES, SummedFile
 from rope_jax.interop.tensor_files import DTYPES, INDEX, SINGLE, read_header
-from rope_jax.interop.weights import copy_cast
 
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
@@ -61,7 +61,8 @@ def write_tensors(
         InputError: if a finite value is beyond the range of its tensor's dtype.
         OSError: if the file cannot be written.
     """
-    header, end = {"__metadata__": {"format": "pt"}}, 0
+    header: dict[str, dict] = {"__metadata__": {"format": "pt"}}
+    end = 0
     for tensor in tensors:
         header[tensor.name] = {
             "dtype": DTYPE_NAMES[tensor.dtype],
@@ -198,7 +199,7 @@ def _blocks(value: np.ndarray, size: int) -> Iterator[np.ndarray]:
         yield from _blocks(part if step else part[0], size)
 
 
-def _marked_header(stream: io.RawIOBase) -> bytes:
+def _marked_header(stream: io.FileIO) -> bytes:
     """The header of a file, with the mark that loaders ask for and not every writer sets."""
     length = np.empty(8, np.uint8)
     _read_exactly(stream, length)
@@ -210,9 +211,9 @@ def _marked_header(stream: io.RawIOBase) -> bytes:
     return _encoded({**header, "__metadata__": {**(header.get("__metadata__") or {}), "format": "pt"}})
 
 
-def _read_exactly(stream: io.RawIOBase, target: np.ndarray) -> None:
+def _read_exactly(stream: io.FileIO, target: np.ndarray) -> None:
     """Fills a contiguous array with the next bytes of an unbuffered file."""
-    view = memoryview(target.reshape(-1).view(np.uint8))
+    view = target.reshape(-1).view(np.uint8).data
     while view:
         count = stream.readinto(view)
         if not count:

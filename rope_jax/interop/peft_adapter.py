@@ -12,7 +12,7 @@ from flax.traverse_util import flatten_dict
 from safetensors.numpy import save_file
 
 from rope_jax.errors import InputError
-from rope_jax.interop.new_folder import write_atomically
+from rope_jax.interop.atomic import check_target, write_atomically
 from rope_jax.interop.weights import Weight, fold_attention_factor, folding_rows, table
 from rope_jax.model.config import LlamaConfig
 from rope_jax.model.lora import LoraConfig
@@ -32,8 +32,9 @@ def check_adapter(config: LlamaConfig, lora: LoraConfig) -> None:
     """
     if "embedding" in lora.targets and config.tie_embeddings:
         raise InputError(
-            "config.train.lora.targets has 'embedding', which in this model is also the head; a PEFT adapter would "
-            "change one of the two: export the merged model (config.export.formats = ('hf',))"
+            "`targets` has 'embedding', which in this model is also the head; a PEFT adapter would change one of the "
+            "two: export the merged model",
+            field="targets",
         )
 
 
@@ -68,7 +69,7 @@ def write_adapter(
     """
     folder = Path(os.path.abspath(folder))
     check_adapter(config, lora)
-    _check_folder(folder, overwrite)
+    check_target(folder, overwrite, mark="adapter_config.json")
     trained = flatten_dict(trained)
     modules, whole, values, folded = set(), set(), {}, folding_rows(config)
     for weight in table(config):
@@ -104,7 +105,8 @@ def write_adapter(
         "modules_to_save": sorted(whole) or None,
     }
 
-    def write(place: Path):
+    def write(place: Path) -> None:
+        place.mkdir()
         contiguous = {name: np.ascontiguousarray(value) for name, value in values.items()}
         save_file(contiguous, place / "adapter_model.safetensors", metadata={"format": "pt"})
         (place / "provenance.json").write_text(json.dumps(dict(provenance), indent=2) + "\n", encoding="utf-8")
@@ -117,12 +119,3 @@ def _stored(weight: Weight, parameter: np.ndarray, config: LlamaConfig) -> dict[
     names = weight.names(config)
     layers = parameter if weight.stacked else [parameter]
     return {_PREFIX + name: weight.to_stored(layer, config) for name, layer in zip(names, layers)}
-
-
-def _check_folder(folder: Path, overwrite: bool):
-    if not os.path.lexists(folder):
-        return
-    if not overwrite:
-        raise InputError(f"{folder} already exists: give another folder, or ask to overwrite it")
-    if not (folder / "adapter_config.json").is_file():
-        raise InputError(f"{folder} is no adapter (no adapter_config.json), so it is not replaced: remove it first")

@@ -6,20 +6,16 @@ import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import numpy as np
+
+from rope_jax.interop.arrays import cast
+from rope_jax.interop.atomic import check_space, counter
 from rope_jax.interop.export_config import describe_export
 from rope_jax.interop.model_folder import inspect
-from rope_jax.interop.new_folder import (
-    carry_files,
-    check_space,
-    check_target,
-    counter,
-    files_to_carry,
-    finish,
-    write_atomically,
-)
+from rope_jax.interop.new_folder import check_folder, files_to_carry, write_folder
 from rope_jax.interop.new_tensor_files import copy_tensors, write_index
 from rope_jax.interop.tensor_files import DTYPES, SINGLE, find_tensors
-from rope_jax.interop.weights import EMBEDDING, cast, fold_attention_factor, folding_rows
+from rope_jax.interop.weights import EMBEDDING, fold_attention_factor, folding_rows
 from rope_jax.rope.embedding import ScaleVector
 
 
@@ -35,28 +31,27 @@ def rescale_folder(
     overwrite: bool = False,
     progress: Callable[[int, int], object] | None = None,
 ) -> None:
-    """Writes a copy of a model that turns by another scale vector: a zero-shot extension of its context.
+    """Writes a copy of a model under another scale vector: a zero-shot extension of its context.
 
-    Files are copied byte for byte, whatever their dtype. Only an attention factor other than 1 changes tensors on the
-    way, those that `fold_attention_factor` is for. Everything is checked first, as `read_model` and `write_model` do,
-    and the folder appears whole or not at all. One process is to call this.
+    Files are copied byte for byte, whatever their dtype; only an attention factor other than 1 changes tensors, those
+    of `folding_rows`. Everything is checked first, and the folder appears whole or not at all. Call it in one process.
 
     Args:
         source: model folder (see `resolve_model`).
         target: folder to create; its parent is created too.
-        rope: the whole scale vector, factors `[D/2]`, in place of what the source's config says.
-        context: tokens that the model is now good for, written as `max_position_embeddings`.
+        rope: the whole scale vector, factors ``[D/2]``, which replaces that of the source's config.
+        context: extended context, tokens, written as `max_position_embeddings`.
         provenance: what the scale vector was made from; JSON-serialisable.
         extra_files: writes further files, such as a model card, into the folder it is given.
         extra_config: further config keys that change no logit; they win over the source's.
-        overwrite: replace a model folder that is already there.
+        overwrite: replace a model folder that exists.
         progress: called with the tensor bytes written so far and in all.
 
     Raises:
-        InputError: naming the argument, folder or file and the fix. Nothing is left behind.
+        InputError: naming the argument, folder or file and the fix. Nothing remains then.
     """
     source, target = Path(source), Path(os.path.abspath(target))
-    check_target(target, source, overwrite)
+    check_folder(target, source, overwrite)
     known, tensors = inspect(source)
     described, attention_factor = describe_export(
         known.config,
@@ -67,27 +62,24 @@ def rescale_folder(
         carried=known.carried,
         extra_config=extra_config or {},
     )
-    # The files have buffers of old checkpoints too, which no row of the table asks for.
+    # The files hold buffers of old checkpoints too, which no row of the table asks for.
     stored = find_tensors(source)
     files = sorted({tensor.file for tensor in stored.values()})
     carried = files_to_carry(source, with_tokenizer=True)
     total = sum(tensor.bytes for tensor in stored.values())
     check_space(target, total + sum(file.stat().st_size for file in carried))
 
-    def fold(name):
+    def fold(name: str) -> Callable[[np.ndarray], np.ndarray]:
         return lambda numbers: cast(fold_attention_factor(numbers, attention_factor), numbers.dtype, name)
 
     rows = folding_rows(known.config) if attention_factor != 1 else ()
     changed = {name: fold(name) for row in rows for name in row.names(known.config)}
 
-    def write(place):
+    def write_tensors(place: Path) -> dict[str, str]:
         advance = counter(total, progress)
         digests = {file.name: copy_tensors(file, place / file.name, changed, advance) for file in files}
         if files[0].name != SINGLE:
             write_index(place, {name: tensor.file.name for name, tensor in stored.items()}, total)
-        carry_files(carried, place)
-        if extra_files is not None:
-            extra_files(place)
-        finish(place, described, context, digests)
+        return digests
 
-    write_atomically(target, write)
+    write_folder(target, described, write_tensors, carried, [extra_files])

@@ -48,7 +48,7 @@ class SummedFile:
             user.result()
         view = piece[:count]
         fill(view)
-        users = [self._writer.submit(self._write, view), self._summer.submit(self._hash.update, view)]
+        users = [self._writer.submit(self._write, view), self._summer.submit(self._hash.update, view.data)]
         self._pieces.append((piece, users))
 
     def write(self, data: bytes) -> None:
@@ -85,6 +85,6 @@ class SummedFile:
         self._stream.close()
 
     def _write(self, data: np.ndarray) -> None:
-        view = memoryview(data)
+        view = data.data
         while view:
             view = view[self._stream.write(view) :]

@@ -8,8 +8,6 @@ import re
 
 import numpy as np
 
-from rope_jax.errors import InputError
-from rope_jax.interop.layout import copy
 from rope_jax.model.config import LlamaConfig
 
 
@@ -189,32 +187,3 @@ def fold_attention_factor(tensor: np.ndarray, attention_factor: float) -> np.nda
     if attention_factor == 1:
         return tensor
     return tensor.astype(np.float32) * np.float32(attention_factor)
-
-
-def cast(values: np.ndarray, dtype: np.dtype, name: str) -> np.ndarray:
-    """A tensor in another dtype.
-
-    Args:
-        values: any float dtype.
-        dtype: to convert to, with one rounding.
-        name: tensor name, for the message.
-
-    Returns:
-        The tensor, not copied if it has the dtype already.
-
-    Raises:
-        InputError: if a finite value is beyond the range of `dtype`.
-    """
-    if values.dtype == dtype:
-        return values
-    result = np.empty(values.shape, dtype)
-    copy_cast(result, values, name)
-    return result
-
-
-def copy_cast(target: np.ndarray, values: np.ndarray, name: str) -> None:
-    """Copies a tensor into an array of any layout and float dtype; arguments and errors as `cast`."""
-    copy(target, values)
-    narrower = target.dtype not in (values.dtype, np.float32)
-    if narrower and not np.isfinite(target).all() and np.isfinite(values).all():
-        raise InputError(f"{name} has values beyond the range of {target.dtype.name}: use bfloat16 or float32")

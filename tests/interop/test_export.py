@@ -13,7 +13,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from rope_jax.errors import InputError
-from rope_jax.interop import new_folder
+from rope_jax.interop import atomic
 from rope_jax.interop.huggingface import read_model, write_model
 from rope_jax.interop.weights import fold_attention_factor
 from rope_jax.rope.embedding import ScaleVector
@@ -154,7 +154,7 @@ def test_folding_rounds_once():
 def test_overwriting(tmp_path, model, source):
     export(tmp_path / "out", model)
     (tmp_path / "out" / "stale").touch()
-    with pytest.raises(InputError, match="already exists: give another folder, or ask to overwrite it"):
+    with pytest.raises(InputError, match="already exists: give another name, or set `overwrite`"):
         export(tmp_path / "out", model)
     assert (tmp_path / "out" / "stale").exists()
     export(tmp_path / "out", model, overwrite=True)
@@ -192,7 +192,7 @@ def test_leftovers_of_a_killed_export_are_removed(tmp_path, model):
 def test_only_model_folders_are_replaced(tmp_path, model):
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "letters").touch()
-    with pytest.raises(InputError, match="is not a model folder"):
+    with pytest.raises(InputError, match=r"holds no config\.json, so it is not replaced"):
         export(tmp_path / "home", model, overwrite=True)
     assert (tmp_path / "home" / "letters").exists()
 
@@ -215,23 +215,24 @@ def without(tree, *path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"rope": ScaleVector.create(np.arange(1, 13).reshape(2, 6))}, "rope.factors differ from layer to layer"),
-        ({"rope": ScaleVector.create(np.ones(5))}, r"rope.factors has shape \[5\]: this model needs \[6\]"),
+        ({"rope": ScaleVector.create(np.arange(1, 13).reshape(2, 6))}, "differ from layer to layer"),
+        ({"rope": ScaleVector.create(np.ones(5))}, r"factors of `rope` have shape \[5\]: this model needs \[6\]"),
         ({"rope": ScaleVector.create([1, 1, 1, 1, 1, np.inf])}, "not a positive finite number"),
         ({"rope": ScaleVector.create([1, 1, 1, 1, 1, -1])}, "not a positive finite number"),
-        ({"rope": ScaleVector.create(np.ones(6), np.nan)}, "rope.attention_factor is nan"),
-        ({"context": 0}, "context is 0"),
-        ({"context": 512.0}, r"context is 512.0"),
-        ({"dtype": "float8"}, "dtype is 'float8': use one of float32, bfloat16, float16"),
-        ({"provenance": {"vector": np.ones(3)}}, "provenance cannot be written as JSON"),
-        ({"provenance": {"kl": float("nan")}}, "provenance cannot be written as JSON"),
+        ({"rope": ScaleVector.create(np.ones(6), np.nan)}, "attention factor of `rope` is nan"),
+        ({"context": 0}, "`context` is 0"),
+        ({"context": 512.0}, r"`context` is 512.0"),
+        ({"dtype": "float8"}, "`dtype` is 'float8': use one of float32, bfloat16, float16"),
+        ({"provenance": {"vector": np.ones(3)}}, "`provenance` cannot be written as JSON"),
+        ({"provenance": {"kl": float("nan")}}, "`provenance` cannot be written as JSON"),
         ({"extra_config": {"attention_bias": True}}, r"attention_bias.*change no logit"),
-        ({"source": "/nowhere"}, "source /nowhere is not a folder"),
+        ({"source": "/nowhere"}, "`source` /nowhere is not a folder"),
     ],
 )
 def test_refused(tmp_path, model, changes, message):
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(InputError, match=message) as error:
         export(tmp_path / "a" / "out", model, **changes)
+    assert error.value.field in changes
     assert list(tmp_path.iterdir()) == []
 
 
@@ -241,7 +242,7 @@ def test_parameters_of_another_model(tmp_path, model):
         (params, "lacks layers/attention/q/kernel"),
         (model.params | {"bias": jnp.ones(3)}, "holds bias"),
         (model.params | {"head": jnp.ones((3, 4))}, r"head has shape \[3, 4\] where config asks for \[48, 96\]"),
-        (model.params | {"head": jnp.ones((48, 96), jnp.int32)}, "params head dtype is 'int32'"),
+        (model.params | {"head": jnp.ones((48, 96), jnp.int32)}, "`params` head is 'int32'"),
     ):
         with pytest.raises(InputError, match=message):
             write_model(tmp_path / "out", model.config, wrong, model.rope, context=8, provenance={})
@@ -283,14 +284,11 @@ def test_a_failure_midway_leaves_nothing_behind(tmp_path, model, monkeypatch, ex
 
 def test_a_failing_rename_restores_the_old_folder(tmp_path, model, monkeypatch):
     export(tmp_path / "out", model, provenance={"method": "before"})
-    rename = new_folder.Path.rename
 
-    def fail_at_the_second(path, target):
-        if path.name.endswith(".new"):
-            raise OSError(5, "Input/output error")
-        return rename(path, target)
+    def fail(path, target):
+        raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr(new_folder.Path, "rename", fail_at_the_second)
+    monkeypatch.setattr(atomic.Path, "replace", fail)
     with pytest.raises(InputError, match="cannot be written"):
         export(tmp_path / "out", model, overwrite=True)
     assert os.listdir(tmp_path) == ["out"]

@@ -14,7 +14,9 @@ from scipy.special import log_softmax
 
 from rope_jax.data.byte_tokenizer import ByteTokenizer
 from rope_jax.errors import InputError
-from rope_jax.interop.gguf_files import add_factors, check_gguf, read_gguf_rope, write_gguf
+from rope_jax.interop.gguf_convert import check_gguf, write_gguf
+from rope_jax.interop.gguf_extend import add_factors
+from rope_jax.interop.gguf_files import read_gguf_rope
 from rope_jax.interop.gguf_vocabulary import SPLITS
 from rope_jax.interop.hf_config import read_config
 from rope_jax.interop.rescale import rescale_folder
@@ -311,8 +313,8 @@ def test_unknown_tokenizers_are_refused(wide, tmp_path):
 
 
 def test_unusable_arguments(folder, plain, tmp_path, monkeypatch):
-    refused(folder, tmp_path, r"config\.export\.dtype is 'int8'", dtype="int8")
-    refused(folder, tmp_path, "GGUF holds one of 8 for all", rope=ScaleVector.create(np.ones((2, 8))))
+    refused(folder, tmp_path, "`dtype` is 'int8'", dtype="int8")
+    refused(folder, tmp_path, "GGUF holds one vector of 8 for all", rope=ScaleVector.create(np.ones((2, 8))))
     with pytest.raises(InputError, match="already exists"):
         converted(folder, plain)
     config = read_config(folder).config
@@ -326,7 +328,7 @@ def test_unusable_arguments(folder, plain, tmp_path, monkeypatch):
     common = {"context": 256, "provenance": {}}
     with pytest.raises(InputError, match="has rotary base 10000 where the model has 500000"):
         add_factors(tmp_path / "a.gguf", plain, ROPE, base=500000.0, **common)
-    with pytest.raises(InputError, match="turns 16 dimensions"):
+    with pytest.raises(InputError, match="rotates 16 dimensions"):
         add_factors(tmp_path / "a.gguf", plain, identity(32), base=10000.0, **common)
     with pytest.raises(InputError, match="is no file"):
         add_factors(tmp_path / "a.gguf", tmp_path / "none.gguf", ROPE, base=10000.0, **common)

@@ -19,19 +19,19 @@ def test_folders(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("path", ["./no/such", "/no/such", "a/b/c", "no such", "../up"])
 def test_neither_folder_nor_name(path):
-    with pytest.raises(InputError, match=r"config.model.path is .*: there is no such folder"):
+    with pytest.raises(InputError, match=r"`path` is .*: there is no such folder"):
         resolve_model(path)
 
 
 def test_a_file(tmp_path):
     (tmp_path / "model.safetensors").touch()
-    with pytest.raises(InputError, match=r"config.model.path is .*give the folder that holds config.json"):
+    with pytest.raises(InputError, match=r"`path` is .*give the folder that holds config.json"):
         resolve_model(tmp_path / "model.safetensors")
 
 
 def test_offline():
     # The tests run with HF_HUB_OFFLINE=1, so this is what the library itself answers.
-    message = r"config.model.path is nobody/nothing.*HF_HUB_OFFLINE is set.*give a folder, or connect"
+    message = r"`path` is nobody/nothing.*HF_HUB_OFFLINE is set.*give a folder, or connect"
     with pytest.raises(InputError, match=message):
         resolve_model("nobody/nothing")
 
@@ -44,7 +44,7 @@ def test_unknown_or_gated(monkeypatch):
         raise error
 
     monkeypatch.setattr(hub, "snapshot_download", refuse)
-    with pytest.raises(InputError, match=r"config.model.path is nobody/nothing.*\(404 not found\).*hf auth login"):
+    with pytest.raises(InputError, match=r"`path` is nobody/nothing.*\(404 not found\).*hf auth login"):
         resolve_model("nobody/nothing")
 
 

@@ -85,5 +85,5 @@ def test_unusable(tmp_path):
     write_adapter(tmp_path / "b", tmp_path / "a", config, lora, trained, provenance={})
     with pytest.raises(InputError, match="already exists"):
         write_adapter(tmp_path / "b", tmp_path / "a", config, lora, trained, provenance={})
-    with pytest.raises(InputError, match="is no adapter"):
+    with pytest.raises(InputError, match=r"holds no adapter_config\.json"):
         write_adapter(tmp_path / "a", tmp_path / "a", config, lora, trained, provenance={}, overwrite=True)

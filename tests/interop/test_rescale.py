@@ -93,17 +93,18 @@ def test_extending_twice(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"rope": ScaleVector.create(np.arange(1, 13).reshape(2, 6))}, "rope.factors differ from layer to layer"),
-        ({"rope": ScaleVector.create(np.ones(5))}, r"rope.factors has shape \[5\]"),
-        ({"context": 0}, "context is 0"),
-        ({"provenance": {"vector": np.ones(3)}}, "provenance cannot be written as JSON"),
+        ({"rope": ScaleVector.create(np.arange(1, 13).reshape(2, 6))}, "factors of `rope` differ from layer to layer"),
+        ({"rope": ScaleVector.create(np.ones(5))}, r"factors of `rope` have shape \[5\]"),
+        ({"context": 0}, "`context` is 0"),
+        ({"provenance": {"vector": np.ones(3)}}, "`provenance` cannot be written as JSON"),
         ({"extra_config": {"rope_theta": 1.0}}, "change no logit"),
     ],
 )
 def test_refused(tmp_path, changes, message):
     source = write_random_llama(tmp_path / "in")
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(InputError, match=message) as error:
         extend(source, tmp_path / "a" / "out", **changes)
+    assert error.value.field in changes
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
 
 
@@ -113,7 +114,7 @@ def test_the_source_is_never_replaced(tmp_path):
     for target in (source, tmp_path / "link", tmp_path):
         with pytest.raises(InputError, match="holds the source model"):
             extend(source, target, overwrite=True)
-    with pytest.raises(InputError, match=r"source .* is not a folder"):
+    with pytest.raises(InputError, match=r"`source` .* is not a folder"):
         extend(tmp_path / "nowhere", tmp_path / "out")
 
 

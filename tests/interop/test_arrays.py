@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rope_jax.interop.layout import ALIGNMENT, aligned, copy
+from rope_jax.interop.arrays import ALIGNMENT, aligned, copy
 
 DTYPES = [np.dtype(name) for name in (np.float32, np.float16, ml_dtypes.bfloat16)]
 

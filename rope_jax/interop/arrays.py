@@ -1,8 +1,10 @@
-"""Copies between memory layouts, at the speed of the memory."""
+"""Copies of arrays between memory layouts and dtypes, at the speed of the memory."""
 
 from __future__ import annotations
 
 import numpy as np
+
+from rope_jax.errors import InputError
 
 # Rows and columns that are copied at a time where rows become columns. NumPy alone goes along one of the two arrays
 # and skips through the other, a cache line for each number: 9 times slower.
@@ -47,6 +49,44 @@ def copy(target: np.ndarray, values: np.ndarray) -> None:
             _transpose(target, values.T)
         else:
             np.copyto(target, values, casting="unsafe")
+
+
+def cast(values: np.ndarray, dtype: np.dtype, name: str) -> np.ndarray:
+    """A tensor in another dtype.
+
+    Args:
+        values: any float dtype.
+        dtype: to convert to, with one rounding.
+        name: tensor name, for the message.
+
+    Returns:
+        The tensor, not copied if it has the dtype already.
+
+    Raises:
+        InputError: if a finite value is beyond the range of `dtype`.
+    """
+    if values.dtype == dtype:
+        return values
+    result = np.empty(values.shape, dtype)
+    copy_cast(result, values, name)
+    return result
+
+
+def copy_cast(target: np.ndarray, values: np.ndarray, name: str) -> None:
+    """Copies a tensor into an array of another layout and dtype.
+
+    Args:
+        target: the array.
+        values: the same shape; any layout and float dtype.
+        name: tensor name, for the message.
+
+    Raises:
+        InputError: if a finite value is beyond the range of the target's dtype.
+    """
+    copy(target, values)
+    narrower = target.dtype not in (values.dtype, np.float32)
+    if narrower and not np.isfinite(target).all() and np.isfinite(values).all():
+        raise InputError(f"{name} has values beyond the range of {target.dtype.name}: use bfloat16 or float32")
 
 
 def _merged_shape(*arrays: np.ndarray) -> list[int]:
