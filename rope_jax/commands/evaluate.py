@@ -121,7 +121,7 @@ def prepare_evaluation(job: EvaluationJob, folder: RunFolder) -> Evaluation:
     if (read_record(folder / "model.json") or files) != files:
         raise InputError(
             f"the model in {job.source} is not the one that {folder.path} was begun with (its model.json): choose "
-            "another --workdir, or delete that folder to start over"
+            "another `folder`, or delete that folder to start over"
         )
 
     def claim() -> None:

@@ -32,7 +32,7 @@ def depth_grids(
         scores: score in [0, 1] by sample id.
         depth: of a sample, in [0, 1].
         bins: strata of depth of equal width.
-        seed: of the bootstrap for intervals of scores between 0 and 1.
+        seed: seed of the bootstrap.
 
     Returns:
         `{task: {"lengths": [...], "depths": [middle of each stratum], "mean": [lengths][depths], "interval": ...,

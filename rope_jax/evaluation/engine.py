@@ -226,7 +226,7 @@ def _check_source(path: Path, part: Part) -> None:
     if source != part.source:
         raise InputError(
             f"{path} was made from {source or 'nothing'}, and now the config names {part.source or 'nothing'}: choose "
-            "another --workdir, or delete that file and its predictions to make it again"
+            "another `folder`, or delete that file and its predictions to make it again"
         )
 
 

@@ -125,5 +125,5 @@ def _ends_sentence(words: Sequence[str], i: int) -> bool:
         return True
     if not _END.match(word) or _ABBREVIATION.match(word):
         return False
-    # What goes on in lower case is the same sentence: "What!" said he.
+    # A word in lower case continues the sentence: "What!" said he.
     return not words[i + 1].lstrip("\"'\u2018\u201c([")[:1].islower()

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from statistics import NormalDist
-
 import numpy as np
+import scipy.stats
 
 
 def wilson(successes: int, trials: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -12,7 +11,7 @@ def wilson(successes: int, trials: int, confidence: float = 0.95) -> tuple[float
 
     Args:
         successes: 0 .. trials.
-        trials: number of independent trials; none says nothing, which is the interval (0, 1).
+        trials: number of independent trials; without any the interval is (0, 1).
         confidence: coverage, between 0 and 1.
 
     Returns:
@@ -20,14 +19,8 @@ def wilson(successes: int, trials: int, confidence: float = 0.95) -> tuple[float
     """
     if trials == 0:
         return 0.0, 1.0
-    z = NormalDist().inv_cdf((1 + confidence) / 2)
-    share = successes / trials
-    centre = (share + z**2 / (2 * trials)) / (1 + z**2 / trials)
-    half = z / (1 + z**2 / trials) * (share * (1 - share) / trials + z**2 / (4 * trials**2)) ** 0.5
-    # At the ends the formula is exact only up to rounding.
-    low = 0.0 if successes == 0 else centre - half
-    high = 1.0 if successes == trials else centre + half
-    return float(low), float(high)
+    interval = scipy.stats.binomtest(successes, trials).proportion_ci(confidence, method="wilson")
+    return float(interval.low), float(interval.high)
 
 
 def bootstrap_ratios(numerators, denominators, resamples: int = 1000, seed: int = 0) -> np.ndarray:
@@ -37,7 +30,7 @@ def bootstrap_ratios(numerators, denominators, resamples: int = 1000, seed: int 
         numerators: float `[N, ...]`, one row per unit, for instance the summed NLL of a document.
         denominators: float, same shape, for instance its number of tokens.
         resamples: R.
-        seed: of the draws.
+        seed: seed of the draws.
 
     Returns:
         float64 `[R, ...]`.

@@ -62,7 +62,7 @@ def tail_nll(params, rope, tokens, wanted, *, config: LlamaConfig, chunk: int, t
         params: parameters of `Llama`.
         rope: scale vector.
         tokens: int32 `[B, T]`.
-        wanted: bool `[B, T]`, see `make_token_nll`.
+        wanted: bool `[B, T]`, which tokens' successors are scored.
         config: model shape.
         chunk: tokens of a row whose logits are formed at a time.
         tail: columns that are given, the last ones.

@@ -19,7 +19,7 @@ class Prediction:
 
     Attributes:
         id: of the sample.
-        digest: of the sample, see `digest`.
+        digest: digest of the sample.
         prediction: generated text.
         score: in [0, 1].
         seconds: its share of the time of its batch.
@@ -63,12 +63,12 @@ def read_predictions(path: Path, samples: Sequence[Sample]) -> dict[str, Predict
         try:
             row = Prediction(**json.loads(line))
         except (ValueError, TypeError):
-            raise InputError(f"{path}:{number} is damaged: delete that line, or choose another --workdir") from None
+            raise InputError(f"{path}:{number} is damaged: delete that line, or choose another `folder`") from None
         if row.id in found:
             raise InputError(f"{path}:{number} is a second prediction for {row.id}: delete one of them")
         if asked.get(row.id) != row.digest:
             raise InputError(
-                f"{path}:{number} answers another prompt than {row.id} has now: choose another --workdir, or delete "
+                f"{path}:{number} answers another prompt than {row.id} has now: choose another `folder`, or delete "
                 "that file to predict anew"
             )
         found[row.id] = row

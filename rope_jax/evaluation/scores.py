@@ -37,7 +37,7 @@ def mean_score(scores: Sequence[float], seed: int = 0) -> MeanScore:
 
     Args:
         scores: floats `[N]` in [0, 1].
-        seed: of the bootstrap.
+        seed: seed of the bootstrap.
 
     Returns:
         The mean and its interval.
@@ -60,7 +60,7 @@ def mean_of_means(groups: Sequence[Sequence[float]], seed: int = 0) -> MeanScore
 
     Args:
         groups: scores in [0, 1] of every group, for instance of a benchmark's tasks.
-        seed: of the bootstrap.
+        seed: seed of the bootstrap.
 
     Returns:
         The mean; its interval follows from those of the groups, which are held fixed. None for both if there is no
@@ -87,7 +87,7 @@ def score_table(
         scores: score in [0, 1] by sample id.
         tasks: rows of the table; default those of the samples, in their order. A task that was not run has its
             row, so that no average passes over it in silence.
-        seed: of the bootstrap.
+        seed: seed of the bootstrap.
 
     Returns:
         `{task: {length: mean}}`, lengths ascending; with more than one task also a row `average`: at each length

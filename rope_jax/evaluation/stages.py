@@ -36,7 +36,7 @@ def measure_stages(
         differing = next(key for key in (*of, *saved["of"]) if saved["of"].get(key) != of.get(key))
         raise InputError(
             f"{path} was measured with {differing} = {saved['of'].get(differing)!r}, and now it is "
-            f"{of.get(differing)!r}: choose another --workdir, or delete that file to measure again"
+            f"{of.get(differing)!r}: choose another `folder`, or delete that file to measure again"
         )
     waiting = [name for name in wanted if name not in saved["stages"]]
     for name in progress(waiting) if waiting else ():

@@ -1,20 +1,10 @@
-"""Intervals against scipy and a published table."""
+"""Intervals against a published table and scipy."""
 
 import numpy as np
 import pytest
 import scipy.stats
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from rope_jax.evaluation.intervals import bootstrap_ratios, percentile_interval, wilson
-
-
-@settings(max_examples=50, deadline=None)
-@given(st.integers(1, 500), st.floats(0, 1), st.sampled_from([0.8, 0.95, 0.99]))
-def test_wilson_equals_scipy(trials, share, confidence):
-    successes = round(share * trials)
-    want = scipy.stats.binomtest(successes, trials).proportion_ci(confidence, method="wilson")
-    np.testing.assert_allclose(wilson(successes, trials, confidence), want, atol=1e-12)
 
 
 def test_wilson_equals_newcombes_published_examples():

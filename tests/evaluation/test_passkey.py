@@ -1,7 +1,9 @@
 """The passkey task: its text to the letter, its sizes, its scoring."""
 
+import hashlib
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,6 +23,7 @@ from rope_jax.evaluation.passkey import (
 from rope_jax.evaluation.predictions import Prediction
 
 BYTES = load_tokenizer("bytes")
+GOLDEN = json.loads((Path(__file__).parents[1] / "golden/passkey_llama2.json").read_text())["prompts"]
 
 
 @pytest.fixture(scope="module")
@@ -65,12 +68,18 @@ def test_garbage_repeats_with_a_blank_between():
         assert garbage(n) == endless[:n]
 
 
-@pytest.mark.parametrize(("characters", "tokens"), [(14000, 3807), (28000, 7539), (56000, 15005)])
-def test_published_llama2_token_counts(llama2, characters, tokens):
-    assert len(encode_prompt(llama2, 12345, characters, 0.5)) == tokens
+@pytest.mark.parametrize("row", GOLDEN, ids=lambda row: row["garbage"])
+def test_prompts_of_published_llama2_token_counts(row):
+    text = prompt_text(row["key"], row["garbage"], row["depth"])
+    assert hashlib.sha256(text.encode()).hexdigest() == row["sha256"]
+
+
+@pytest.mark.parametrize("row", GOLDEN, ids=lambda row: row["garbage"])
+def test_published_llama2_token_counts(llama2, row):
+    assert len(encode_prompt(llama2, row["key"], row["garbage"], row["depth"])) == row["tokens"]
     # Where the key stands moves the count by no more than a few tokens.
     for depth in (0.0, 0.123, 0.77, 1.0):
-        assert abs(len(encode_prompt(llama2, 43210, characters, depth)) - tokens) <= 3
+        assert abs(len(encode_prompt(llama2, 43210, row["garbage"], depth)) - row["tokens"]) <= 3
 
 
 @pytest.mark.parametrize("length", [200, 1024, 4096])

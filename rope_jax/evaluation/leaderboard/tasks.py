@@ -46,7 +46,7 @@ def harness_tasks(
     """A group of lm_eval's own tasks: `lm_eval.simple_evaluate(model, tasks=[harness_tasks()])`.
 
     Args:
-        folder: holds the questions, see `read_questions`; None takes them from the hub.
+        folder: files of the questions, as `read_questions` takes them; None for the hub.
         tasks: columns wanted.
         subjects: of MMLU, such as `anatomy`; empty for all.
 

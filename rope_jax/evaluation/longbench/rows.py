@@ -44,7 +44,7 @@ def read_rows(folder: Path, name: str) -> list[dict[str, Any]]:
     """Reads the rows of a set.
 
     Args:
-        folder: see `find_rows`.
+        folder: holds `NAME_e.jsonl` or `.jsonl.gz`, itself or in its sub-folder `data`.
         name: of the set, as in `SETS`.
 
     Returns:
@@ -54,7 +54,7 @@ def read_rows(folder: Path, name: str) -> list[dict[str, Any]]:
         InputError: if there is no file, or a row lacks a field, naming file and line.
     """
     if name not in SETS:
-        raise InputError(f"{name} is not a set of LongBench-E, which are {', '.join(SETS)}")
+        raise InputError(f"`name` is {name!r}: use one of {', '.join(SETS)}", field="name")
     path = find_rows(folder, name)
     rows, seen = [], set()
     for where, row in read_json_lines(path):

@@ -45,10 +45,10 @@ def longbench_samples(
 
     Args:
         name: of the set.
-        rows: see `rope_jax.evaluation.longbench.rows.read_rows`.
-        template: see `rope_jax.evaluation.longbench.prompts.load_prompts`.
+        rows: rows of the data file, from `read_rows`.
+        template: its prompt, from `load_prompts`.
         tokenizer: the model's.
-        max_length: see `truncate_middle`.
+        max_length: tokens, BOS included, that a prompt may have.
 
     Returns:
         One sample a row. `length` is the first number of words of the bucket (0, 4000, 8000); `details` holds

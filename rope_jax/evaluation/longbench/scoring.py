@@ -66,7 +66,7 @@ def bucket_intervals(scored: dict[str, Iterable[Scored]], seed: int = 0) -> dict
 
     Args:
         scored: scores by set.
-        seed: of the bootstrap.
+        seed: seed of the bootstrap.
 
     Returns:
         `{set: {bucket: mean}}`, each row ending with `average`, the mean of its buckets, and a last row
@@ -130,14 +130,10 @@ def score_folder(folder: Path) -> dict[str, dict[str, float]]:
     """Scores a folder of prediction files as LongBench's own code does.
 
     Args:
-        folder: see `read_scored`.
+        folder: folder of prediction files, as `read_scored` takes it.
 
     Returns:
-        `{set: {"0-4k": percent, "4-8k": percent, "8k+": percent}}`, rounded to two digits; NaN for an empty
-        bucket.
-
-    Raises:
-        InputError: see `read_scored`.
+        `{set: {"0-4k": percent, "4-8k": percent, "8k+": percent}}`, rounded to two digits; NaN for an empty bucket.
     """
     return {name: bucket_scores(rows) for name, rows in read_scored(folder).items()}
 
@@ -148,17 +144,17 @@ def write_scores(
     """Scores a folder of prediction files and writes the results.
 
     Args:
-        folder: see `read_scored`.
+        folder: folder of prediction files, as `read_scored` takes it.
         output: folder, created if missing, in which `results.json` becomes `{"longbench_e": score_folder(folder)}`,
             null standing for NaN, which JSON does not have, and `longbench_e.json` the table with intervals, the
             averages and the sets without a file.
-        progress: see `read_scored`.
+        progress: wraps the list of all rows, for instance `tqdm`.
 
     Returns:
         As `score_folder`.
 
     Raises:
-        InputError: see `read_scored`, before anything is written; or if the output cannot be written.
+        InputError: if a prediction file is damaged, before anything is written, or the output cannot be written.
     """
     scored = read_scored(folder, progress)
     scores = {name: bucket_scores(rows) for name, rows in scored.items()}

@@ -113,12 +113,12 @@ def key_tokens(
     Args:
         nll: of the evaluator.
         tokens: int32 `[n]`, the document in the evaluator's tokens, without BOS.
-        bos_id: see `short_context_nll`.
-        context: see `short_context_nll`.
-        stride: see `short_context_nll`.
+        bos_id: put in front of every window; None for a model without.
+        context: least tokens of the short context.
+        stride: tokens that share their context's beginning.
 
     Returns:
-        bool `[n]`, see `is_key`.
+        bool `[n]`, the tokens that `is_key`.
     """
     return is_key(full_context_nll(nll, tokens, bos_id), short_context_nll(nll, tokens, bos_id, context, stride))
 
@@ -130,7 +130,7 @@ def long_perplexity(nlls: Sequence[np.ndarray], keys: Sequence[np.ndarray], seed
         nlls: for each document float `[n]`, the evaluated model's NLL of each token from all before it, nats; NaN
             where there is none.
         keys: for each document bool `[n]`, in the evaluated model's tokens.
-        seed: of the bootstrap.
+        seed: seed of the bootstrap.
 
     Returns:
         The perplexities.
@@ -185,8 +185,8 @@ def transfer_keys(keys: np.ndarray, from_ends: np.ndarray, to_ends: np.ndarray) 
 
     Args:
         keys: bool `[n]`, key tokens of the evaluator.
-        from_ends: int `[n]`, see `token_ends`, of the evaluator's tokens.
-        to_ends: int `[m]`, of the other tokens.
+        from_ends: int `[n]`, `token_ends` of the evaluator's tokens.
+        to_ends: int `[m]`, `token_ends` of the other tokens.
 
     Returns:
         bool `[m]`: the tokens whose characters all belong to key tokens.

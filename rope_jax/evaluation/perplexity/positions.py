@@ -97,7 +97,7 @@ def perplexity_by_position(
         edges: positions that bound the buckets, ascending from 1 to `window`; default `position_edges(window)`.
         batch_size: windows scored together.
         resamples: of the bootstrap over windows.
-        seed: of the bootstrap.
+        seed: seed of the bootstrap.
         progress: wraps the iterable of batches.
 
     Returns:

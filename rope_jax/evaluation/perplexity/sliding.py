@@ -88,7 +88,7 @@ def perplexity(
         document_bytes: UTF-8 bytes of each document, for bits per byte.
         words: words of all documents together, for the word-level perplexity (`PG19_TEST_WORDS`).
         resamples: of the bootstrap.
-        seed: of the bootstrap.
+        seed: seed of the bootstrap.
         progress: wraps the iterable of batches.
 
     Returns:

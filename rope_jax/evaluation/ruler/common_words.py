@@ -21,7 +21,7 @@ def common_words_draft(rng: Random, words: WordList, length: int) -> Draft:
     """Draws the common words and a worked example.
 
     Args:
-        rng: of all draws.
+        rng: generator of all draws.
         words: to draw from.
         length: tokens of prompt and answer.
 

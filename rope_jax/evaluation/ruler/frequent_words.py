@@ -28,7 +28,7 @@ def frequent_words_draft(rng: Random, prompt_tokens: int) -> Draft:
     """Draws a vocabulary.
 
     Args:
-        rng: of all draws.
+        rng: generator of all draws.
         prompt_tokens: that the prompt may have.
 
     Returns:

@@ -53,7 +53,7 @@ def needle_draft(task: NeedleTask, rng: Random, words: WordList, essays: Haystac
 
     Args:
         task: the variant.
-        rng: of all draws.
+        rng: generator of all draws.
         words: keys are compounds of these.
         essays: for the haystack `essay`.
 

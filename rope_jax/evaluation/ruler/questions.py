@@ -92,7 +92,7 @@ def question_draft(
     """Draws the documents that distract.
 
     Args:
-        rng: of all draws.
+        rng: generator of all draws.
         source: the set.
         question: one of its questions.
         document_tokens: tokens of a document by its index, approximately.

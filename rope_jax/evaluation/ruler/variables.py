@@ -27,7 +27,7 @@ def variables_draft(rng: Random, count_tokens: Callable[[str], int]) -> Draft:
     """Draws a chain and a worked example.
 
     Args:
-        rng: of all draws.
+        rng: generator of all draws.
         count_tokens: of a text, which decides how long the example is.
 
     Returns:

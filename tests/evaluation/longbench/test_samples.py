@@ -1,7 +1,9 @@
 """LongBench-E's prompts, rows and truncation."""
 
 import gzip
+import hashlib
 import json
+from pathlib import Path
 
 import pytest
 import sentencepiece
@@ -23,14 +25,21 @@ from rope_jax.evaluation.sample import from_json, to_json
 ROW = {"input": "Who?", "context": "It was {Ada}.", "answers": ["Ada"], "length": 4000, "all_classes": None, "_id": "x"}
 
 
-def test_sets_generate_as_many_tokens_as_the_official_config(shared):
-    official = json.loads((shared / "data/longbench_config/dataset2maxlen.json").read_text())
-    assert {name: kind.max_new_tokens for name, kind in SETS.items()} == {name: official[name] for name in SETS}
+OFFICIAL = json.loads((Path(__file__).parents[2] / "golden/longbench_e.json").read_text())["sets"]
+TEMPLATES = dict.fromkeys(SETS, "Read: {context}\n{input}\nAnswer:")
 
 
-def test_harness_prompts_equal_the_official_ones(shared):
+def test_sets_generate_as_many_tokens_as_the_official_config():
+    assert {name: kind.max_new_tokens for name, kind in SETS.items()} == {
+        name: row["max_new_tokens"] for name, row in OFFICIAL.items()
+    }
+
+
+def test_harness_prompts_equal_the_official_ones():
+    """To the letter, white space included."""
     pytest.importorskip("lm_eval", reason="the extra [eval] is not installed")
-    assert harness_prompts() == official_prompts(shared / "data/longbench_config/dataset2prompt.json")
+    hashes = {name: hashlib.sha256(prompt.encode()).hexdigest() for name, prompt in harness_prompts().items()}
+    assert hashes == {name: row["template_sha256"] for name, row in OFFICIAL.items()}
 
 
 def test_prompts_of_the_data_folder_come_first(tmp_path):
@@ -60,8 +69,9 @@ def test_rows_are_found_beside_and_below_and_compressed(tmp_path):
 def test_missing_and_bad_rows(tmp_path):
     with pytest.raises(InputError, match=r"qasper_e\.jsonl is missing.*THUDM/LongBench(.|\n)*hf download"):
         read_rows(tmp_path, "qasper")
-    with pytest.raises(InputError, match="not a set"):
+    with pytest.raises(InputError, match="musique") as error:
         read_rows(tmp_path, "musique")
+    assert error.value.field == "name"
     for change, message in (
         ({"context": 1}, "context"),
         ({"answers": []}, "answers"),
@@ -96,13 +106,12 @@ def test_truncation_of_bytes_is_exact():
     assert truncate_middle(tokenizer, "abcdefghij", 6) == "abc"[: 3 - bos] + "hij"
 
 
-def test_samples_score_their_own_answers(shared, tmp_path):
-    templates = official_prompts(shared / "data/longbench_config/dataset2prompt.json")
+def test_samples_score_their_own_answers(tmp_path):
     tokenizer = load_tokenizer("bytes")
     for name in SETS:
         answer = {"passage_count": "7", "passage_retrieval_en": "Paragraph 7"}.get(name, "Ada Lovelace")
         rows = [{**ROW, "answers": [answer], "all_classes": ["Ada Lovelace", "Bob"] if name == "trec" else None}]
-        (sample,) = longbench_samples(name, rows, templates[name], tokenizer, 10_000)
+        (sample,) = longbench_samples(name, rows, TEMPLATES[name], tokenizer, 10_000)
         assert from_json(json.loads(json.dumps(to_json(sample)))) == sample
         assert "It was {Ada}." in sample.prompt and sample.length == 4000
         # The package rouge adds 1e-8 to its divisor.
@@ -111,7 +120,6 @@ def test_samples_score_their_own_answers(shared, tmp_path):
     assert all(row["4-8k"] == 100 for row in score_folder(tmp_path).values())
 
 
-def test_samsum_stops_at_the_first_newline_after_a_token(shared):
-    templates = official_prompts(shared / "data/longbench_config/dataset2prompt.json")
-    (sample,) = longbench_samples("samsum", [ROW], templates["samsum"], load_tokenizer("bytes"), 10_000)
+def test_samsum_stops_at_the_first_newline_after_a_token():
+    (sample,) = longbench_samples("samsum", [ROW], TEMPLATES["samsum"], load_tokenizer("bytes"), 10_000)
     assert sample.stop == ("\n",) and sample.min_new_tokens == 1 and sample.max_new_tokens == 128
