@@ -1,4 +1,4 @@
-"""What the processes of a run tell one another. With a single process, nothing is sent."""
+"""Communication between the processes of a run. A single process communicates nothing."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ T = TypeVar("T")
 
 
 def is_first() -> bool:
-    """Whether this is the process that writes what is written once."""
+    """Whether this is process 0, which writes shared files."""
     return jax.process_index() == 0
 
 
 def gather(value: Any) -> list:
-    """Collects a value of every process. All must call it, and wait for the slowest.
+    """Gathers a value from every process. A collective: every process must call it.
 
     Args:
-        value: JSON-able; of any size, and it may differ from process to process.
+        value: JSON-serialisable value of any size; it may differ between processes.
 
     Returns:
-        The values, that of process 0 first.
+        The values in the order of processes.
     """
     if jax.process_count() == 1:
         return [value]
@@ -43,16 +43,17 @@ def gather(value: Any) -> list:
 
 
 def together(action: Callable[[], T]) -> T:
-    """Does what may fail in one process only, and then fails in all of them: none waits for one that is gone.
+    """Runs an action in every process; if it fails in one, all of them raise, so that none waits forever.
 
     Args:
-        action: called in every process; it must not communicate itself.
+        action: called in every process; it must not communicate.
 
     Returns:
-        What it returned here.
+        This process's result.
 
     Raises:
-        InputError: if it failed in another process, with its message. What it raises here is raised as it is.
+        InputError: if it failed in another process, with that process's message. An exception of this process is
+            raised unchanged.
     """
     if jax.process_count() == 1:
         return action()
@@ -71,7 +72,7 @@ def together(action: Callable[[], T]) -> T:
 
 
 def in_turn(action: Callable[[], T]) -> T:
-    """`together`, but process 0 goes first, and the others find what it has left on disk."""
+    """`together`, but process 0 goes first, so that the others find its files."""
     if jax.process_count() == 1:
         return action()
     first = together(lambda: action() if is_first() else None)
@@ -80,26 +81,26 @@ def in_turn(action: Callable[[], T]) -> T:
 
 
 def from_first(action: Callable[[], Any]) -> Any:
-    """Does something in process 0 only, such as reading or writing a file, and tells the others what came of it.
+    """Runs an action in process 0 only, such as reading or writing a file, and broadcasts its result.
 
     Args:
-        action: gives a JSON-able value.
+        action: returns a JSON-serialisable value.
 
     Returns:
         The value, in every process.
 
     Raises:
-        InputError: as `together`.
+        InputError: if it failed in process 0 and this is another process.
     """
     return gather(together(lambda: action() if is_first() else None))[0]
 
 
 def ask_all(question: Callable[[], bool], mesh: Mesh) -> Callable[[], bool]:
-    """Asks whether any process says yes, without waiting: the votes are counted by the devices, behind their work.
+    """Starts a vote on whether the question holds in any process, without blocking: devices count after their work.
 
     Args:
-        question: asked in every process; in a single process not before the answer is wanted.
-        mesh: all devices of all processes.
+        question: called in every process; with a single process, only once the answer is read.
+        mesh: mesh of all devices of all processes.
 
     Returns:
         Function that waits for the answer, which is the same in every process.

@@ -1,4 +1,4 @@
-"""Where every array lives: one table maps logical axes to the axes of the device mesh."""
+"""Shardings: one table maps logical axes of arrays to axes of the device mesh."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from rope_jax.model.llama import abstract_params, logical_axes
 # The ring of `context` comes last, so that neighbours in it are neighbours in the machine.
 AXES = ("data", "fsdp", "tensor", "context")
 
-# Parameters are cut over `fsdp` along the hidden size and over `tensor` along heads, feed-forward width and
-# vocabulary (Megatron-LM, arXiv 1909.08053). In training, rows of a batch are spread over `data` and `fsdp` and their
-# tokens over `context`; in evaluation, whose sequences stay whole, rows are spread over all three.
+# Parameters are sharded over `fsdp` along the hidden size and over `tensor` along heads, feed-forward width and
+# vocabulary (Megatron-LM, arXiv 1909.08053). Training shards rows of a batch over `data` and `fsdp` and their tokens
+# over `context`; evaluation keeps sequences whole and shards rows over all three.
 RULES = (
     ("batch", ("data", "fsdp")),
     ("length", "context"),
@@ -40,11 +40,11 @@ def make_mesh(data: int, fsdp: int, tensor: int, devices=None, *, context: int =
     """The device mesh `(data, fsdp, tensor, context)`.
 
     Args:
-        data: replicas; at most one of the sizes may be -1, which takes the devices that are left.
-        fsdp: shards of parameters and optimizer state.
-        tensor: shards of heads and feed-forward width.
+        data: number of replicas; at most one of the sizes may be -1, which takes the devices that are left.
+        fsdp: number of shards of parameters and optimizer state.
+        tensor: number of shards of heads and feed-forward width.
         devices: devices to use; default all.
-        context: pieces of every sequence in training.
+        context: number of pieces of every sequence in training.
 
     Returns:
         The mesh.
@@ -82,8 +82,8 @@ def param_shardings(config: LlamaConfig, mesh: Mesh):
     """Shardings of the model's parameters.
 
     Args:
-        config: model shape.
-        mesh: from `make_mesh`.
+        config: model config.
+        mesh: device mesh.
 
     Returns:
         Pytree of `NamedSharding`, shaped like the parameters.
@@ -95,15 +95,15 @@ def param_shardings(config: LlamaConfig, mesh: Mesh):
 
 
 def shardings_of(abstract, specs, mesh: Mesh):
-    """Shardings of any pytree whose axes have logical names.
+    """Shardings of a pytree whose axes have logical names.
 
     Args:
         abstract: pytree of shapes.
-        specs: pytree of `PartitionSpec` of logical names, shaped like it.
-        mesh: from `make_mesh`.
+        specs: `PartitionSpec` of logical names for each, a pytree of the same structure.
+        mesh: device mesh.
 
     Returns:
-        Pytree of `NamedSharding`, shaped like it.
+        Pytree of `NamedSharding` of the same structure.
 
     Raises:
         InputError: if a dimension does not divide over its mesh axis.
@@ -124,13 +124,13 @@ def shardings_of(abstract, specs, mesh: Mesh):
 
 
 def spec(*names: str | None) -> PartitionSpec:
-    """The mesh axes of an array with these logical axes, None for one that is not cut."""
+    """Mesh axes of an array with these logical axes; None for an axis that is not sharded."""
     rules = dict(RULES)
     return PartitionSpec(*(None if name is None else rules[name] for name in names))
 
 
 def named(mesh: Mesh, *names: str | None) -> NamedSharding:
-    """The sharding of an array with these logical axes, None for one that is not cut."""
+    """Sharding of an array with these logical axes; None for an axis that is not sharded."""
     return NamedSharding(mesh, spec(*names))
 
 
@@ -141,7 +141,7 @@ def states_on(mesh: Mesh | None) -> Callable | None:
     products of activations in every layer where gathering the layer's weights moves a fraction of that.
 
     Args:
-        mesh: from `make_mesh`; None for one device.
+        mesh: device mesh; None for one device.
 
     Returns:
         Function of `[B, T, E]` that gives the same, laid out; None where there is nothing to lay out.
@@ -152,39 +152,32 @@ def states_on(mesh: Mesh | None) -> Callable | None:
 
 
 def batch_sharding(mesh: Mesh, leading: int = 0) -> NamedSharding:
-    """Sharding of a batch to train on.
+    """Sharding of a training batch: rows over `data` and `fsdp`, their tokens over `context`.
 
     Args:
-        mesh: from `make_mesh`.
-        leading: unsharded axes in front of the rows, such as that of accumulation steps.
+        mesh: device mesh.
+        leading: number of unsharded axes before the rows, such as that of microbatches.
 
     Returns:
-        Sharding that spreads rows over `data` and `fsdp`, their tokens over `context`.
+        The sharding.
     """
     return named(mesh, *(None,) * leading, "batch", "length")
 
 
 def row_sharding(mesh: Mesh) -> NamedSharding:
-    """Sharding of a batch to evaluate, whose rows stay whole.
-
-    Args:
-        mesh: from `make_mesh`.
-
-    Returns:
-        Sharding that spreads rows over `data`, `fsdp` and `context`.
-    """
+    """Sharding of an evaluation batch: whole rows over `data`, `fsdp` and `context`."""
     return named(mesh, "rows")
 
 
 def process_rows(mesh: Mesh, rows: int) -> tuple[int, ...]:
-    """Rows of a batch that this process must hold: those of its devices, which others may hold as well.
+    """Rows of a batch that the devices of this process hold; other processes may hold some of them too.
 
     Args:
-        mesh: from `make_mesh`.
-        rows: rows of the (micro)batch over all processes.
+        mesh: device mesh.
+        rows: number of rows of the (micro)batch over all processes.
 
     Returns:
-        Their numbers, ascending.
+        Row numbers, ascending.
     """
     sharding = NamedSharding(mesh, PartitionSpec(dict(RULES)["batch"]))
     held = sharding.addressable_devices_indices_map((rows,)).values()
@@ -192,14 +185,14 @@ def process_rows(mesh: Mesh, rows: int) -> tuple[int, ...]:
 
 
 def place_rows(values: np.ndarray, held: tuple[int, ...], rows: int, sharding: NamedSharding, axis: int) -> jax.Array:
-    """Spreads a batch over the devices of all processes, each of which has the rows that it needs.
+    """Assembles a global batch from the rows of each process.
 
     Args:
-        values: this process's rows of the batch, and whatever other axes.
-        held: their numbers in the batch, from `process_rows`.
-        rows: rows of the batch over all processes.
-        sharding: from `batch_sharding`.
-        axis: the axis of rows.
+        values: this process's rows of the batch.
+        held: their numbers in the batch, as `process_rows` returns them.
+        rows: number of rows of the batch over all processes.
+        sharding: sharding of the batch.
+        axis: axis of the rows.
 
     Returns:
         The global array.
@@ -210,26 +203,19 @@ def place_rows(values: np.ndarray, held: tuple[int, ...], rows: int, sharding: N
     def piece(index):
         wanted = range(rows)[index[axis]]
         start = place[wanted[0]]
-        # A device's rows are neighbours, here as in the batch.
+        # A device's rows are contiguous, here and in the batch.
         return values[*index[:axis], start : start + len(wanted), *index[axis + 1 :]]
 
     return jax.make_array_from_callback(shape, sharding, piece)
 
 
 def cache_sharding(mesh: Mesh) -> NamedSharding:
-    """Sharding of a layer's keys and values while decoding.
-
-    Args:
-        mesh: from `make_mesh`.
-
-    Returns:
-        Sharding of arrays `[B, K, ...]` that spreads rows as `row_sharding` does, heads over `tensor`.
-    """
+    """Sharding of a layer's KV cache, arrays `[B, K, ...]`: rows like `row_sharding`, heads over `tensor`."""
     return named(mesh, "rows", "kv_heads")
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Sharding of an array that every device holds whole."""
+    """Sharding of an array that is replicated on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
@@ -238,7 +224,7 @@ def check_batch(mesh: Mesh, rows: int, field: str, axis: str = "batch") -> None:
 
     Args:
         mesh: device mesh.
-        rows: rows of one (micro)batch over all processes.
+        rows: number of rows of one (micro)batch over all processes.
         field: the caller's argument that holds the number of rows.
         axis: 'batch' for rows to train on, 'rows' for rows to evaluate.
 
@@ -255,5 +241,5 @@ def check_batch(mesh: Mesh, rows: int, field: str, axis: str = "batch") -> None:
 
 
 def shards(mesh: Mesh, axis: str) -> int:
-    """The parts that an axis of rows, 'batch' or 'rows', is cut into."""
+    """Number of shards of an axis of rows, 'batch' or 'rows'."""
     return math.prod(mesh.shape[name] for name in dict(RULES)[axis])

@@ -1,4 +1,4 @@
-"""The accelerators that a plan is held against."""
+"""Accelerators that a plan is compared with."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ GIB = 2**30
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """One accelerator, as its maker describes it.
+    """One accelerator, by its data sheet.
 
     Attributes:
-        name: what people call it.
+        name: usual name.
         flops: peak of dense bfloat16 products, FLOP/s.
-        memory: bytes of its HBM.
-        link: bytes/s that it can send to its neighbours, over all links, in one direction.
+        memory: HBM, bytes.
+        link: bandwidth to its neighbours over all links, bytes/s in one direction.
     """
 
     name: str
@@ -36,13 +36,13 @@ CHIPS = (
     Chip("v6e", 918e12, 32 * GIB, 448e9),
 )
 
-# Of a chip's memory, what arrays of a step can have: the rest is the runtime's, and lost between allocations.
+# Share of a chip's memory that arrays of a step can use: the rest goes to the runtime and to fragmentation.
 USABLE = 0.92
 
-# What a compiler may keep above the account of `memory.py`: that of TPU v5p kept 1.23 times as much for a step of
-# LLaMA2-7B at 8192 tokens on 8 chips (31.5 GiB, compiled without the chips, where the account says 25.7).
+# Factor by which a compiler may exceed the account of `memory.py`: TPU v5p's kept 1.23 times as much for a step of
+# LLaMA2-7B at 8192 tokens on 8 chips (31.5 GiB, compiled without the chips, against 25.7 in the account).
 MARGIN = 1.25
 
-# Of a chip's peak, what training of models of this kind reaches: 0.40 to 0.55 in published runs (PaLM 0.46, arXiv
+# MFU that training of models of this kind reaches: 0.40 to 0.55 in published runs (PaLM 0.46, arXiv
 # 2204.02311; LLaMA 3 0.38 to 0.43, 2407.21783).
 EFFICIENCY = 0.4

@@ -25,9 +25,9 @@ class Collective:
     """All collectives of one kind in one run of a program.
 
     Attributes:
-        kind: of `KINDS`.
-        count: how often a device takes part in one.
-        bytes: what each device sends in all of them.
+        kind: one of `KINDS`.
+        count: number of them per device.
+        bytes: bytes that each device sends in all of them.
     """
 
     kind: str
@@ -36,17 +36,16 @@ class Collective:
 
 
 def collectives(text: str) -> tuple[Collective, ...]:
-    """Counts the collectives of a program, those in loops as often as the loops run.
+    """Counts the collectives of a program, times the trip counts of the loops around them.
 
-    What a device sends are the bytes of ring algorithms among n devices: (n - 1) / n of what an all-gather or
-    all-to-all gives, n - 1 times what a reduce-scatter gives, and twice (n - 1) / n of what an all-reduce gives.
+    A device sends the bytes of ring algorithms among n devices: (n - 1) / n of the result of an all-gather or
+    all-to-all, n - 1 times the result of a reduce-scatter, and 2 (n - 1) / n of the result of an all-reduce.
 
     Args:
         text: HLO of a compiled program, `compiled.as_text()`.
 
     Returns:
-        One entry for each kind that occurs, in the order of `KINDS`. A loop whose trips the text does not say counts
-        once.
+        One entry for each kind that occurs, in the order of `KINDS`. A loop without a known trip count counts once.
     """
     found, calls, entry = defaultdict(list), defaultdict(list), None
     name = None

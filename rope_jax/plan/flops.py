@@ -1,7 +1,7 @@
 """Floating-point operations of a training step.
 
-XLA's own count takes the body of a loop once, and most of a step lies in loops. Two counts stand in for it: what the
-model needs, by formula, and what a traced program does, recomputation included.
+XLA's cost analysis counts the body of a loop once, and most of a step is in loops. This module counts what the model
+needs, by formula, and what a traced program does, recomputation included.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from rope_jax.model.llama import abstract_params
 
 
 def model_flops(config: LlamaConfig, length: int) -> float:
-    """What one token's forward and backward pass needs on average, whatever the program does on top.
+    """FLOPs of one token's forward and backward pass on average, without recomputation.
 
-    6 per weight that it is multiplied with (arXiv 2001.08361; all but the embedding, which is looked up), and for
-    attention 12 H D per layer and key that it sees, half of `length` on average: documents may be as long as rows.
+    6 per weight in a matrix product (arXiv 2001.08361; all but the embedding, which is looked up), and for attention
+    12 H D per layer and visible key, half of `length` on average: documents may be as long as rows.
 
     Args:
         config: model config.
@@ -40,15 +40,15 @@ def model_flops(config: LlamaConfig, length: int) -> float:
 
 
 def key_blocks(config: LlamaConfig, length: int, devices: int = 1) -> float:
-    """Blocks of keys that a block of queries meets on average in the attention of backend `cpu`.
+    """Average number of key blocks per query block in the attention of backend `cpu`.
 
     Args:
         config: model config.
-        length: tokens of a row, of one document.
-        devices: that a row is cut over, each of which holds two pieces (see `rope_jax.model.ring`).
+        length: tokens of a row, one document.
+        devices: number of devices that a row is sharded over, each of which holds two pieces in ring order.
 
     Returns:
-        The mean over all products of pieces; of the whole row if it is not cut.
+        The mean over all products of pieces, or over the whole row on one device.
     """
     size = length // (2 * devices) if devices > 1 else length
     n, rows, m, columns = block_sizes(size, size, config.attention_chunk)
@@ -58,14 +58,14 @@ def key_blocks(config: LlamaConfig, length: int, devices: int = 1) -> float:
 
 
 def product_flops(jaxpr, trips: float = 1.0) -> float:
-    """FLOPs of all matrix products of a program, with the body of each scan as often as it runs.
+    """FLOPs of all matrix products of a program, with the body of each scan times its length.
 
     Args:
-        jaxpr: `jax.core.Jaxpr` or `ClosedJaxpr`, such as of `jax.jit(f).trace(...)`.
-        trips: how often the body of a `while` runs, which a program does not say; `key_blocks` of a training step.
+        jaxpr: `jax.core.Jaxpr` or `ClosedJaxpr`, such as `jax.jit(f).trace(...).jaxpr`.
+        trips: trip count of the body of a `while`, which a jaxpr lacks; `key_blocks` for a training step.
 
     Returns:
-        2 per multiplication and addition. Where the branches of a condition differ, the larger counts.
+        2 per multiply-add. Of the branches of a condition, the largest counts.
     """
     jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
     total = 0.0
@@ -83,8 +83,7 @@ def product_flops(jaxpr, trips: float = 1.0) -> float:
         elif eqn.primitive.name == "while":
             total += sum(inner) * trips
         elif eqn.primitive.name == "shard_map":
-            # Shapes inside are those of one device.
-            # Its axes have one name in some releases of JAX, and another in others.
+            # Shapes inside are those of one device. The parameter's name depends on the release of JAX.
             manual = eqn.params.get("newly_manual_axes") or eqn.params["manual_axes"]
             total += sum(inner) * math.prod(eqn.params["mesh"].shape[axis] for axis in manual)
         else:
@@ -93,6 +92,6 @@ def product_flops(jaxpr, trips: float = 1.0) -> float:
 
 
 def _inner(eqn) -> list:
-    """The programs that an operation runs; what would differentiate it is no program yet."""
+    """Jaxprs that an equation runs; rules of differentiation are not jaxprs yet."""
     values = (value if isinstance(value, (tuple, list)) else (value,) for value in eqn.params.values())
     return [item for items in values for item in items if isinstance(item, (core.Jaxpr, core.ClosedJaxpr))]

@@ -1,4 +1,4 @@
-"""What a training step keeps in the memory of one device, term by term.
+"""Memory of a training step on one device, term by term.
 
 Parameters, moments and batch are counted from their shardings. Saved activations are read off the traced VJP of the
 model, on one device's part of the heads, the rows and their tokens. Working memory is estimated from shapes: a compiler
@@ -27,14 +27,14 @@ from rope_jax.training.update import HOST, Training
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-    """Bytes on one device.
+    """Bytes on one device, by name.
 
     Attributes:
-        arguments: what is there between steps, by name: weights, moments, the batch.
-        backward: what the backward pass of a block has on top, by name.
-        loss: what the loss and its gradient have on top, by name.
-        update: what the optimizer's update has on top, by name.
-        host: what lies in the host's memory for this device.
+        arguments: arrays that exist between steps: weights, moments, the batch.
+        backward: additional arrays during the backward pass of a block.
+        loss: additional arrays during the loss and its gradient.
+        update: additional arrays during the optimizer's update.
+        host: bytes in host memory for this device.
     """
 
     arguments: dict[str, int]
@@ -45,17 +45,17 @@ class Memory:
 
     @property
     def largest(self) -> str:
-        """The part of the step with the largest need, 'backward', 'loss' or 'update'."""
+        """The part of the step that needs most memory, 'backward', 'loss' or 'update'."""
         return max(("backward", "loss", "update"), key=lambda part: sum(getattr(self, part).values()))
 
     @property
     def terms(self) -> dict[str, int]:
-        """All that is there at once in the largest part."""
+        """All arrays of the largest part."""
         return self.arguments | getattr(self, self.largest)
 
     @property
     def peak(self) -> int:
-        """Bytes in the largest part of a step."""
+        """Bytes of the largest part."""
         return sum(self.terms.values())
 
 
@@ -90,14 +90,14 @@ def account(training: Training, rope: ScaleVector) -> Memory:
     chunk = min(config.loss_chunk, local.length)
     _, queries, _, keys = block_sizes(local.length, local.length, model.attention_chunk)
     backward = {
-        # Those of this microbatch, beside the sum over the ones before.
+        # Those of this microbatch and the sum over earlier ones.
         "gradients": gradients * (2 if config.accumulation > 1 else 1),
         "kept activations": 0 if offloaded else kept,
-        # What a policy does not keep of a block is formed once more, with the gradient of it.
+        # What a policy does not save of a block is recomputed, and has a gradient.
         "a block's activations": 2 * local.kept("none"),
-        # The next block's weights come while one computes, and its gradient leaves; whole along `fsdp`.
+        # While a block computes, the next one's weights are gathered over `fsdp` and its gradient is scattered.
         "gathered weights": 2 * weights * width + 4 * weights if mesh.shape["fsdp"] > 1 else weights * width,
-        # Scores of a pair of blocks, their exponentials, and the gradient of each, float32.
+        # Scores of a pair of blocks, their exponentials, and the gradients of both, float32.
         "attention scores": 4 * 4 * local.rows * local.model.num_heads * queries * keys,
     }
     loss = {
@@ -116,7 +116,7 @@ def account(training: Training, rope: ScaleVector) -> Memory:
 
 
 def measured(mesh: Mesh) -> int | None:
-    """The most bytes that any of this process's devices of a mesh has held so far; None where they do not say."""
+    """Peak bytes so far over this process's devices of a mesh; None where devices do not count."""
     stats = [device.memory_stats() for device in mesh.local_devices]
     peaks = [stat["peak_bytes_in_use"] for stat in stats if stat and "peak_bytes_in_use" in stat]
     return max(peaks, default=None)

@@ -1,4 +1,4 @@
-"""A training run before it is run: what it needs, by the program that would run it, and where that fits."""
+"""A plan of a training run: its memory, communication and FLOPs, from the program that would run."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from rope_jax.training.update import Training
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
-    """What the compiler of this machine says of the step, bytes on one device.
+    """The step as compiled on this machine, bytes on one device.
 
     Attributes:
-        arguments: of weights, moments and batch.
-        donated: of these, what the results overwrite.
-        temporary: of all else. On a CPU products in bfloat16 are formed from float32 copies, so that it exceeds an
+        arguments: bytes of weights, moments and batch.
+        donated: bytes of these that the results overwrite.
+        temporary: bytes of everything else. A CPU forms bfloat16 products from float32 copies, so that it exceeds an
             accelerator's.
-        seconds: that tracing and compiling took.
-        collectives: of one step.
+        seconds: time of tracing and compiling.
+        collectives: collectives of one step.
     """
 
     arguments: int
@@ -39,18 +39,18 @@ class Compiled:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """One run on one mesh.
+    """The plan of one run on one mesh.
 
     Attributes:
-        parameters: of the model.
-        trained: numbers that are trained.
+        parameters: number of parameters of the model.
+        trained: number of trained parameters.
         mesh: axis name to size.
-        tokens: per step.
-        steps: of the run.
-        memory: the account by terms, on which verdicts rest.
-        compiled: what the compiler says.
-        model_flops: what the model needs per step, all devices together.
-        step_flops: what the step's matrix products do, recomputation included, all devices together.
+        tokens: tokens per step.
+        steps: steps of the run.
+        memory: memory by terms, which verdicts rest on.
+        compiled: the compiled step.
+        model_flops: FLOPs of the model per step, over all devices.
+        step_flops: FLOPs of the step's matrix products, recomputation included, over all devices.
     """
 
     parameters: int
@@ -65,18 +65,18 @@ class Plan:
 
     @property
     def devices(self) -> int:
-        """Devices of the mesh."""
+        """Number of devices of the mesh."""
         return math.prod(self.mesh.values())
 
     def verdict(self, chip: Chip) -> str:
-        """Whether the run fits what arrays can have of a chip.
+        """Whether the run fits the usable memory of a chip.
 
         Args:
             chip: the chip.
 
         Returns:
-            'fits' if the account does with `MARGIN`, and the compiled program does; 'close' if only the account does,
-            as it is; else 'no'.
+            'fits' if both the account times `MARGIN` and the compiled program fit; 'close' if only the account fits,
+            without the margin; else 'no'.
         """
         usable, peak = USABLE * chip.memory, self.memory.peak
         if max(MARGIN * peak, self.compiled.arguments + self.compiled.temporary) <= usable:
@@ -84,7 +84,7 @@ class Plan:
         return "close" if peak <= usable else "no"
 
     def hours(self, chip: Chip) -> tuple[float, float]:
-        """Hours of computing at `EFFICIENCY` of a chip's peak, and hours of sending at its links' full speed."""
+        """Hours of compute at `EFFICIENCY` of a chip's peak, and of communication at its full bandwidth."""
         compute = self.step_flops / self.devices / (EFFICIENCY * chip.flops)
         sent = sum(kind.bytes for kind in self.compiled.collectives) / chip.link
         return self.steps * compute / 3600, self.steps * sent / 3600

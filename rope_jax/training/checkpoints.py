@@ -1,4 +1,4 @@
-"""Checkpoints of training: Orbax on disk, a `TrainState` and where the run stands outside."""
+"""Checkpoints of training, written by Orbax: a `TrainState` and the progress of the run."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from rope_jax.training.state import TrainState
 
 
 class Checkpoints:
-    """Numbered checkpoints in a folder. A checkpoint appears complete or not at all.
+    """Numbered checkpoints in a folder. Saving is atomic.
 
-    All processes of a run call every method, and see the same folder. What they write restores on any mesh and in any
-    number of processes. Use as a context manager: leaving it waits for the write in progress.
+    Every process of a run calls every method and sees the same folder. A checkpoint restores on any mesh and in any
+    number of processes. A context manager: its exit waits for the save in progress.
     """
 
     def __init__(self, folder: Path, keep: int = 1, keep_best: int = 0):
         """Opens or creates the folder.
 
         Args:
-            folder: where checkpoints live.
-            keep: how many of the newest are kept.
-            keep_best: how many of the lowest loss are kept beside them.
+            folder: folder of the checkpoints.
+            keep: number of newest checkpoints to keep.
+            keep_best: number of checkpoints of lowest loss to keep as well.
         """
         self.folder = Path(folder).resolve()
         self._losses: dict[int, float] = {}
@@ -48,13 +48,13 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def save(self, state: TrainState, progress: dict, loss: float) -> None:
-        """Writes a checkpoint in the background; the state is copied first and may be donated after.
+        """Saves a checkpoint in the background, from a copy of the state, which may be donated afterwards.
 
         Args:
             state: training state; its step names the checkpoint.
-            progress: JSON-able, the same in every process: where the run stands besides, such as the data iterator's
-                position.
-            loss: what the best checkpoints are best in.
+            progress: JSON-serialisable progress of the run, such as the data iterator's position; the same in every
+                process.
+            loss: loss by which the best checkpoints are kept.
         """
         step = int(state.step)
         self._losses[step] = loss
@@ -63,34 +63,34 @@ class Checkpoints:
         self._manager.save(step, args=ocp.args.Composite(**items))
 
     def restore(self, abstract: TrainState) -> tuple[TrainState, dict]:
-        """Reads the newest checkpoint that is intact straight into the target shardings.
+        """Restores the newest intact checkpoint into the target shardings.
 
-        A newer one that is damaged is passed over with a warning that names it, and once an older one has been read it
-        is set aside under another name, so that its step can be saved again.
+        Corruption, even one flipped bit, is detected: a warning names the damaged checkpoint, and once an older one is
+        restored, the damaged one is renamed so that its step can be saved again.
 
         Args:
-            abstract: `jax.ShapeDtypeStruct` leaves that carry the shardings wanted.
+            abstract: state of `jax.ShapeDtypeStruct` with shardings.
 
         Returns:
-            The state, and what `progress` was.
+            The state and the progress.
 
         Raises:
-            InputError: if none can be read, because they are damaged or of another model; the message names the
-                newest.
+            InputError: if no checkpoint can be read because they are damaged or of another model; the message names
+                the newest.
         """
         reasons: dict[int, str] = {}
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
                 state, data = multihost.together(lambda step=step: self._read(step, abstract))
                 if fingerprint(state) != data["fingerprint"]:
-                    raise ValueError("its numbers are not those that were saved")
-            except Exception as error:  # Orbax raises many types for what is one thing to the user.
+                    raise ValueError("its numbers differ from those that were saved")
+            except Exception as error:  # Orbax raises many types for a damaged checkpoint.
                 reasons[step] = _first_line(error)
                 continue
             for damaged, reason in reasons.items():
                 warnings.warn(
-                    f"checkpoint {self.folder / str(damaged)} is damaged ({reason}): going on from step {step} "
-                    f"before it. It is kept as {self._set_aside(damaged)}, which may be deleted",
+                    f"checkpoint {self.folder / str(damaged)} is damaged ({reason}): resuming from step {step} "
+                    f"instead. It is kept as {self._set_aside(damaged)}, which may be deleted",
                     stacklevel=2,
                 )
             if reasons:
@@ -98,12 +98,12 @@ class Checkpoints:
             return state, data["progress"]
         newest, reason = next(iter(reasons.items()))
         raise InputError(
-            f"checkpoint {self.folder / str(newest)} cannot be read ({reason}), nor is there an older one that can: is "
-            f"it of this model? If it is damaged, delete that folder to start over, or to go on from one before it"
+            f"checkpoint {self.folder / str(newest)} cannot be read ({reason}), and no older one can: is it of "
+            "this model? If it is damaged, delete that folder to start over or to resume from an older one"
         )
 
     def _read(self, step: int, abstract: TrainState) -> tuple[TrainState, dict]:
-        # Not through the manager, which meets the other processes behind every read: one that failed would be missing.
+        # Not through the manager, which synchronises processes after every read: a process that failed would not come.
         place = self.folder / str(step)
         data = json.loads((place / "data" / "metadata").read_text(encoding="utf-8"))
         state = ocp.StandardCheckpointHandler().restore(place / "state", args=ocp.args.StandardRestore(abstract))
@@ -121,7 +121,7 @@ class Checkpoints:
 
 
 class _NewestAndBest(ocp.checkpoint_managers.PreservationPolicy):
-    """Keeps the newest checkpoints, and those of the lowest loss."""
+    """Keeps the newest checkpoints and those of lowest loss."""
 
     def __init__(self, newest: int, best: int, known: dict[int, float]):
         self._newest, self._best, self._known = newest, best, known
@@ -139,10 +139,10 @@ def losses(folder: Path) -> dict[int, float]:
     """Losses of the checkpoints in a folder.
 
     Args:
-        folder: where checkpoints live.
+        folder: folder of the checkpoints.
 
     Returns:
-        Step to the loss that was given to `Checkpoints.save`; steps whose record is damaged are left out.
+        Step to saved loss; steps whose record is damaged are left out.
     """
     found = {}
     for place in Path(folder).glob("[0-9]*"):
@@ -154,10 +154,10 @@ def losses(folder: Path) -> dict[int, float]:
 
 
 def fingerprint(state) -> list[int]:
-    """A number per array that changes with any bit of it, and not with how it is spread over devices.
+    """A checksum per array, which changes with any bit of it and is independent of its sharding.
 
-    Storage that flips a bit is rarely noticed by those who read it. The sum over elements `i` of `(2 i + 1) bits_i`
-    modulo 2^32 takes one pass through memory, and integers add up to the same in any order.
+    Storage that flips a bit rarely reports it. The sum over elements `i` of `(2 i + 1) bits_i`
+    modulo 2^32 takes one pass through memory, and sums of integers do not depend on their order.
 
     Args:
         state: pytree of arrays of at most 32 bits per element.
@@ -172,7 +172,7 @@ def fingerprint(state) -> list[int]:
 def _sums(leaves):
     def of(leaf):
         whole = jnp.issubdtype(leaf.dtype, jnp.integer) or leaf.dtype == bool
-        # Moments may lie in the host's memory.
+        # Moments may be offloaded to host memory.
         leaf = jax.device_put(leaf, jax.memory.Space.Device)
         unsigned = jnp.dtype(f"uint{8 * leaf.dtype.itemsize}")
         bits = leaf.astype(jnp.uint32) if whole else jax.lax.bitcast_convert_type(leaf, unsigned).astype(jnp.uint32)
@@ -190,16 +190,15 @@ def _first_line(error: Exception) -> str:
 
 
 def read_trained(folder: Path, abstract, step: int | None = None) -> dict:
-    """Reads what was trained from a checkpoint, and neither moments nor anything else; writes nothing.
+    """Reads the trained numbers from a checkpoint, without the optimizer state.
 
     Args:
-        folder: where checkpoints live.
-        abstract: `jax.ShapeDtypeStruct` leaves of `TrainState.params`, or a part of these, that carry the shardings
-            wanted.
-        step: of the checkpoint; None takes the newest.
+        folder: folder of the checkpoints.
+        abstract: `TrainState.params` or a part of it, of `jax.ShapeDtypeStruct` with shardings.
+        step: step of the checkpoint; None takes the newest.
 
     Returns:
-        What was trained, shaped like `abstract`.
+        The arrays, a pytree like `abstract`.
 
     Raises:
         InputError: if there is no such checkpoint, or it is damaged or of another model.
@@ -219,7 +218,7 @@ def read_trained(folder: Path, abstract, step: int | None = None) -> dict:
         )
         try:
             restored = manager.restore(step, args=ocp.args.Composite(state=restore))
-        except Exception as error:  # Orbax raises many types for what is one thing to the user.
+        except Exception as error:  # Orbax raises many types for a damaged checkpoint.
             reason = _first_line(error)
             raise InputError(f"checkpoint {folder / str(step)} cannot be read ({reason}): take another step") from error
     return restored["state"]["params"]

@@ -1,8 +1,7 @@
-"""Next-token cross entropy that never holds the logits of more than one chunk of tokens.
+"""Next-token cross entropy that holds the logits of one chunk of tokens at a time.
 
-Shapes: B rows, T tokens, E hidden size, V vocabulary, of which each device of a mesh has its part. Chunks are cut along
-T and keep B whole. The kernel is the head transposed, `[V, E]`: some columns of the logits then belong to neighbours in
-its memory.
+Shapes: B rows, T tokens, E hidden size, V vocabulary, sharded over the mesh. Chunks split T and keep B whole. The
+kernel is the head transposed, `[V, E]`, so that a range of the logits' columns is contiguous in its memory.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from jax.sharding import Mesh
 
 from rope_jax.sharding import spec
 
-# Columns of a chunk's logits for which their gradient exists at a time.
+# Columns of a chunk's logits whose gradient is formed at a time.
 COLUMNS = 4096
 
 
@@ -23,17 +22,17 @@ COLUMNS = 4096
 def cross_entropy(hidden, head, targets, weights, chunk, mesh: Mesh | None = None):
     """Weighted sum of next-token negative log likelihoods; divide by the second value for their mean.
 
-    Differentiated, it forms the gradients in the same pass over the chunks as the loss, because logits are dear to
-    recompute and dearer to keep: three matrix products in all. On a mesh, every device takes its own tokens and its own
-    part of the vocabulary, and the head's gradient is summed over devices once, behind all chunks.
+    When differentiated, one pass over the chunks forms both loss and gradients, because logits are expensive to
+    recompute and more expensive to keep: three matrix products in all. On a mesh, every device takes its own tokens and
+    its shard of the vocabulary, and the head's gradient is summed over devices once, after all chunks.
 
     Args:
-        hidden: `[B, T, E]`, any float dtype, which is that of the matrix products too.
+        hidden: `[B, T, E]`, any float dtype, which the matrix products use too.
         head: `[E, V]`, any float dtype.
-        targets: int32 `[B, T]`, within the vocabulary also where the weight is zero.
+        targets: int32 `[B, T]`, within the vocabulary even where the weight is zero.
         weights: float32 `[B, T]`.
-        chunk: tokens of a row that each device takes at a time; needs not divide T (static).
-        mesh: from `make_mesh`, over which tokens and vocabulary are cut; None for one device (static).
+        chunk: tokens of a row that each device takes at a time; need not divide T (static).
+        mesh: mesh that tokens and vocabulary are sharded over; None for one device (static).
 
     Returns:
         Pair of float32 scalars: sum of weighted NLL in nats, sum of weights.
@@ -46,12 +45,11 @@ def token_nll(hidden, head, targets, chunk, wanted=None):
     """Negative log likelihood of every target.
 
     Args:
-        hidden: `[B, T, E]`, any float dtype, which is that of the matrix product too.
+        hidden: `[B, T, E]`, any float dtype, which the matrix product uses too.
         head: `[E, V]`, any float dtype.
         targets: int32 `[B, T]`, within the vocabulary.
-        chunk: tokens of a row whose logits are formed at a time; needs not divide T.
-        wanted: optional bool `[B, T]`; targets that are not wanted get zero, and a chunk without any that is
-            costs nothing.
+        chunk: tokens of a row whose logits are formed at a time; need not divide T.
+        wanted: optional bool `[B, T]`; other targets get zero, and a chunk without a wanted one costs nothing.
 
     Returns:
         float32 `[B, T]`, nats.
@@ -62,7 +60,7 @@ def token_nll(hidden, head, targets, chunk, wanted=None):
 
 
 def next_token_targets(tokens, segment_ids):
-    """What each token of a packed row is to predict.
+    """The token that each token of a packed row predicts.
 
     Args:
         tokens: int32 `[B, T]`.
@@ -85,7 +83,7 @@ TOKENS, STATES, KERNEL = ("batch", "length"), ("batch", "length", None), ("vocab
 def _cross_entropy_forward(hidden, head, targets, weights, chunk, mesh):
     device = _on_each(mesh, _device_gradient, (TOKENS, STATES, KERNEL), chunk)
     nll, d_hidden, d_kernel = device(hidden, _kernel(head, hidden), targets, weights)
-    # An empty array carries the dtype of `head`, which residuals can hold and a dtype itself they cannot.
+    # Residuals cannot hold a dtype: an empty array carries that of `head`.
     residuals = (d_hidden, d_kernel.T, nll, jnp.zeros((0,), head.dtype))
     return (jnp.sum(nll * weights), jnp.sum(weights)), residuals
 
@@ -105,7 +103,7 @@ cross_entropy.defvjp(_cross_entropy_forward, _cross_entropy_backward)
 
 
 def _on_each(mesh, function, outs, chunk):
-    """A function below, on each device's part of states, kernel, targets and weights; the kernel is whole along E."""
+    """Maps a function over each device's shard of states, kernel (whole along E), targets and weights."""
     if mesh is None or mesh.size == 1:
         return partial(function, chunk=chunk, mesh=None)
     ins = STATES, ("vocab", None), TOKENS, TOKENS
@@ -114,7 +112,7 @@ def _on_each(mesh, function, outs, chunk):
         mesh=mesh,
         in_specs=tuple(spec(*names) for names in ins),
         out_specs=spec(*outs) if outs is TOKENS else tuple(spec(*names) for names in outs),
-        # Not checked: it would want to be told what each scan's first state varies over.
+        # Unchecked: the check needs to know which axes each scan's initial carry varies over.
         check_vma=False,
     )
 
@@ -151,7 +149,7 @@ def _device_gradient(hidden, kernel, targets, weights, chunk, mesh):
             start = number * width
             part = jax.lax.dynamic_slice_in_dim(logits, start, width, axis=1)
             hit = start + jnp.arange(width) == t[:, None]
-            # Down to the dtype of the products, as differentiating the product itself would have it.
+            # Rounded to the dtype of the products, as autodiff of the product would.
             d_part = ((jnp.exp(part - log_total[:, None]) - hit) * w[:, None]).astype(h.dtype)
             rows = jax.lax.dynamic_slice_in_dim(kernel, start, width)
             d_h += jnp.einsum("nv,ve->ne", d_part, rows, preferred_element_type=jnp.float32)
@@ -184,7 +182,7 @@ def _logits(hidden, kernel):
 
 
 def _nll(logits, targets, mesh):
-    """NLL and log of the partition sum, float32, shaped like the targets; these are those of `_own`."""
+    """NLL and log of the partition sum, float32, shaped like the targets that `_own` returns."""
     highest = jnp.max(logits, axis=-1)
     if mesh is not None:
         highest = jax.lax.pmax(highest, spec("vocab")[0])
@@ -195,17 +193,17 @@ def _nll(logits, targets, mesh):
 
 
 def _own(targets, kernel, mesh):
-    """Targets counted from the first token of this device's part of the vocabulary."""
+    """Targets relative to the first token of this device's shard of the vocabulary."""
     return targets if mesh is None else targets - jax.lax.axis_index(spec("vocab")[0]) * kernel.shape[0]
 
 
 def _sum(x, axis, mesh):
-    """The sum over the devices among which a logical axis is cut."""
+    """Sum over the mesh axis of a logical axis."""
     return x if mesh is None else jax.lax.psum(x, spec(axis)[0])
 
 
 def _slice(columns: int) -> int:
-    """The largest divisor that is at most `COLUMNS`; all at a time where that is small, as for a prime number."""
+    """The largest divisor of at most `COLUMNS`; all columns where that is small, as for a prime number."""
     width = next(width for width in range(min(columns, COLUMNS), 0, -1) if columns % width == 0)
     return width if width > COLUMNS // 8 else columns
 

@@ -13,12 +13,12 @@ from rope_jax.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class Profile:
-    """What is traced.
+    """The steps to trace.
 
     Attributes:
-        folder: where the trace goes.
-        first: step that it begins with, from 1. The first step of a run includes compilation.
-        last: step that it ends with.
+        folder: folder of the trace.
+        first: first traced step, from 1. The first step of a run includes compilation.
+        last: last traced step.
     """
 
     folder: Path
@@ -33,12 +33,12 @@ class Profile:
 
 
 def traced(steps: range, profile: Profile | None, wait: Callable[[], object]) -> Iterator[int]:
-    """The steps of a loop, some of which are traced.
+    """Yields the steps of a loop and traces some of them.
 
     Args:
-        steps: steps that the loop takes.
-        profile: what to trace; None for nothing.
-        wait: returns once the devices have finished the last step, so that the trace is whole.
+        steps: steps of the loop.
+        profile: steps to trace; None for none.
+        wait: blocks until the devices have finished the last step, so that the trace is complete.
 
     Yields:
         The steps.
@@ -60,13 +60,13 @@ def traced(steps: range, profile: Profile | None, wait: Callable[[], object]) ->
                 running = False
                 jax.profiler.stop_trace()
     finally:
-        if running:  # the loop was left in the midst of the trace
+        if running:  # the loop was left during the trace
             jax.profiler.stop_trace()
 
 
 def _options() -> jax.profiler.ProfileOptions:
     options = jax.profiler.ProfileOptions()
-    # Not every Python call, which says little about a compiled step: it hooks into all threads, those that write
-    # checkpoints too, and one of many runs ended in it with a segmentation fault.
+    # Tracing every Python call says little about a compiled step, and hooks into all threads, including those that
+    # write checkpoints: one of many runs ended in it with a segmentation fault.
     options.python_tracer_level = 0
     return options

@@ -57,7 +57,7 @@ def test_damaged_newest_gives_way_to_the_one_before(whole, tmp_path, damage):
     folder, expected = whole
     shutil.copytree(folder, tmp_path / "run")
     damage(tmp_path / "run" / "6")
-    with pytest.warns(UserWarning, match=r"checkpoint .*/run/6 is damaged \(.*going on from step 4.*damaged-6-1"):
+    with pytest.warns(UserWarning, match=r"checkpoint .*/run/6 is damaged \(.*resuming from step 4.*damaged-6-1"):
         resumed = fit(tmp_path / "run", KEEP)
     assert resumed.start == 4
     assert identical(resumed.model, expected)
