@@ -156,7 +156,7 @@ def test_another_config_is_not_mixed_in(finished, texts):
 
 # Bad input: field, value, and what the message must say.
 BAD = [
-    ("context.target", 32, r"context\.target is 32, not longer than context\.original \(64\)"),
+    ("context.target", 32, r"context\.target is 32, not longer than config\.context\.original \(64\)"),
     ("context.target", 64, r"context\.target is 64"),
     ("rope.head_dim", 15, r"head_dim is 15.*even"),
     ("solve.n_hat", 7, r"solve\.n_hat is 7.*use 6 or 8"),
