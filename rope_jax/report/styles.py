@@ -2,27 +2,37 @@
 
 from __future__ import annotations
 
-# The palette of Okabe and Ito, which colour-blind readers can tell apart, for the methods compared most often.
-STYLES = {
-    "own": ("as its config says", "#222222"),
-    "extrapolation": ("extrapolation", "#777777"),
-    "pi": ("PI", "#E69F00"),
-    "ntk": ("NTK", "#009E73"),
-    "dynamic_ntk": ("dynamic NTK", "#66C2A5"),
-    "yarn": ("YaRN", "#0072B2"),
-    "yarn_paper": ("YaRN (paper's form)", "#7FA7D8"),
-    "yarn_wavelength": ("YaRN (wavelengths)", "#4B3F99"),
-    "yarn_resonance": ("Resonance YaRN", "#A6761D"),
-    "llama3": ("LLaMA-3.1", "#B8A200"),
-    "abf": ("base change", "#8C564B"),
-    "critical_base": ("critical base", "#C49C94"),
-    "p_rope": ("p-RoPE", "#BCBD22"),
-    "dprope_argmin": ("DPRoPE (argmin)", "#CC79A7"),
-    "dprope": ("DPRoPE", "#D55E00"),
-    "dprope_robust": ("DPRoPE (robust)", "#882255"),
-    "minimal": ("minimal disturbance", "#000000"),
-    "explicit": ("explicit", "#56B4E9"),
-    "learned": ("learned", "#E7298A"),
+import itertools
+
+from rope_jax.rope.methods import METHODS
+
+NAMES = {
+    "own": "as its config says",
+    **{name: method.title for name, method in METHODS.items()},
+    "learned": "learned",
 }
-NAMES = {method: name for method, (name, _) in STYLES.items()}
-COLOURS = {method: colour for method, (_, colour) in STYLES.items()}
+
+# The palette of Okabe and Ito, which colour-blind readers can tell apart, for the methods compared most often.
+_CHOSEN = {
+    "own": "#222222",
+    "extrapolation": "#777777",
+    "pi": "#E69F00",
+    "ntk": "#009E73",
+    "dynamic_ntk": "#66C2A5",
+    "yarn": "#0072B2",
+    "yarn_paper": "#7FA7D8",
+    "yarn_wavelength": "#4B3F99",
+    "yarn_resonance": "#A6761D",
+    "llama3": "#B8A200",
+    "abf": "#8C564B",
+    "critical_base": "#C49C94",
+    "p_rope": "#BCBD22",
+    "dprope_argmin": "#CC79A7",
+    "dprope": "#D55E00",
+    "dprope_robust": "#882255",
+    "minimal": "#000000",
+    "explicit": "#56B4E9",
+    "learned": "#E7298A",
+}
+_SPARE = itertools.cycle(("#17BECF", "#9467BD", "#6B8E23", "#FF6F61"))
+COLOURS = {method: _CHOSEN.get(method) or next(_SPARE) for method in NAMES}
