@@ -1,6 +1,7 @@
 """Shared fixtures. Tests see eight virtual CPU devices, so that sharded code runs in every test session."""
 
 import atexit
+import gc
 import os
 import shutil
 import tempfile
@@ -10,10 +11,18 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
-# Most of these tests compile programs that run for a moment, which takes half as long so (see `optimised`).
+# Most tests compile programs that run for a moment: fewer optimisations halve their time. Tests of the CPU
+# formulations, and those that compute for long, use `optimised`.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
-# What one process has compiled serves the others of this run: workers, and commands that tests start.
+# Values of different dtypes meet only where the code converts them, in the commands that tests start, too.
+# os.environ.setdefault("JAX_NUMPY_DTYPE_PROMOTION", "strict")
+
+# The workers of pytest-xdist share the cores.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# Workers and the commands that tests start share one compilation cache.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="rope-jax-tests-")
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
@@ -31,11 +40,36 @@ install_import_hook(["rope_jax.rope"], f"{check_arrays.__module__}.{check_arrays
 jax.config.update("jax_num_cpu_devices", 8)
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+SHARED = REPOSITORY.parent / "shared"
+
+# Why a test may be skipped.
+MISSING_DATA = f"reference data is not at {SHARED}"
+SKIPS = ("cuDNN needs a GPU", "set ROPE_JAX_LONG=1")
+
+
+def pytest_collection_finish():
+    """Modules and tests stay to the end: the garbage collector need not look at them again."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionfinish(session):
+    """In CI a test is skipped only because this machine lacks what it needs."""
+    terminal = session.config.pluginmanager.get_plugin("terminalreporter")
+    if not os.environ.get("CI") or terminal is None:
+        return
+    allowed = (*SKIPS, *(() if SHARED.is_dir() else (MISSING_DATA,)))
+    for report in terminal.stats.get("skipped", []):
+        reason = report.longrepr[-1] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        if not any(known in reason for known in allowed):
+            terminal.write_line(f"{report.nodeid} may not be skipped: {reason}", red=True)
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 @pytest.fixture(scope="module")
 def optimised():
-    """Programs of this module are compiled as users' are: for those that compute for long, or to the last digit."""
+    """Programs of this module are compiled with XLA's optimisations, as users compile them."""
     before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", False)
     with pytest.MonkeyPatch.context() as patch:
@@ -46,8 +80,7 @@ def optimised():
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder of reference data beside the checkout; tests that need it skip where it is absent."""
-    folder = REPOSITORY.parent / "shared"
-    if not (folder / "golden").is_dir():
-        pytest.skip(f"reference data is not at {folder}")
-    return folder
+    """The folder of reference data beside the checkout; tests that need it are skipped where it is absent."""
+    if not SHARED.is_dir():
+        pytest.skip(MISSING_DATA)
+    return SHARED
