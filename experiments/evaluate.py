@@ -73,7 +73,7 @@ def job(config: ConfigDict, folder: Path, name: str = "eval") -> command.Evaluat
     wanted = wanted_benchmarks(config)
     source = _renamed({"path": "config.model.path"}, lambda: command.model_folder(config.model.path, progress))
     found = check_model(source)
-    tokenizer = load_tokenizer(config.data.tokenizer or source)
+    tokenizer = _renamed({"path": "config.data.tokenizer"}, lambda: load_tokenizer(config.data.tokenizer or source))
     model = settings.computed(config, found.config)
     if tokenizer.vocab_size > model.vocab_size:
         raise InputError(

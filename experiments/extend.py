@@ -33,7 +33,7 @@ from absl import flags
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from experiments import benchmarks, cli, settings, signals, workdir
+from experiments import benchmarks, cli, names, settings, signals, workdir
 from experiments.cards import run_card, run_provenance
 from experiments.learned import learned_solution
 from experiments.plan import plan_run, virtual_devices
@@ -170,7 +170,8 @@ def prepare(config: ConfigDict, folder: Path) -> Run:
     if config.model.path:
         source = settings.model_folder(config.model.path)
         found = check_model(source)
-        tokenizer = load_tokenizer(config.data.tokenizer or source)
+        with names.renamed({"path": "config.data.tokenizer"}):
+            tokenizer = load_tokenizer(config.data.tokenizer or source)
         model, own, dtype = settings.computed(config, found.config), found.rope, found.config.param_dtype
         if tokenizer.vocab_size > model.vocab_size:
             raise InputError(
@@ -179,7 +180,8 @@ def prepare(config: ConfigDict, folder: Path) -> Run:
             )
     else:
         source = folder / "model"
-        tokenizer = load_tokenizer(config.pretrain.tokenizer)
+        with names.renamed({"path": "config.pretrain.tokenizer"}):
+            tokenizer = load_tokenizer(config.pretrain.tokenizer)
         model = settings.pretrained_model(config, tokenizer)
         own, dtype = identity(model.head_dim), "float32"
     extension = settings.model_extension(config, model, own)
@@ -214,8 +216,10 @@ def prepare(config: ConfigDict, folder: Path) -> Run:
     workdir.check_disk(folder, workdir.needed_bytes(folder, parameters(model), leaves(trained), methods, keep))
     if config.data.name != "python_stdlib" and not config.data.path:
         raise InputError("config.data.path is empty: name the folder of texts to fine-tune and measure on")
-    splits = open_corpus(config.data.name, config.data.path, folder / "data")
-    texts = benchmarks.texts(config).tokenize(splits[config.eval.split], tokenizer)
+    with names.renamed(benchmarks.names()):
+        splits = open_corpus(config.data.name, config.data.path, folder / "data")
+        documents = splits[config.eval.split]
+    texts = benchmarks.texts(config).tokenize(documents, tokenizer)
     setting = benchmarks.setting(
         config,
         model,
@@ -229,9 +233,9 @@ def prepare(config: ConfigDict, folder: Path) -> Run:
     wanted = {"perplexity": benchmarks.benchmark(config, "perplexity", conventions=("token",))}
     if config.eval.passkey_trials:
         wanted["passkey"] = benchmarks.benchmark(config, "passkey")
-    names = {name: benchmarks.names(name) for name in wanted}
-    names["perplexity"]["lengths"] = "config.context.target"
-    evaluation = engine.prepare(wanted, setting, Home(names=names))
+    fields = {name: benchmarks.names(name) for name in wanted}
+    fields["perplexity"]["lengths"] = "config.context.target"
+    evaluation = engine.prepare(wanted, setting, Home(names=fields))
     if evaluation.not_run:
         raise evaluation.not_run[0].error
     if multihost.is_first():
@@ -400,15 +404,11 @@ def fit(run: Run, rope: ScaleVector, training: TrainConfig, initial: Callable, f
         The trained parameters and their scale vector.
     """
     rows = training.global_batch // training.accumulation
-    batches = training_batches(
-        run.documents,
-        run.tokenizer,
-        rows,
-        training.length,
-        run.config.seed,
-        process_rows(run.mesh, rows),
-        run.config.data.streams,
-    )
+    streams, held = run.config.data.streams, process_rows(run.mesh, rows)
+    with names.renamed({"streams": "config.data.streams"}):
+        batches = training_batches(
+            run.documents, run.tokenizer, rows, training.length, run.config.seed, rows=held, streams=streams
+        )
     profile = Profile(folder / "profile", *run.profile) if run.profile else None
     steps, tokens = training.optimizer.steps, training.global_batch * training.length
 

@@ -57,8 +57,8 @@ def learned_solution(
         rows,
         extension.measure.target,
         seed,
-        held,
-        streams,
+        rows=held,
+        streams=streams,
     )
     sharding = batch_sharding(mesh)
 

@@ -10,6 +10,7 @@ import jax
 from ml_collections import ConfigDict
 
 from experiments import settings
+from experiments.names import renamed
 from experiments.progress import say
 from rope_jax.data.tokenizer import load_tokenizer
 from rope_jax.errors import InputError
@@ -102,7 +103,9 @@ def shape(config: ConfigDict) -> tuple[LlamaConfig, ScaleVector]:
         beside = Path(__file__).resolve().parents[1] / config.plan.model
         found = read_config(beside if config.plan.model else settings.model_folder(config.model.path))
         return settings.computed(config, found.config, "gpu"), found.rope
-    model = settings.pretrained_model(config, load_tokenizer(config.pretrain.tokenizer))
+    with renamed({"path": "config.pretrain.tokenizer"}):
+        tokenizer = load_tokenizer(config.pretrain.tokenizer)
+    model = settings.pretrained_model(config, tokenizer)
     return model, identity(model.head_dim)
 
 

@@ -1,4 +1,4 @@
-"""The tokenizer that needs no file: a token is a byte of UTF-8."""
+"""A tokenizer without files: a token is a byte of UTF-8."""
 
 from __future__ import annotations
 
@@ -20,36 +20,22 @@ class ByteTokenizer:
     eos_id = 257
 
     def encode(self, text: str) -> np.ndarray:
-        """Encodes text without special tokens.
-
-        Args:
-            text: any text.
-
-        Returns:
-            int32 `[bytes]`, the bytes of its UTF-8.
-        """
+        """The bytes of a text's UTF-8, int32 `[bytes]`."""
         return np.frombuffer(text.encode("utf-8"), np.uint8).astype(np.int32)
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-        """Decodes ids, special tokens left out.
-
-        Args:
-            ids: integers `[tokens]`. Bytes that are no UTF-8, as a model may emit, become U+FFFD.
-
-        Returns:
-            The text.
-        """
+        """Decodes ids without special tokens; invalid UTF-8 becomes U+FFFD."""
         return bytes(int(i) for i in ids if 0 <= i < 256).decode("utf-8", errors="replace")
 
     def save(self, folder: str | Path) -> None:
-        """Writes `tokenizer.json` and `tokenizer_config.json`, which `AutoTokenizer` turns into the same ids.
+        """Writes `tokenizer.json` and `tokenizer_config.json`, from which `AutoTokenizer` gives the same ids.
 
-        As LLaMA's tokenizer does, the saved one puts `<s>` in front unless told `add_special_tokens=False`.
+        Like LLaMA's tokenizer, it prepends `<s>` unless called with `add_special_tokens=False`.
 
         Args:
             folder: created if missing.
         """
-        # GPT-2's byte-level alphabet with the printable name of byte b at id b, and no merges.
+        # GPT-2's byte-level alphabet, with the printable name of byte b at id b and without merges.
         tokenizer = tokenizers.Tokenizer(
             tokenizers.models.BPE(vocab={name: byte for byte, name in enumerate(_byte_names())}, merges=[])
         )
@@ -69,14 +55,14 @@ class ByteTokenizer:
             "bos_token": "<s>",
             "eos_token": "</s>",
             "clean_up_tokenization_spaces": False,
-            # As here, "<s>" within a text is three bytes.
+            # "<s>" within a text is three bytes.
             "split_special_tokens": True,
         }
         (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
 def _byte_names() -> list[str]:
-    """GPT-2's names of the 256 bytes: a printable byte is named by itself, the others by U+0100 upwards."""
+    """GPT-2's names of the 256 bytes: printable ones name themselves, the others are U+0100 and up."""
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     names, others = [], 0
     for byte in range(256):

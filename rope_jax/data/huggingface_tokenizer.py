@@ -12,7 +12,7 @@ import numpy as np
 
 from rope_jax.errors import InputError
 
-# Data only: a folder may also hold Python files, and these are neither run nor passed on.
+# Data only. Python files in a folder are neither run nor copied.
 _FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -50,13 +50,10 @@ class HuggingFaceTokenizer:
         Args:
             folder: holds `tokenizer.json` and `tokenizer_config.json`, or an older layout.
 
-        Returns:
-            The tokenizer.
-
         Raises:
             InputError: if transformers cannot load it.
         """
-        # Here, not on top: importing transformers takes seconds, and most tokenizers do without.
+        # Importing transformers takes seconds, and the other tokenizers do without.
         from transformers import AutoTokenizer
 
         folder = Path(folder)
@@ -65,12 +62,12 @@ class HuggingFaceTokenizer:
         except Exception as error:  # The tokenizers package raises bare Exception.
             reason = str(error).strip().partition("\n")[0]
             raise InputError(
-                f"config.data.tokenizer: transformers cannot load the tokenizer in {folder} ({reason}); it must be "
-                "complete and of a class that transformers itself has (code in the folder is never run)"
+                f"transformers cannot load the tokenizer in {folder} ({reason}); it must be complete and of a class "
+                "that transformers itself has (code in the folder is never run)"
             ) from error
         backend = getattr(tokenizer, "backend_tokenizer", None)
         if backend is not None:
-            # A tokenizer.json may ask for both, and either would silently spoil a document.
+            # A tokenizer.json may ask for truncation and padding, which would change documents silently.
             backend.no_truncation()
             backend.no_padding()
             backend.encode_special_tokens = True
@@ -78,42 +75,24 @@ class HuggingFaceTokenizer:
         return cls(folder, tokenizer, max(ids) + 1, tokenizer.bos_token_id, tokenizer.eos_token_id)
 
     def encode(self, text: str) -> np.ndarray:
-        """Encodes text without special tokens.
-
-        Args:
-            text: any text, of any length.
-
-        Returns:
-            int32 `[tokens]`.
-        """
+        """Encodes a text of any length without special tokens, as int32 `[tokens]`."""
         backend = getattr(self.tokenizer, "backend_tokenizer", None)
         if backend is not None:
-            # Not through transformers, which warns about texts above the length that its config names.
+            # transformers would warn about texts longer than its config's maximum.
             ids = backend.encode(text, add_special_tokens=False).ids
         else:
             ids = self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True, verbose=False)
         return np.asarray(ids, np.int32)
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-        """Decodes ids, special tokens left out.
-
-        Args:
-            ids: integers `[tokens]`.
-
-        Returns:
-            The text; invalid UTF-8 becomes U+FFFD.
-        """
-        # `clean_up_tokenization_spaces` would drop the space before a full stop, which may be in the text.
+        """Decodes ids without special tokens; invalid UTF-8 becomes U+FFFD."""
+        # `clean_up_tokenization_spaces` would drop spaces before full stops.
         return self.tokenizer.decode(
             [int(i) for i in ids], skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
 
     def save(self, folder: str | Path) -> None:
-        """Copies the tokenizer's data files, byte for byte.
-
-        Args:
-            folder: created if missing.
-        """
+        """Copies the tokenizer's data files byte for byte into `folder`, which is created if missing."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         for name in _FILES:

@@ -1,4 +1,4 @@
-"""From documents to batches of packed rows, with Grain: shuffled, shared by processes, resumed exactly."""
+"""Batches of packed rows from documents, with Grain: shuffled, shared by processes, resumed exactly."""
 
 from __future__ import annotations
 
@@ -12,15 +12,14 @@ import numpy as np
 from rope_jax.data.tokenizer import Tokenizer
 from rope_jax.errors import InputError
 
-# A book of 500 kB fills dozens of consecutive rows, so a batch of consecutive rows would show the optimizer one or
-# two books. Rows are therefore shuffled after packing, within windows of about fifteen books. Interleaving as many
-# streams of documents would mix as well, but a stream of short documents starts its next epoch before a stream
-# of long ones has ended; in a single stream every document is seen once per epoch. A window costs 12 bytes a token
-# (25 MB); the first batch, of a new or a resumed run, waits until one window is tokenised.
+# A book of 500 kB fills dozens of consecutive rows; a batch of them would hold one or two books. Rows are therefore
+# shuffled after packing, within windows of about fifteen books. Interleaving as many streams of documents would mix
+# them too, but a stream of short documents would start its next epoch early; in one stream every document is seen once
+# per epoch. A window takes 12 bytes per token (25 MB). The first batch waits until one window is tokenised.
 _WINDOW_TOKENS = 1 << 21
-# Packing costs per row, too: short rows get a smaller window, so that the first batch does not take seconds.
+# Packing has a cost per row, too. This bound keeps the wait for the first batch of short rows below seconds.
 _WINDOW_ROWS = 1 << 13
-# Documents that threads tokenise ahead, about as many as the next window needs.
+# Threads tokenise ahead about as many documents as the next window needs.
 _READ_AHEAD = grain.ReadOptions(num_threads=4, prefetch_buffer_size=16)
 
 
@@ -35,9 +34,8 @@ class Source(Protocol):
 class TrainingBatches:
     """An endless iterator of batches whose position can be saved and restored.
 
-    Each batch is a dictionary of int32 arrays `[B, T]`: `tokens`; `segment_ids`, which number the documents
-    within a row from 1 (0 would be padding, of which a packed row has none); and `positions`, tokens since the
-    segment began, so 0 where a document or a row begins.
+    Each batch is a dictionary of int32 arrays `[B, T]`: `tokens`; `segment_ids`, which number the documents within a
+    row from 1 (packed rows have no padding); and `positions`, tokens since the segment's beginning.
     """
 
     def __init__(
@@ -66,23 +64,21 @@ class TrainingBatches:
         }
 
     def get_state(self) -> dict[str, Any]:
-        """The position after the batches taken so far.
+        """The position after the batches taken so far, as a dictionary that survives JSON.
 
-        Returns:
-            A dictionary that `json` can write; what it reads back is as good. Those of all processes together, see
-            `join_states`, serve a run of any number of processes.
+        `join_states` makes a position of the whole run from those of all processes.
         """
         positions = {str(stream): batches.get_state() for stream, batches in self._streams.items()}
         return {"pipeline": dict(self._description), "positions": positions}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Continues behind the batch after which `state` was taken; the batches to come are the very same.
+        """Resumes with the batch that would have followed `state`.
 
         Args:
-            state: from `get_state` of an iterator made with the same arguments, apart from `rows`.
+            state: a whole run's position, from an iterator with the same arguments; `rows` may differ.
 
         Raises:
-            InputError: if it was made with others, so that its position means nothing here.
+            InputError: if another argument differs.
         """
         saved = state["pipeline"]
         for field, value in self._description.items():
@@ -94,20 +90,20 @@ class TrainingBatches:
         for stream, batches in self._streams.items():
             if str(stream) not in state["positions"]:
                 raise InputError(
-                    f"the saved data position lacks stream {stream}: it is that of one process, not of all"
+                    f"the saved data position lacks stream {stream}: it is one process's; join those of all processes"
                 )
-            # Grain compares slices with tuples, and JSON knows only lists.
+            # Grain compares slices with tuples, which JSON turns into lists.
             batches.set_state(_lists_to_tuples(state["positions"][str(stream)]))
 
 
 def join_states(states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The position of a whole run from those of its processes.
+    """Joins the positions of all processes into that of the run.
 
     Args:
-        states: from `TrainingBatches.get_state`, after equally many batches in each process.
+        states: results of `TrainingBatches.get_state`, after equally many batches in each process.
 
     Returns:
-        What `TrainingBatches.set_state` takes in any process of any number of them.
+        The state for `TrainingBatches.set_state`, in any process of any number of them.
     """
     positions = {stream: position for state in states for stream, position in state["positions"].items()}
     return {**states[0], "positions": dict(sorted(positions.items(), key=lambda item: int(item[0])))}
@@ -119,25 +115,26 @@ def training_batches(
     batch_size: int,
     length: int,
     seed: int,
+    *,
     rows: Sequence[int] | None = None,
     streams: int = 1,
 ) -> TrainingBatches:
-    """Batches of rows that are packed without waste from documents in an order drawn anew every epoch.
+    """Packs documents into batches of rows without padding, in a new order every epoch.
 
-    Documents get BOS in front and EOS behind where the tokenizer has them, are concatenated, and cut every
-    `length` tokens. The batches are the same however many processes share them; a process asks for its rows.
+    Documents are wrapped in BOS and EOS (if the tokenizer has them), concatenated, and cut every `length` tokens. The
+    batches do not depend on the number of processes; each process asks for its rows.
 
-    Documents are dealt out to streams, the same ones in every epoch, and each stream fills its share of every
-    batch. A process packs the streams that its rows come from, so that with one stream every process reads all
-    documents, and with as many as there are processes each reads its own.
+    Documents are divided into streams, the same in every epoch. Each stream fills its share of every batch. A process
+    packs only the streams of its rows: with one stream every process reads all documents; with as many streams as
+    processes, each reads its own.
 
     Args:
         source: the documents.
         tokenizer: applied on the fly, in threads.
         batch_size: rows B of a batch over all processes.
         length: tokens T of a row.
-        seed: from 0 to 2^32 - 1; determines the batches, given the other arguments.
-        rows: numbers of the rows of every batch that are given, ascending; None gives all.
+        seed: of the order, from 0 to 2^32 - 1.
+        rows: rows of every batch that this iterator gives, ascending; None gives all.
         streams: a divisor of `batch_size`.
 
     Returns:
@@ -146,26 +143,27 @@ def training_batches(
     Raises:
         InputError: if there are fewer documents than streams, or an argument is out of its range.
     """
-    for name, value in (("batch_size", batch_size), ("length", length), ("config.data.streams", streams)):
+    for name, value in (("batch_size", batch_size), ("length", length), ("streams", streams)):
         if value < 1:
-            raise InputError(f"{name} is {value}: it must be at least 1")
+            raise InputError(f"`{name}` is {value}: it must be at least 1", field=name)
     if not 0 <= seed < 2**32:
-        raise InputError(f"seed is {seed}: it must be from 0 to 2^32 - 1")
+        raise InputError(f"`seed` is {seed}: it must be from 0 to 2^32 - 1", field="seed")
     if batch_size % streams:
         raise InputError(
-            f"config.data.streams is {streams}, which does not divide the {batch_size} rows of a microbatch: choose a "
-            "divisor"
+            f"`streams` is {streams}, which does not divide the {batch_size} rows of a microbatch: choose a divisor",
+            field="streams",
         )
     if len(source) < streams:
         raise InputError(
-            f"config.data.path: {len(source)} documents cannot be dealt out to {streams} streams; "
-            "split documents into several files or lower config.data.streams"
+            f"`streams` is {streams}, and there are only {len(source)} documents: lower it, or split documents into "
+            "several files",
+            field="streams",
         )
     share = batch_size // streams
     kept: dict[int, list[int]] = {}
     for row in range(batch_size) if rows is None else rows:
         kept.setdefault(row // share, []).append(row % share)
-    # A window of several epochs would only delay the first batch; a token is a character or more.
+    # A window above one epoch would only delay the first batch. A token is at least a character.
     epoch_rows = _characters(source) // streams // length
     window = max(share, min(_WINDOW_TOKENS // length, _WINDOW_ROWS, epoch_rows))
 
@@ -193,22 +191,22 @@ def training_batches(
 def token_documents(
     source: Source, tokenizer: Tokenizer, max_tokens: int, per_document: int | None = None
 ) -> list[tuple[str, np.ndarray]]:
-    """Documents for evaluation: the first of a split, up to a number of tokens in all.
+    """Tokenises the first documents of a split, for evaluation.
 
     Args:
         source: the documents.
         tokenizer: applied without special tokens.
-        max_tokens: budget; the document that exceeds it is cut, and no further one is read.
-        per_document: tokens kept of each document at most, so that a budget covers more of them; None keeps all.
+        max_tokens: budget over all documents. The one that exceeds it is cut, and no further one is read.
+        per_document: largest number of tokens of a document; None keeps all.
 
     Returns:
-        Id and int32 `[tokens]` of each document, in the order of `source`.
+        Id and int32 `[tokens]` of each document that is not empty, in the order of `source`.
 
     Raises:
         InputError: if the budget is not positive.
     """
     if max_tokens < 1:
-        raise InputError(f"max_tokens is {max_tokens}: it must be at least 1")
+        raise InputError(f"`max_tokens` is {max_tokens}: it must be at least 1", field="max_tokens")
     documents: list[tuple[str, np.ndarray]] = []
     left = max_tokens
     for index in range(len(source)):
@@ -223,17 +221,15 @@ def token_documents(
 
 
 def _characters(source: Source) -> int:
-    """Characters in all documents, estimated from a few of them."""
+    """Number of characters, estimated from about sixteen documents."""
     sample = range(0, len(source), -(-len(source) // 16))
     return len(source) * sum(len(source[index]["text"]) for index in sample) // len(sample)
 
 
 def _encode_document(tokenizer: Tokenizer, document: Mapping[str, str]) -> dict[str, np.ndarray]:
-    def special(token: int | None) -> Sequence[int]:
-        return [] if token is None else [token]
-
-    parts = [special(tokenizer.bos_id), tokenizer.encode(document["text"]), special(tokenizer.eos_id)]
-    return {"tokens": np.concatenate([np.asarray(part, np.int32) for part in parts])}
+    special = (tokenizer.bos_id, tokenizer.eos_id)
+    begin, end = (np.asarray([] if token is None else [token], np.int32) for token in special)
+    return {"tokens": np.concatenate([begin, tokenizer.encode(document["text"]), end])}
 
 
 def _lists_to_tuples(state: Any) -> Any:

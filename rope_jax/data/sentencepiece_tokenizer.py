@@ -7,6 +7,7 @@ import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import sentencepiece
@@ -15,16 +16,16 @@ from sentencepiece import sentencepiece_model_pb2
 
 from rope_jax.errors import InputError
 
-_Piece = sentencepiece_model_pb2.ModelProto.SentencePiece
-_SPACE = "\u2581"  # How sentencepiece writes a space within a piece.
+_proto: Any = sentencepiece_model_pb2  # generated, without types
+_Piece = _proto.ModelProto.SentencePiece
+_SPACE = "\u2581"  # a space within a piece
 
 
 @dataclasses.dataclass(frozen=True)
 class SentencePieceTokenizer:
-    """A sentencepiece model, applied by the sentencepiece package itself.
+    """A sentencepiece model, applied by the sentencepiece package.
 
-    Not by transformers: version 5 loads a bare model with another treatment of leading spaces than
-    sentencepiece, and so than the model was trained with.
+    transformers 5 treats leading spaces in another way than sentencepiece, with which the model was trained.
 
     Attributes:
         path: the model file.
@@ -42,55 +43,31 @@ class SentencePieceTokenizer:
 
     @classmethod
     def load(cls, path: str | Path) -> SentencePieceTokenizer:
-        """Loads a model file.
-
-        Args:
-            path: the file.
-
-        Returns:
-            The tokenizer.
-
-        Raises:
-            InputError: if it is not a sentencepiece model.
-        """
+        """Loads a model file; an InputError names a file that is not a sentencepiece model."""
         path = Path(path)
         try:
             processor = sentencepiece.SentencePieceProcessor(model_file=str(path))
         except (OSError, RuntimeError) as error:
             raise InputError(
-                f"config.data.tokenizer: {path} is not a sentencepiece model; LLaMA3's tokenizer.model is not "
-                "one either: use the folder with its tokenizer.json"
+                f"{path} is not a sentencepiece model; LLaMA3's tokenizer.model is not one either: use the folder with "
+                "its tokenizer.json"
             ) from error
         bos, eos = processor.bos_id(), processor.eos_id()
         return cls(path, processor, processor.vocab_size(), bos if bos >= 0 else None, eos if eos >= 0 else None)
 
     def encode(self, text: str) -> np.ndarray:
-        """Encodes text without special tokens.
-
-        Args:
-            text: any text, of any length.
-
-        Returns:
-            int32 `[tokens]`.
-        """
+        """Encodes a text of any length without special tokens, as int32 `[tokens]`."""
         return np.asarray(self.processor.encode(text), np.int32)
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-        """Decodes ids, special tokens left out.
-
-        Args:
-            ids: integers `[tokens]`; those outside of the vocabulary, as a padded model may emit, are left out.
-
-        Returns:
-            The text; invalid UTF-8 becomes U+FFFD.
-        """
+        """Decodes ids without special tokens and ids outside the vocabulary; invalid UTF-8 becomes U+FFFD."""
         return self.processor.decode([int(i) for i in ids if 0 <= i < self.vocab_size])
 
     def save(self, folder: str | Path) -> None:
         """Writes the model file, and its equivalent as `tokenizer.json` with `tokenizer_config.json`.
 
-        As LLaMA's tokenizer does, the saved one puts BOS in front unless told `add_special_tokens=False`, and
-        takes the text of a special token for that token.
+        Like LLaMA's tokenizer, it prepends BOS unless called with `add_special_tokens=False`, and reads the text of a
+        special token as that token.
 
         Args:
             folder: created if missing.
@@ -99,7 +76,7 @@ class SentencePieceTokenizer:
             InputError: if the model is of a kind (unigram, or with a normaliser or symbols of its own) for which
                 `tokenizer.json` has no exact equivalent here.
         """
-        model = sentencepiece_model_pb2.ModelProto.FromString(self.path.read_bytes())
+        model = _proto.ModelProto.FromString(self.path.read_bytes())
         equivalent = _huggingface_equivalent(model, self.path)
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -108,7 +85,7 @@ class SentencePieceTokenizer:
         if not (target.exists() and self.path.samefile(target)):
             shutil.copyfile(self.path, target)
         config = {
-            # Not LlamaTokenizer: in version 5 that class ignores the normaliser in tokenizer.json.
+            # LlamaTokenizer of transformers 5 ignores the normaliser in tokenizer.json.
             "tokenizer_class": "PreTrainedTokenizerFast",
             "bos_token": None if self.bos_id is None else model.pieces[self.bos_id].piece,
             "eos_token": None if self.eos_id is None else model.pieces[self.eos_id].piece,
@@ -119,14 +96,10 @@ class SentencePieceTokenizer:
 
 
 def _huggingface_equivalent(model, path: Path) -> tokenizers.Tokenizer:
-    """The same byte-pair encoding as a `tokenizers` pipeline.
-
-    Raises:
-        InputError: if it would not be the same.
-    """
+    """The same byte-pair encoding as a `tokenizers` pipeline; an InputError if there is none."""
     spec = model.normalizer_spec
     exact = (
-        model.trainer_spec.model_type == sentencepiece_model_pb2.TrainerSpec.BPE
+        model.trainer_spec.model_type == _proto.TrainerSpec.BPE
         and spec.escape_whitespaces
         and not (spec.precompiled_charsmap or spec.remove_extra_whitespaces)
         and not model.trainer_spec.treat_whitespace_as_suffix
@@ -134,8 +107,8 @@ def _huggingface_equivalent(model, path: Path) -> tokenizers.Tokenizer:
     )
     if not exact:
         raise InputError(
-            f"config.data.tokenizer: {path} is a sentencepiece model without an exact tokenizer.json (only "
-            "byte-pair models without normalisation have one); use the model's Hugging Face folder instead"
+            f"{path} is a sentencepiece model without an exact tokenizer.json (only byte-pair models without "
+            "normalisation have one); use the model's Hugging Face folder instead"
         )
     unk = next((piece.piece for piece in model.pieces if piece.type == _Piece.UNKNOWN), None)
     result = tokenizers.Tokenizer(
@@ -167,7 +140,7 @@ def _huggingface_equivalent(model, path: Path) -> tokenizers.Tokenizer:
 
 
 def _merges(pieces) -> list[tuple[str, str]]:
-    """All pairs of pieces that make a piece, best score first: sentencepiece merges by score, not by a list."""
+    """All pairs of pieces that form a piece, best score first: the order in which sentencepiece merges."""
     scores = {piece.piece: piece.score for piece in pieces if piece.type == _Piece.NORMAL}
     pairs = [
         (piece[:cut], piece[cut:])

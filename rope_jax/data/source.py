@@ -11,7 +11,7 @@ from rope_jax.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class TextSource:
-    """A split's documents as `{"id": str, "text": str}`; what Grain calls a random-access data source.
+    """The documents of a split as `{"id": str, "text": str}`: a random-access data source in Grain's sense.
 
     Attributes:
         records: TFDS data source, a sequence of feature dictionaries.
@@ -27,22 +27,29 @@ class TextSource:
         return len(self.records)
 
     def __getitem__(self, index: SupportsIndex) -> dict[str, str]:
-        # Through `range`, because array records raise ValueError past the end, which no `for` loop understands.
+        # `range` raises IndexError past the end, which ends a `for` loop. Array records raise ValueError.
         record = self.records[range(len(self))[index]]
         return {"id": _string(record[self.id_field]), "text": _string(record[self.text_field])}
 
 
 class Splits(dict[str, TextSource]):
-    """Split name to source; looking up a split that does not exist says which do."""
+    """Split name to source. Looking up a split that does not exist raises an InputError with those that do."""
 
     def __init__(self, sources: Mapping[str, TextSource], corpus: str):
         super().__init__(sources)
         self.corpus = corpus
 
+    @classmethod
+    def of(cls, builder: Any, corpus: str, **fields: str) -> Splits:
+        """The splits of a prepared TFDS builder, with `fields` of `TextSource`."""
+        sources = {split: TextSource(builder.as_data_source(split), **fields) for split in builder.info.splits}
+        return cls(sources, corpus)
+
     def __missing__(self, split: str) -> TextSource:
         raise InputError(
-            f"config.data.path: {self.corpus} has no split {split!r}, only {', '.join(self)}; "
-            f"name one of these, or add a sub-folder {split!r} of text files"
+            f"`split` is {split!r}, and {self.corpus} has only {', '.join(self)}; "
+            f"name one of these, or add a sub-folder {split!r} of text files",
+            field="split",
         )
 
 

@@ -1,4 +1,4 @@
-"""The Python standard library as a corpus: every machine that runs this has it, so it needs no download."""
+"""The Python standard library as a corpus that needs no download."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from pathlib import Path
 from rope_jax.data.text_files import Document
 from rope_jax.errors import InputError
 
-# Tests are repetitive, and the rest is not the library's own: installed packages, caches.
+# Tests are repetitive. The others hold installed packages and caches.
 _SKIPPED_FOLDERS = frozenset({"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"})
 
 
 def list_sources() -> tuple[Path, tuple[Path, ...]]:
-    """Finds the library's Python sources; its documentation is one of them (`pydoc_data/topics.py`).
+    """Finds the library's Python sources, documentation included (`pydoc_data/topics.py`).
 
     Returns:
         The library's folder, and the files below it sorted by relative path.
 
     Raises:
-        InputError: if this Python carries no sources.
+        InputError: if this Python comes without sources.
     """
     root = Path(sysconfig.get_path("stdlib")).resolve()
     found = []
@@ -30,19 +30,20 @@ def list_sources() -> tuple[Path, tuple[Path, ...]]:
         folders[:] = [name for name in folders if name not in _SKIPPED_FOLDERS]
         for name in files:
             path = Path(folder) / name
-            # `_sysconfigdata*` lists this machine's build settings: no text, and different everywhere.
+            # `_sysconfigdata*` lists the build settings of this machine.
             if name.endswith(".py") and not name.startswith("_sysconfigdata") and not path.is_symlink():
                 found.append(path)
     if not found:
         raise InputError(
-            f"config.data.name is python_stdlib, but this Python has no sources at {root}; "
-            "use an interpreter that ships them, or text_folder"
+            f"`name` is 'python_stdlib', but this Python has no sources at {root}; "
+            "use an interpreter that ships them, or a text_folder",
+            field="name",
         )
     return root, tuple(sorted(found, key=lambda path: path.relative_to(root).as_posix()))
 
 
 def read_sources(root: Path, paths: Sequence[Path]) -> Iterator[Document]:
-    """Reads sources in the encoding that each declares; the few that do not decode are left out.
+    """Reads sources in the encoding that each declares. The few that do not decode are left out.
 
     Args:
         root: folder that document ids are relative to.

@@ -1,4 +1,4 @@
-"""Documents in a folder of text and JSON-lines files. What is read is untrusted: nothing in it is executed."""
+"""Documents in a folder of text and JSON-lines files. Nothing in an untrusted file is executed."""
 
 from __future__ import annotations
 
@@ -9,39 +9,34 @@ import os
 import stat
 import zlib
 from collections.abc import Iterator, Sequence
+from io import BufferedIOBase
 from pathlib import Path
-from typing import BinaryIO
 
 from rope_jax.errors import InputError
 
 ENDINGS = (".txt", ".txt.gz", ".jsonl", ".jsonl.gz")
 
-# A corrupt or hostile file (a decompression bomb, a gigabyte without a line break) must end in a message, not in
-# an exhausted machine. The longest books have a few megabytes.
+# Bounds the memory that a corrupt or hostile file can take, such as a decompression bomb or a gigabyte without a line
+# break. The longest books have a few megabytes.
 DOCUMENT_LIMIT = 1 << 28
 
 
 @dataclasses.dataclass(frozen=True)
 class Document:
-    """A text and where it is from.
-
-    Attributes:
-        id: path within the corpus, with `:line` for a line of a JSON-lines file.
-        text: the text, not stripped or normalised in any way.
-    """
+    """A text, unchanged, and its id: the path within the corpus, with `:line` for a line of a JSON-lines file."""
 
     id: str
     text: str
 
 
 def list_text_files(root: Path) -> tuple[Path, ...]:
-    """The regular files below a folder with one of `ENDINGS`, hidden ones left out.
+    """Lists the regular files below a folder that end in one of `ENDINGS`. Hidden ones are left out.
 
     Args:
         root: the folder.
 
     Returns:
-        Paths, sorted by their path relative to `root`, so that no file system's order shows.
+        Paths, sorted by their path relative to `root`.
 
     Raises:
         InputError: if the folder cannot be read or a symbolic link leads out of it.
@@ -60,17 +55,17 @@ def list_text_files(root: Path) -> tuple[Path, ...]:
             if path.is_symlink() and not (path.exists() and path.resolve().is_relative_to(root)):
                 raise _link_error(path)
             if not stat.S_ISREG(path.stat().st_mode):
-                raise InputError(f"config.data.path: {path} is not a regular file; remove it")
+                raise InputError(f"{path} is not a regular file; remove it")
             found.append(path)
     return tuple(sorted(found, key=lambda path: path.relative_to(root).as_posix()))
 
 
 def read_documents(root: Path, paths: Sequence[Path]) -> Iterator[Document]:
-    """Reads documents one by one: a `.txt` file is one, a line of a `.jsonl` file is one.
+    """Reads documents one by one. A `.txt` file is a document; so is each line of a `.jsonl` file.
 
     Args:
         root: folder that document ids are relative to.
-        paths: files below it, as `list_text_files` gives them.
+        paths: files below it.
 
     Yields:
         The documents that hold more than whitespace, in the order of `paths`.
@@ -89,17 +84,17 @@ def read_documents(root: Path, paths: Sequence[Path]) -> Iterator[Document]:
                     if document.text.strip():
                         yield document
         except (OSError, EOFError, zlib.error) as error:
-            raise InputError(f"config.data.path: cannot read {path} ({error}); repair or remove it") from error
+            raise InputError(f"cannot read {path} ({error}); repair or remove it") from error
 
 
-def _read_whole(file: BinaryIO, path: Path, name: str) -> Iterator[Document]:
+def _read_whole(file: BufferedIOBase, path: Path, name: str) -> Iterator[Document]:
     data = file.read(DOCUMENT_LIMIT + 1)
     _check_size(data, str(path))
-    # Byte-order marks are how some editors mark UTF-8; they are no part of the text.
+    # Some editors mark UTF-8 with a byte order mark, which is no part of the text.
     yield Document(name, _decode(data, path, 0).removeprefix("\ufeff"))
 
 
-def _read_lines(file: BinaryIO, path: Path, name: str) -> Iterator[Document]:
+def _read_lines(file: BufferedIOBase, path: Path, name: str) -> Iterator[Document]:
     offset, number = 0, 0
     while data := file.readline(DOCUMENT_LIMIT + 1):
         number += 1
@@ -118,14 +113,14 @@ def _text_of(line: str, where: str) -> str:
     try:
         value = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise InputError(f"config.data.path: {where} is not JSON ({error}); {fix}") from None
+        raise InputError(f"{where} is not JSON ({error}); {fix}") from None
     if not isinstance(value, dict) or not isinstance(value.get("text"), str):
-        raise InputError(f'config.data.path: {where} has no "text"; {fix}')
+        raise InputError(f'{where} has no "text"; {fix}')
     try:
         value["text"].encode("utf-8")
     except UnicodeEncodeError as error:
         raise InputError(
-            f'config.data.path: {where} has an unpaired surrogate at character {error.start} of "text"; '
+            f'{where} has an unpaired surrogate at character {error.start} of "text"; '
             "write the character itself or a pair of \\u escapes"
         ) from None
     return value["text"]
@@ -136,22 +131,22 @@ def _decode(data: bytes, path: Path, offset: int) -> str:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise InputError(
-            f"config.data.path: {path} is not UTF-8 at byte {offset + error.start}; "
+            f"{path} is not UTF-8 at byte {offset + error.start}; "
             "convert it (for example `iconv -f latin1 -t utf-8`) or remove it"
         ) from None
 
 
 def _check_size(data: bytes, where: str) -> None:
     if len(data) > DOCUMENT_LIMIT:
-        raise InputError(f"config.data.path: {where} is a document of more than {DOCUMENT_LIMIT >> 20} MiB; split it")
+        raise InputError(f"{where} is a document of more than {DOCUMENT_LIMIT >> 20} MiB; split it")
 
 
 def _link_error(path: Path) -> InputError:
     return InputError(
-        f"config.data.path: {path} is a symbolic link out of the data folder or to a folder, which is not "
+        f"{path} is a symbolic link out of the data folder or to a folder, which is not "
         "followed; put a copy in its place or remove it"
     )
 
 
 def _raise_unreadable(error: OSError) -> None:
-    raise InputError(f"config.data.path: cannot read {error.filename} ({error.strerror})") from error
+    raise InputError(f"cannot read {error.filename} ({error.strerror})") from error

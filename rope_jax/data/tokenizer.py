@@ -1,4 +1,4 @@
-"""What the rest of the code knows of a tokenizer, and which one a path means."""
+"""The interface of tokenizers, and loading one by its path."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rope_jax.errors import InputError
 class Tokenizer(Protocol):
     """Text to token ids and back.
 
-    Text is data: a document that spells out `</s>` is encoded as these characters, never as a special token.
+    Text is data: the characters `</s>` in a document are never encoded as a special token.
 
     Attributes:
         vocab_size: number of ids, special ones included; every id is below it.
@@ -25,26 +25,34 @@ class Tokenizer(Protocol):
         eos_id: id that ends a document, or None.
     """
 
-    vocab_size: int
-    bos_id: int | None
-    eos_id: int | None
+    @property
+    def vocab_size(self) -> int: ...
+
+    @property
+    def bos_id(self) -> int | None: ...
+
+    @property
+    def eos_id(self) -> int | None: ...
 
     def encode(self, text: str) -> np.ndarray:
         """Encodes text without special tokens, as int32 `[tokens]`."""
+        ...
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-        """Decodes ids, special tokens left out; invalid UTF-8 becomes U+FFFD."""
+        """Decodes ids without special tokens; invalid UTF-8 becomes U+FFFD."""
+        ...
 
     def save(self, folder: str | Path) -> None:
         """Writes into `folder` the files from which transformers' `AutoTokenizer` loads this tokenizer."""
+        ...
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:
-    """Loads the tokenizer that a path means.
+    """Loads a tokenizer from local files.
 
     Args:
         path: `bytes` for the byte tokenizer; a sentencepiece model (`*.model`) or a folder whose only tokenizer
-            file is `tokenizer.model`; or a Hugging Face folder. Never a name on a hub.
+            file is `tokenizer.model`; or a Hugging Face folder.
 
     Returns:
         The tokenizer.
@@ -59,14 +67,16 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
         return SentencePieceTokenizer.load(path)
     if not path.is_dir():
         raise InputError(
-            f"config.data.tokenizer: {path} is neither 'bytes', nor a folder, nor a sentencepiece .model file; "
-            "a hub's tokenizer must be downloaded first (`hf download NAME --include 'token*' --local-dir FOLDER`)"
+            f"`path` is {path}, neither 'bytes', nor a folder, nor a sentencepiece .model file; download the tokenizer "
+            "of a hub first (hf download NAME --include 'token*' --local-dir FOLDER)",
+            field="path",
         )
     if any((path / name).exists() for name in ("tokenizer.json", "tokenizer_config.json")):
         return HuggingFaceTokenizer.load(path)
     if (path / "tokenizer.model").exists():
         return SentencePieceTokenizer.load(path / "tokenizer.model")
     raise InputError(
-        f"config.data.tokenizer: {path} has no tokenizer.json, tokenizer_config.json or tokenizer.model; "
-        "name the folder that has one of them, or 'bytes'"
+        f"`path`: {path} has no tokenizer.json, tokenizer_config.json or tokenizer.model; "
+        "name the folder that has one of them, or 'bytes'",
+        field="path",
     )

@@ -221,7 +221,7 @@ def test_llama2(shared, tmp_path):
     # transformers 5 differs from sentencepiece on leading spaces and on runs of spaces, and only there.
     reference = transformers.LlamaTokenizer.from_pretrained(model.parent, local_files_only=True)
     books = shared / "data" / "books" / "test"
-    texts = [path.read_text()[:100_000].strip() for path in sorted(books.iterdir())[:2]]
+    texts = [path.read_text()[:20_000].strip() for path in sorted(books.iterdir())[:2]]
     for text in [*texts, *(sample.strip() for sample in SAMPLES)]:
         ids = tokenizer.encode(text).tolist()
         assert plain_ids(saved, text) == ids
@@ -232,17 +232,17 @@ def test_llama2(shared, tmp_path):
 
 
 def test_what_is_no_tokenizer_is_named(tmp_path):
-    with pytest.raises(InputError, match=r"config\.data\.tokenizer.*neither 'bytes', nor a folder.*hf download"):
-        load_tokenizer("meta-llama/Llama-2-7b-hf")
-    with pytest.raises(InputError, match=r"config\.data\.tokenizer.*has no tokenizer\.json"):
-        load_tokenizer(tmp_path)
+    for path, message in (("meta-llama/Llama-2-7b-hf", "hf download"), (tmp_path, r"has no tokenizer\.json")):
+        with pytest.raises(InputError, match=message) as error:
+            load_tokenizer(path)
+        assert error.value.field == "path"
     (tmp_path / "tokenizer.model").write_text("IQ== 0\nIg== 1\n")  # The format of LLaMA3's.
-    with pytest.raises(InputError, match=r"config\.data\.tokenizer.*not a sentencepiece model.*tokenizer\.json"):
+    with pytest.raises(InputError, match=r"tokenizer\.model is not a sentencepiece model.*tokenizer\.json"):
         load_tokenizer(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{}")
-    with pytest.raises(InputError, match=r"config\.data\.tokenizer: transformers cannot load") as error:
+    with pytest.raises(InputError, match="transformers cannot load") as error:
         load_tokenizer(tmp_path)
-    assert "\n" not in str(error.value)
+    assert str(tmp_path) in str(error.value) and "\n" not in str(error.value)
 
 
 def test_code_in_the_folder_is_not_run(tmp_path, monkeypatch):

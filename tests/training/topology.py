@@ -56,7 +56,7 @@ def fit(folder, run=RUN, mesh=None, streams=2, on_step=lambda step, metrics: Non
     mesh = mesh or make_mesh(2, 2, 2)
     rows = run.global_batch // run.accumulation
     tokenizer = load_tokenizer("bytes")
-    batches = training_batches(TEXTS, tokenizer, rows, run.length, 0, process_rows(mesh, rows), streams)
+    batches = training_batches(TEXTS, tokenizer, rows, run.length, 0, rows=process_rows(mesh, rows), streams=streams)
     losses = {}
 
     @contextlib.contextmanager
