@@ -134,7 +134,7 @@ def named(mesh: Mesh, *names: str | None) -> NamedSharding:
     return NamedSharding(mesh, spec(*names))
 
 
-def states_on(mesh: Mesh | None) -> Callable | None:
+def states_on(mesh: Mesh | None) -> Callable:
     """How hidden states lie on a mesh in training: as the rows that they are states of, whole along E.
 
     Without it the compiler leaves them cut as the embedding's rows are, along E over `fsdp`, and then adds up partial
@@ -144,10 +144,10 @@ def states_on(mesh: Mesh | None) -> Callable | None:
         mesh: device mesh; None for one device.
 
     Returns:
-        Function of `[B, T, E]` that gives the same, laid out; None where there is nothing to lay out.
+        Function of `[B, T, E]` that gives the same, laid out.
     """
     if mesh is None or mesh.size == 1:
-        return None
+        return lambda x: x
     return lambda x: jax.lax.with_sharding_constraint(x, named(mesh, "batch", "length", None))
 
 

@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
+from rope_jax.model.attention import causal_attention
 from rope_jax.model.config import LlamaConfig
 from rope_jax.model.generate import bucket_length
-from rope_jax.model.llama import head_kernel
-from rope_jax.model.tail import tail_states
+from rope_jax.model.llama import Inputs, forward, head_kernel, logits
 from rope_jax.training.loss import token_nll
 
 
@@ -71,7 +71,7 @@ def tail_nll(params, rope, tokens, wanted, *, config: LlamaConfig, chunk: int, t
         float32 `[B, tail]`, nats; 0 where nothing is wanted, and in the last column.
     """
     first = jnp.zeros(tokens.shape[0], jnp.int32)
-    hidden = tail_states(params, config, rope, tokens, first, tail)
+    hidden = _tail_states(params, config, rope, tokens, first, tail)
     targets = jnp.pad(tokens[:, 1:], ((0, 0), (0, 1)))
     wanted = wanted.at[:, -1].set(False)
     return token_nll(hidden, head_kernel(params, config), targets[:, -tail:], chunk, wanted[:, -tail:])
@@ -95,7 +95,7 @@ def make_continuation_scores(
     """
 
     def score(params, rope, tokens, first, targets):
-        hidden = tail_states(params, config, rope, tokens, first, targets.shape[1])
+        hidden = _tail_states(params, config, rope, tokens, first, targets.shape[1])
         head = head_kernel(params, config).astype(hidden.dtype)
         b, c = targets.shape
         size = min(chunk, c)
@@ -133,12 +133,21 @@ def make_next_token_scores(
     """
 
     def score(params, rope, tokens, first):
-        hidden = tail_states(params, config, rope, tokens, first, 1)[:, 0]
-        logits = jnp.dot(hidden, head_kernel(params, config).astype(hidden.dtype), preferred_element_type=jnp.float32)
-        return jax.nn.log_softmax(logits)
+        hidden = _tail_states(params, config, rope, tokens, first, 1)[:, 0]
+        return jax.nn.log_softmax(logits(hidden, head_kernel(params, config)))
 
     compiled = _compiled(score, batch_sharding)
     return lambda params, rope, *rows: compiled(params, rope, *_spread(rows, batch_sharding))
+
+
+def _tail_states(params, config, rope, tokens, first, tail):
+    """Final states of the last `tail` tokens of rows that begin in column `first [B]`; what lies before is padding."""
+    places = jnp.arange(tokens.shape[1])
+    # Padding is a document of its own, which no other token sees.
+    document = jnp.where(places >= first[:, None], 0, -1)
+    inputs = Inputs(tokens, jnp.maximum(places - first[:, None], 0), document)
+    attend = partial(causal_attention, chunk=config.attention_chunk, window=config.sliding_window)
+    return forward(params, config, rope, inputs, attend=attend, tail=tail).states
 
 
 def _compiled(score, batch_sharding, *static):

@@ -9,6 +9,7 @@ from rope_jax.model.remat import POLICIES
 
 ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3")
 ATTENTION = ("cpu", "cudnn", "splash")
+DTYPES = ("float32", "bfloat16", "float16")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,20 +29,19 @@ class LlamaConfig:
         tie_embeddings: whether the head is the embedding transposed.
         architecture: 'llama', 'mistral' (arXiv 2310.06825), 'qwen2' (2407.10671) or 'qwen3' (2505.09388); the last
             normalises queries and keys.
-        attention_bias: whether the projections of attention have biases; always those of 'qwen2', where the
-            output has none, never those of 'mistral'.
+        attention_bias: whether the projections of attention have biases. 'qwen2' always has them, except on the
+            output; 'mistral' never has.
         sliding_window: tokens that a query sees, itself included, of 'mistral'; None is all before it.
         context: tokens that the model was pre-trained on (`max_position_embeddings`).
         initializer_range: standard deviation of freshly initialised weights.
-        dtype: computation dtype of matmuls; norms, rotary phases, softmax and loss are always float32.
-        param_dtype: dtype the weights are kept in.
-        rotary: arithmetic of rotary angles: "float32", which serves the same bits as transformers and is off by
-            1e-3 rad at 16k and 6e-2 rad at 1M tokens, or "exact", off by less than 1e-6 rad at any position.
-        remat: what a block keeps for the backward pass, see `rope_jax.model.remat`.
+        dtype: computation dtype of matrix products; norms, rotary angles, softmax and loss are always float32.
+        param_dtype: dtype of the weights.
+        rotary: arithmetic of rotary angles. "float32" computes the same bits as transformers and is off by 1e-3 rad
+            at 16k and 6e-2 rad at 1M tokens; "exact" is off by less than 1e-6 rad at any position.
+        remat: gradient checkpointing: what a block keeps for the backward pass, one of `rope_jax.model.remat.POLICIES`.
         scan_unroll: blocks per iteration of the scan over layers. 1 compiles fastest; `num_layers` unrolls
             fully, which is a little faster on a CPU, but keeps as much there as if `remat` were 'none'.
-        attention: how attention over whole sequences is computed: 'cpu', plain JAX that runs anywhere, 'cudnn' or
-            'splash' (see `rope_jax.model.backends`).
+        attention: backend of attention over whole sequences: 'cpu', plain JAX that runs anywhere, 'cudnn' or 'splash'.
         attention_chunk: queries and keys handled at a time by 'cpu'; bounds its memory.
     """
 
@@ -69,42 +69,45 @@ class LlamaConfig:
     attention_chunk: int = 512
 
     def __post_init__(self):
-        sizes = ("vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads", "context")
-        for field in (*sizes, "scan_unroll", "attention_chunk"):
-            if getattr(self, field) < 1:
-                raise InputError(f"model.{field} is {getattr(self, field)}: it must be at least 1")
-        if self.num_kv_heads < 1 or self.num_heads % self.num_kv_heads:
-            raise InputError(
-                f"model.num_heads is {self.num_heads} and model.num_kv_heads {self.num_kv_heads}: "
-                "the first must be a multiple of the second"
-            )
-        if self.head_dim < 2 or self.head_dim % 2:
-            raise InputError(f"model.head_dim is {self.head_dim}: rotary embedding turns pairs, so it must be even")
-        if self.architecture not in ARCHITECTURES:
-            raise InputError(f"model.architecture is {self.architecture!r}: use one of {', '.join(ARCHITECTURES)}")
-        required = {"mistral": False, "qwen2": True}.get(self.architecture)
-        if required is not None and self.attention_bias != required:
-            raise InputError(
-                f"model.attention_bias is {self.attention_bias}: '{self.architecture}' asks for {required}"
-            )
-        if self.sliding_window is not None and (self.architecture != "mistral" or self.sliding_window < 1):
-            raise InputError(
-                f"model.sliding_window is {self.sliding_window}: it is a number of tokens for 'mistral', and None for "
-                "the others"
-            )
-        if self.rotary not in ("float32", "exact"):
-            raise InputError(f"model.rotary is {self.rotary!r}: use 'float32' or 'exact'")
-        if self.attention not in ATTENTION:
-            raise InputError(f"model.attention is {self.attention!r}: use one of {', '.join(ATTENTION)}")
-        if self.remat not in POLICIES:
-            raise InputError(f"model.remat is {self.remat!r}: use one of {', '.join(POLICIES)}")
-        for field in ("dtype", "param_dtype"):
-            if getattr(self, field) not in ("float32", "bfloat16", "float16"):
-                raise InputError(f"model.{field} is {getattr(self, field)!r}: use 'float32', 'bfloat16' or 'float16'")
+        sizes = ("vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads")
+        for field in (*sizes, "context", "scan_unroll", "attention_chunk"):
+            self._require(field, getattr(self, field) >= 1, "it must be at least 1")
+        self._require(
+            "num_heads",
+            self.num_heads % self.num_kv_heads == 0,
+            f"it must be a multiple of `num_kv_heads`, which is {self.num_kv_heads}",
+        )
+        self._require(
+            "head_dim",
+            self.head_dim >= 2 and self.head_dim % 2 == 0,
+            "rotary dimensions come in pairs; it must be even",
+        )
+        choices = {
+            "architecture": ARCHITECTURES,
+            "rotary": ("float32", "exact"),
+            "attention": ATTENTION,
+            "remat": POLICIES,
+            "dtype": DTYPES,
+            "param_dtype": DTYPES,
+        }
+        for field, names in choices.items():
+            self._require(field, getattr(self, field) in names, f"use one of {', '.join(names)}")
+        bias = {"mistral": False, "qwen2": True}.get(self.architecture, self.attention_bias)
+        self._require("attention_bias", self.attention_bias == bias, f"'{self.architecture}' requires {bias}")
+        window = self.sliding_window
+        self._require(
+            "sliding_window",
+            window is None or (self.architecture == "mistral" and window >= 1),
+            "it is a number of tokens for 'mistral', and None for the others",
+        )
+
+    def _require(self, field, condition, fix):
+        if not condition:
+            raise InputError(f"`{field}` is {getattr(self, field)!r}: {fix}", field=field)
 
     @property
     def qk_norm(self) -> bool:
-        """Whether queries and keys are normalised before they are turned."""
+        """Whether queries and keys are normalised before they are rotated."""
         return self.architecture == "qwen3"
 
     @property

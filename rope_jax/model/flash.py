@@ -16,6 +16,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Float32, Shaped
 
 # Finite, so that a row with every key masked stays finite instead of turning into NaN.
 MASKED = -0.7 * float(jnp.finfo(jnp.float32).max)
@@ -26,7 +27,7 @@ _product = partial(jnp.einsum, preferred_element_type=jnp.float32)
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Tokens:
-    """Which tokens there are, for the mask: a query sees keys of its own document at its place and before.
+    """Where queries or keys stand.
 
     Attributes:
         places: int32 `[T]`, at least 0, in the sequence that queries and keys share.
@@ -37,24 +38,67 @@ class Tokens:
     segments: jax.Array
 
 
-def attend_blocks(query, key, value, queries: Tokens, keys: Tokens, chunk: int, window: int | None = None):
+@partial(jax.tree_util.register_dataclass, data_fields=("queries", "keys"), meta_fields=("window",))
+@dataclasses.dataclass(frozen=True)
+class Mask:
+    """A causal mask: a query sees keys of its own document at its place and before.
+
+    Attributes:
+        queries: places and documents of the queries.
+        keys: those of the keys.
+        window: places that a query sees, its own included; None is all before it.
+    """
+
+    queries: Tokens
+    keys: Tokens
+    window: int | None = None
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Cotangent:
+    """What the backward pass needs of a softmax, which may be over more keys than those at hand.
+
+    Attributes:
+        d_out: `[B, K, G, T, D]`, gradient of the outputs.
+        log_sum: float32 `[B, K, G, T]`, log of the softmax's sum.
+        shared: float32 `[B, K, G, T]`, outputs times their gradients, summed over D, which the gradients of all
+            scores have in common.
+    """
+
+    d_out: jax.Array
+    log_sum: jax.Array
+    shared: jax.Array
+
+    @classmethod
+    def of(cls, out: Float[Array, "b k g t d"], log_sum, d_out) -> Cotangent:
+        """From the outputs of the softmax, the log of its sum, and the gradient of the outputs."""
+        return cls(d_out, log_sum, jnp.sum(d_out.astype(jnp.float32) * out.astype(jnp.float32), axis=-1))
+
+
+def attend_blocks(
+    query: Float[Array, "b k g t d"],
+    key: Float[Array, "b k s d"],
+    value: Float[Array, "b k s d"],
+    mask: Mask,
+    *,
+    chunk: int,
+) -> tuple[Float32[Array, "b k g t d"], Float32[Array, "b k g t"]]:
     """Softmax attention under a causal mask.
 
     Args:
-        query: `[B, K, G, T, D]`, scaled.
-        key: `[B, K, S, D]`.
-        value: `[B, K, S, D]`.
-        queries: places and documents of the queries.
-        keys: those of the keys.
+        query: scaled.
+        key: keys.
+        value: values.
+        mask: who sees whom.
         chunk: queries and keys at a time, about; more keys where queries are fewer.
-        window: places that a query sees, its own included; None is all before it.
 
     Returns:
-        Outputs float32 `[B, K, G, T, D]`, and the log of each softmax's sum float32 `[B, K, G, T]`. A query that sees
-        no key gets a finite output, and a sum that counts for nothing beside any other.
+        Outputs, and the log of each softmax's sum. A query that sees no key gets a finite output, and a sum that is
+        negligible beside any other.
     """
     length, dtype = query.shape[3], value.dtype
-    blocks = Blocks.of(queries, keys, chunk, window)
+    blocks = Blocks.of(mask, chunk)
     query = blocks.padded_queries(query, 3)
     key, value = blocks.padded_keys(key.swapaxes(2, 3), 3), blocks.padded_keys(value, 2)
     b, k, g, _, d = query.shape
@@ -90,29 +134,31 @@ def attend_blocks(query, key, value, queries: Tokens, keys: Tokens, chunk: int, 
 
 
 def attend_blocks_gradient(
-    query, key, value, queries: Tokens, keys: Tokens, log_sum, shared, d_out, chunk: int, window: int | None = None
-):
+    query: Float[Array, "b k g t d"],
+    key: Float[Array, "b k s d"],
+    value: Float[Array, "b k s d"],
+    mask: Mask,
+    cotangent: Cotangent,
+    *,
+    chunk: int,
+) -> tuple[Float32[Array, "b k g t d"], Float32[Array, "b k s d"], Float32[Array, "b k s d"]]:
     """The gradient of `attend_blocks`, or of a part of a softmax over more keys than these.
 
     Args:
-        query: as for `attend_blocks`, like all that are not named here.
-        key: likewise.
-        value: likewise.
-        queries: likewise.
-        keys: likewise.
-        log_sum: float32 `[B, K, G, T]`, of the whole softmax.
-        shared: float32 `[B, K, G, T]`, outputs times their gradients, summed over D: what all scores' gradients share.
-        d_out: `[B, K, G, T, D]`, gradient of the outputs.
-        chunk: likewise.
-        window: likewise.
+        query: scaled.
+        key: keys.
+        value: values.
+        mask: who sees whom.
+        cotangent: gradient of the outputs, and what is known of the softmax.
+        chunk: queries and keys at a time, about; more keys where queries are fewer.
 
     Returns:
-        Gradients of query, key and value, float32, shaped as they are.
+        Gradients of query, key and value.
     """
     (length, size), dtype = (query.shape[3], key.shape[2]), key.dtype
-    blocks = Blocks.of(queries, keys, chunk, window)
-    query, d_out = (blocks.padded_queries(x, 3) for x in (query, d_out))
-    log_sum, shared = (blocks.padded_queries(x, 3)[..., None] for x in (log_sum, shared))
+    blocks = Blocks.of(mask, chunk)
+    query, d_out = (blocks.padded_queries(x, 3) for x in (query, cotangent.d_out))
+    log_sum, shared = (blocks.padded_queries(x, 3)[..., None] for x in (cotangent.log_sum, cotangent.shared))
     key = blocks.padded_keys(key, 2)
     key_columns, value_columns = key.swapaxes(2, 3), blocks.padded_keys(value, 2).swapaxes(2, 3)
     b, k, g, _, d = query.shape
@@ -175,11 +221,10 @@ class Blocks:
         queries_at_a_time: C.
         keys: m.
         keys_at_a_time: C'.
-        window: as for `attend_blocks`.
-        query_tokens: padded to n C; what pads comes before everything and sees nothing.
-        key_tokens: padded to m C'; what pads comes after everything and is not seen.
+        mask: padded to n C queries and m C' keys. Padding queries come before everything and see nothing; padding
+            keys come after everything and are not seen.
         first: int32 `[n]`, the first block of keys that each block of queries meets.
-        end: int32 `[n]`, that behind the last.
+        end: int32 `[n]`, one more than the last.
         whole: bool `[n, m]`, where every query sees every key.
     """
 
@@ -187,18 +232,17 @@ class Blocks:
     queries_at_a_time: int
     keys: int
     keys_at_a_time: int
-    window: int | None
-    query_tokens: Tokens
-    key_tokens: Tokens
+    mask: Mask
     first: jax.Array
     end: jax.Array
     whole: jax.Array
 
     @classmethod
-    def of(cls, queries: Tokens, keys: Tokens, chunk: int, window: int | None) -> Blocks:
-        n, rows, m, columns = block_sizes(queries.places.shape[0], keys.places.shape[0], chunk)
-        queries = _padded_tokens(queries, n * rows, -1)
-        keys = _padded_tokens(keys, m * columns, jnp.iinfo(jnp.int32).max)
+    def of(cls, mask: Mask, chunk: int) -> Blocks:
+        """Cuts the queries and keys of a mask into blocks of about `chunk`."""
+        n, rows, m, columns = block_sizes(mask.queries.places.shape[0], mask.keys.places.shape[0], chunk)
+        queries = _padded_tokens(mask.queries, n * rows, -1)
+        keys = _padded_tokens(mask.keys, m * columns, jnp.iinfo(jnp.int32).max)
 
         (q_low, q_high), (k_low, k_high) = _range(queries.places, n), _range(keys.places, m)
         (q_least, q_most), (k_least, k_most) = _range(queries.segments, n), _range(keys.segments, m)
@@ -207,17 +251,18 @@ class Blocks:
         )
         one = (q_least == q_most)[..., None] & (q_least[..., None] == k_least[:, None])
         whole = (k_high <= q_low[:, None]) & jnp.all(one & (k_least == k_most)[:, None], axis=0)
-        if window is not None:
-            meet &= k_high > q_low[:, None] - window
-            whole &= k_low > q_high[:, None] - window
+        if mask.window is not None:
+            meet &= k_high > q_low[:, None] - mask.window
+            whole &= k_low > q_high[:, None] - mask.window
         end = jnp.where(jnp.any(meet, axis=1), m - jnp.argmax(meet[:, ::-1], axis=1), 0)
-        return cls(n, rows, m, columns, window, queries, keys, jnp.argmax(meet, axis=1), end, whole)
+        padded = Mask(queries, keys, mask.window)
+        return cls(n, rows, m, columns, padded, first=jnp.argmax(meet, axis=1), end=end, whole=whole)
 
     def padded_queries(self, x, axis):
-        return _padded(x, self.queries * self.queries_at_a_time, axis)
+        return padded(x, axis, self.queries * self.queries_at_a_time)
 
     def padded_keys(self, x, axis):
-        return _padded(x, self.keys * self.keys_at_a_time, axis)
+        return padded(x, axis, self.keys * self.keys_at_a_time)
 
     def of_query(self, x, i, axis):
         return jax.lax.dynamic_slice_in_dim(x, i * self.queries_at_a_time, self.queries_at_a_time, axis)
@@ -243,13 +288,13 @@ class Blocks:
 
     def either(self, i, j, compute):
         """`compute(masked)` of one pair of blocks, where `masked` is of scores `[B, K, G, C, C']`."""
-        q, k = self.query_tokens, self.key_tokens
+        q, k, window = self.mask.queries, self.mask.keys, self.mask.window
 
         def masked(scores):
             rows, columns = self.of_query(q.places, i, 0)[:, None], self.of_key(k.places, j, 0)
             seen = columns <= rows
-            if self.window is not None:
-                seen &= columns > rows - self.window
+            if window is not None:
+                seen &= columns > rows - window
             seen &= self.of_query(q.segments, i, 1)[:, :, None] == self.of_key(k.segments, j, 1)[:, None]
             return jnp.where(seen[:, None, None], scores, MASKED)
 
@@ -269,30 +314,18 @@ def _even(size: int, chunk: int) -> tuple[int, int]:
     return count, -(-size // count)
 
 
-def padded_to_multiple(x, axis: int, multiple: int, **how):
-    """An array with an axis raised to a multiple.
-
-    Args:
-        x: the array.
-        axis: of it.
-        multiple: what the axis becomes a multiple of.
-        **how: of `jax.numpy.pad`; default zeros.
-
-    Returns:
-        The array, with padding behind.
-    """
-    return jnp.pad(x, [(0, -size % multiple if a == axis else 0) for a, size in enumerate(x.shape)], **how)
+def padded(x: Shaped[Array, "*old"], axis: int, size: int, **how) -> Shaped[Array, "*new"]:
+    """The array with `axis` padded at its end to `size`; `how` is of `jax.numpy.pad`, default zeros."""
+    return jnp.pad(x, [(0, size - length if a == axis else 0) for a, length in enumerate(x.shape)], **how)
 
 
-def _padded(x, size, axis):
-    widths = [(0, size - x.shape[a] if a == axis else 0) for a in range(x.ndim)]
-    return jnp.pad(x, widths)
+def padded_to_multiple(x: Shaped[Array, "*old"], axis: int, multiple: int, **how) -> Shaped[Array, "*new"]:
+    """The array with `axis` padded at its end to a multiple; `how` is of `jax.numpy.pad`, default zeros."""
+    return padded(x, axis, -(-x.shape[axis] // multiple) * multiple, **how)
 
 
 def _padded_tokens(tokens: Tokens, size: int, place: int) -> Tokens:
-    places = jnp.pad(tokens.places, (0, size - tokens.places.shape[0]), constant_values=place)
-    segments = jnp.pad(tokens.segments, ((0, 0), (0, size - tokens.segments.shape[1])), mode="edge")
-    return Tokens(places, segments)
+    return Tokens(padded(tokens.places, 0, size, constant_values=place), padded(tokens.segments, 1, size, mode="edge"))
 
 
 def _range(x, count):

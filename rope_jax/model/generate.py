@@ -1,6 +1,6 @@
 """Greedy continuation of prompts of any lengths, in batches.
 
-Prompts of a batch end in the same slot of the cache, with padding in front that nothing reads. The host reads
+Prompts of a batch end in the same slot of the KV cache, with padding in front that nothing reads. The host feeds
 prompts a chunk at a time and grows the cache as it fills, through few shapes, so that few functions are compiled.
 """
 
@@ -14,8 +14,9 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from rope_jax.errors import InputError
+from rope_jax.model.cache import empty_cache, grown
 from rope_jax.model.config import LlamaConfig
-from rope_jax.model.decode import SEGMENT, decode, decoding_weights, empty_cache, grown, prefill, replicated_like
+from rope_jax.model.decode import SEGMENT, Limits, decode, decoding_weights, prefill
 from rope_jax.rope.embedding import ScaleVector
 
 
@@ -37,11 +38,10 @@ class Stops:
 
     def __post_init__(self):
         if isinstance(self.strings, str) or "" in self.strings:
-            raise InputError(
-                f"generate.stops.strings is {self.strings!r}: it must be a list of texts, none of them empty"
-            )
+            message = f"`strings` is {self.strings!r}: it must be a list of texts, none of them empty"
+            raise InputError(message, field="strings")
         if self.strings and self.decode is None:
-            raise InputError("generate.stops.strings needs the tokenizer's decode, to see the text")
+            raise InputError("`strings` needs `decode` of the tokenizer", field="decode")
 
 
 def greedy(
@@ -55,18 +55,18 @@ def greedy(
     """The most likely continuation of each prompt, one token at a time.
 
     Args:
-        params: as `greedy_batches`, like all that follows.
-        config: model config.
+        params: parameters of `Llama`, without boxes, sharded or not.
+        config: its config.
         rope: scale vector.
         prompts: int `[length]` each.
-        max_new_tokens: of all prompts or of each.
-        **options: of `greedy_batches`.
+        max_new_tokens: tokens that every prompt, or each one, may get; at least 1.
+        **options: keyword arguments of `greedy_batches`.
 
     Returns:
         int32 `[<= max_new_tokens]` new tokens of each prompt, in the order of `prompts`.
 
     Raises:
-        InputError: as `greedy_batches`.
+        InputError: if a prompt is empty or has a token that is not in the vocabulary, or an option is out of range.
     """
     answers: list[np.ndarray] = [np.zeros(0, np.int32)] * len(prompts)
     for batch in greedy_batches(params, config, rope, prompts, max_new_tokens, **options):
@@ -89,9 +89,9 @@ def greedy_batches(
     cache_sharding: NamedSharding | None = None,
     progress: Callable[[Iterable], Iterable] = iter,
 ) -> Iterator[list[tuple[int, np.ndarray]]]:
-    """Greedy continuations, batch by batch as they are done, so that a caller can save them.
+    """Greedy continuations, batch by batch as they complete, so that a caller can save them.
 
-    What else is in its batch changes a row by rounding at most: padding is masked, positions are the row's own.
+    The other rows of its batch change a row by rounding at most: padding is masked, positions are the row's own.
 
     Args:
         params: parameters of `Llama`, without boxes, sharded or not.
@@ -99,9 +99,9 @@ def greedy_batches(
         rope: scale vector.
         prompts: int `[length]` each, at least one token; BOS included where the model expects it.
         max_new_tokens: tokens that every prompt, or each one, may get; at least 1.
-        stops: what ends a row earlier; a batch is done when all its rows have ended.
+        stops: what ends a row earlier; a batch completes when all its rows have ended.
         batch_size: prompts decoded together, of neighbouring lengths; default all of them.
-        chunk: tokens of the prompts read at a time, a multiple of 16; bounds the memory of activations.
+        chunk: prompt tokens of a prefill, a multiple of 16; bounds the memory of activations.
         cache_dtype: of keys and values; default the computation dtype.
         cache_sharding: of the cache, from `rope_jax.sharding.cache_sharding`; default one device.
         progress: wraps the iterable of batches, for instance `tqdm`.
@@ -114,18 +114,26 @@ def greedy_batches(
     """
     lengths = np.array([len(prompt) for prompt in prompts], np.int64)
     limits = np.broadcast_to(np.asarray(max_new_tokens, np.int64), lengths.shape)
-    _check(config, prompts, lengths, limits, stops, batch_size, chunk)
+    _require(np.all(limits >= 1), "max_new_tokens", f"is {limits.min(initial=1)}: it must be at least 1")
+    _require(batch_size is None or batch_size >= 1, "batch_size", f"is {batch_size}: it must be at least 1")
+    _require(chunk >= 16 and chunk % 16 == 0, "chunk", f"is {chunk}: it must be a positive multiple of 16")
+    size = config.vocab_size
+    for i, prompt in enumerate(prompts):
+        _require(len(prompt), "prompts", f"has an empty prompt, number {i}: decoding needs a token to start from")
+        known = np.min(prompt) >= 0 and np.max(prompt) < size
+        _require(known, "prompts", f"has a token in prompt {i} that is not in the model's vocabulary of {size}")
+    known = all(0 <= token < size for token in stops.tokens)
+    _require(known, "stops", f"has tokens {sorted(stops.tokens)}: they must be in the model's vocabulary of {size}")
     if not len(prompts):
         return
     batch_size = batch_size or len(prompts)
     order = np.lexsort((limits, lengths))
-    # The longest first: what cannot fit into memory fails at once.
-    starts = range(0, len(prompts), batch_size)[::-1]
     weights = decoding_weights(params, config)
-    for start in progress(starts):
+    run = _Run(weights, config, rope, stops, chunk, cache_dtype or config.dtype, cache_sharding)
+    # The longest first: what does not fit into memory fails at once.
+    for start in progress(range(0, len(prompts), batch_size)[::-1]):
         rows = order[start : start + batch_size]
-        batch = _Batch(weights, config, rope, stops, chunk, cache_dtype or config.dtype, cache_sharding)
-        answers = batch.run([prompts[row] for row in rows], limits[rows], batch_size)
+        answers = run.batch([prompts[row] for row in rows], limits[rows], batch_size)
         yield [(int(row), answer) for row, answer in zip(rows, answers)]
 
 
@@ -142,28 +150,14 @@ def bucket_length(length: int) -> int:
     return -(-length // step) * step
 
 
-def _check(config, prompts, lengths, limits, stops, batch_size, chunk):
-    if np.any(limits < 1):
-        raise InputError(f"generate.max_new_tokens is {int(limits.min())}: it must be at least 1")
-    if batch_size is not None and batch_size < 1:
-        raise InputError(f"generate.batch_size is {batch_size}: it must be at least 1")
-    if chunk < 16 or chunk % 16:
-        raise InputError(f"generate.chunk is {chunk}: it must be a positive multiple of 16")
-    if np.any(lengths == 0):
-        raise InputError(f"prompt {int(np.argmin(lengths))} is empty: decoding needs a token to start from")
-    for i, prompt in enumerate(prompts):
-        if np.min(prompt) < 0 or np.max(prompt) >= config.vocab_size:
-            raise InputError(f"prompt {i} has a token that is not in the model's vocabulary of {config.vocab_size}")
-    if any(not 0 <= token < config.vocab_size for token in stops.tokens):
-        raise InputError(
-            f"generate.stops.tokens is {sorted(stops.tokens)}: they must be in the model's vocabulary of "
-            f"{config.vocab_size}"
-        )
+def _require(condition, argument, problem):
+    if not condition:
+        raise InputError(f"`{argument}` {problem}", field=argument)
 
 
-@dataclasses.dataclass
-class _Batch:
-    """One batch on its way: the host's side of `decode`."""
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    """What all batches share, and the host's side of decoding one."""
 
     weights: dict
     config: LlamaConfig
@@ -173,18 +167,17 @@ class _Batch:
     cache_dtype: str
     cache_sharding: NamedSharding | None
 
-    def run(self, prompts, limits, batch_size) -> list[np.ndarray]:
+    def batch(self, prompts, limits, batch_size) -> list[np.ndarray]:
         """New tokens of each prompt."""
         stops = np.zeros(self.config.vocab_size, bool)
         stops[list(self.stops.tokens)] = True
-        free = np.zeros_like(stops)
-        common = {"config": self.config, "replicated": replicated_like(self.cache_sharding)}
+        least, most = self.stops.min_new_tokens, int(limits.max())
         answers = [_Answer(int(limit), self.stops) for limit in limits]
         left = np.zeros(batch_size, np.int32)
 
-        token, cache = self._read(prompts, batch_size, int(limits.max()), stops if self.stops.min_new_tokens else free)
+        token, cache = self._prefill(prompts, batch_size, most, stops & (least > 0))
         length, produced = int(cache.used), 1
-        room = bucket_length(length + int(limits.max()) - 1)
+        room = bucket_length(length + most - 1)
         new = np.asarray(token)[:, None]
         while True:
             left[: len(answers)] = [answer.take(row) for answer, row in zip(answers, new)]
@@ -193,15 +186,13 @@ class _Batch:
             used = length + produced - 1
             steps = min(SEGMENT, int(left.max()))
             if used + steps > cache.slots:
-                cache = grown(cache, self._slots(used + steps, room))
-            limit = np.array([steps, self.stops.min_new_tokens - produced], np.int32)
-            new, token, cache, _ = decode(
-                self.weights, self.rope, token, cache, self._spread(left), limit, stops, free, **common
-            )
+                cache = grown(cache, _slots(used + steps, room))
+            limits = Limits(self._spread(left), stops, np.int32(steps), np.int32(least - produced))
+            new, token, cache = decode(self.weights, self.rope, token, cache, limits, **self._common)
             new = np.asarray(new)[:, :steps]
             produced += steps
 
-    def _read(self, prompts, batch_size, limit, banned):
+    def _prefill(self, prompts, batch_size, limit, banned):
         """The first new token and the cache after the prompts."""
         longest = max(map(len, prompts))
         whole = (longest - 1) // self.chunk
@@ -212,27 +203,22 @@ class _Batch:
         for row, prompt in enumerate(prompts):
             first[row] = length - len(prompt)
             tokens[row, first[row] :] = prompt
-        slots = self._slots(length + min(SEGMENT, limit - 1), bucket_length(length + limit - 1))
+        slots = _slots(length + min(SEGMENT, limit - 1), bucket_length(length + limit - 1))
         cache = empty_cache(self.config, self._spread(first), slots, self.cache_dtype, self.cache_sharding)
         token, start = None, 0
         for end in range(head, length + 1, self.chunk):
-            token, cache = prefill(
-                self.weights,
-                self.rope,
-                self._spread(tokens[:, start:end]),
-                cache,
-                banned,
-                config=self.config,
-                replicated=replicated_like(self.cache_sharding),
-            )
+            part = self._spread(tokens[:, start:end])
+            token, cache = prefill(self.weights, self.rope, part, cache, banned, **self._common)
             start = end
         return token, cache
 
-    @staticmethod
-    def _slots(needed, most):
-        """Slots of a cache that holds what is needed: two sizes per octave, for few shapes, or the `most` ever."""
-        power = 1 << (needed - 1).bit_length()
-        return min(power * 3 // 4 if needed <= power * 3 // 4 else power, most)
+    @property
+    def _common(self):
+        sharding = self.cache_sharding
+        return {
+            "config": self.config,
+            "replicated": None if sharding is None else NamedSharding(sharding.mesh, PartitionSpec()),
+        }
 
     def _spread(self, rows):
         """Rows of a batch on the devices that hold their cache."""
@@ -240,6 +226,12 @@ class _Batch:
             return rows
         spec = PartitionSpec(self.cache_sharding.spec[0])
         return jax.device_put(rows, NamedSharding(self.cache_sharding.mesh, spec))
+
+
+def _slots(needed, most):
+    """Slots of a cache that holds what is needed: two sizes per octave, for few shapes, or the `most` ever."""
+    power = 1 << (needed - 1).bit_length()
+    return min(power * 3 // 4 if needed <= power * 3 // 4 else power, most)
 
 
 class _Answer:
@@ -251,7 +243,7 @@ class _Answer:
         self.stops = stops
 
     def take(self, new) -> int:
-        """Takes newly decoded tokens as far as they count; gives how many more may come."""
+        """Takes newly decoded tokens until the row ends; gives how many more may come."""
         before = len(self.tokens)
         for token in new.tolist():
             if not self.left:
@@ -266,7 +258,7 @@ class _Answer:
         return self.left
 
     def _cut(self, before):
-        """Ends behind the first token with which the text holds a stop string."""
+        """Ends after the first token with which the text holds a stop string."""
 
         def stopped(count):
             text = self.stops.decode(self.tokens[:count])

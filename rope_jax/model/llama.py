@@ -1,201 +1,313 @@
-"""LLaMA, Mistral, Qwen2 and Qwen3 in Flax Linen. Every parameter carries its logical axes where it is declared."""
+"""LLaMA, Mistral, Qwen2 and Qwen3: the parameters with their logical axes, one block, and the forward pass.
+
+Shapes: B rows, T tokens, E hidden size, H query heads, K key heads, D head dimension, V vocabulary.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
-from functools import cache, partial
+from functools import partial
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Float, Float32, Int
 
+from rope_jax.model import cpu
 from rope_jax.model.attention import cached_attention
-from rope_jax.model.backends import attend
+from rope_jax.model.backends import attend as attend_by_config
+from rope_jax.model.cache import Cache
 from rope_jax.model.config import LlamaConfig
 from rope_jax.model.remat import BLOCK_INPUT, PRODUCT, rematerialised
 from rope_jax.rope.embedding import ScaleVector, periods, phases, rotate
 from rope_jax.rope.exact.turns import exact_frequencies, exact_phases
 
 
-class RMSNorm(nn.Module):
-    """Root mean square normalisation (arXiv 1910.07467), statistics in float32."""
-
-    config: LlamaConfig
-
-    @nn.compact
-    def __call__(self, x):
-        ones = nn.with_logical_partitioning(nn.initializers.ones, ("norm",))
-        weight = self.param("weight", ones, (x.shape[-1],), self.config.param_dtype)
-        y = x.astype(jnp.float32)
-        y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.config.rms_norm_eps)
-        # Rounded before the weight, as the reference implementation does: it matters in bfloat16.
-        return y.astype(x.dtype) * weight.astype(x.dtype)
-
-
-class Projection(nn.Module):
-    """A linear map over the trailing axes of its input, kernel and bias named by logical axes.
-
-    Where the collection `lora` holds factors `a` and `b` of this projection, `x a b` is added to its output: two thin
-    products in place of a kernel changed by `a b` (see `rope_jax.model.lora`).
-    """
-
-    config: LlamaConfig
-    shape: tuple[int, ...]
-    axes: tuple[str, ...]
-    contract: int = 1
-    bias: bool = False
-
-    @nn.compact
-    def __call__(self, x):
-        init = nn.with_logical_partitioning(nn.initializers.normal(self.config.initializer_range), self.axes)
-        kernel = self.param("kernel", init, self.shape, self.config.param_dtype)
-        y = _contract(x, kernel, self.contract)
-        if self.bias:
-            zeros = nn.with_logical_partitioning(nn.initializers.zeros, self.axes[self.contract :])
-            y = y + self.param("bias", zeros, self.shape[self.contract :], self.config.param_dtype).astype(x.dtype)
-        if self.has_variable("lora", "a"):
-            thin = _contract(x, self.get_variable("lora", "a"), self.contract)
-            y = y + _contract(thin, self.get_variable("lora", "b"), 1)
-        return y
-
-
-def _contract(x, kernel, axes):
-    return checkpoint_name(_product(x, kernel.astype(x.dtype), axes), PRODUCT)
-
-
-# With a gradient of its own because of the kernel's: of the two long arrays in that product XLA transposes the first on
-# a CPU, and JAX begins with the gradient of the outputs, which may be the wider.
-@partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _product(x, kernel, axes):
-    last = tuple(range(x.ndim - axes, x.ndim))
-    return jnp.tensordot(x, kernel, axes=(last, tuple(range(axes))))
-
-
-def _product_forward(x, kernel, axes):
-    return _product(x, kernel, axes), (x, kernel)
-
-
-def _product_backward(axes, residuals, d_y):
-    x, kernel = residuals
-    rows = tuple(range(x.ndim - axes))
-    inner, outer = tuple(range(len(rows), d_y.ndim)), tuple(range(axes, kernel.ndim))
-    d_x = jnp.tensordot(d_y, kernel, axes=(inner, outer))
-    if x.size <= d_y.size:
-        return d_x, jnp.tensordot(x, d_y, axes=(rows, rows))
-    d_kernel = jnp.tensordot(d_y, x, axes=(rows, rows))
-    return d_x, jnp.moveaxis(d_kernel, range(len(outer), kernel.ndim), range(axes))
-
-
-_product.defvjp(_product_forward, _product_backward)
-
-
-class Attention(nn.Module):
-    """Grouped-query self-attention with rotary positions."""
-
-    config: LlamaConfig
-    tail: int = 0
-    attend: Callable | None = None
-
-    @nn.compact
-    def __call__(self, x, angles, attention_factor, segment_ids, cache):
-        c = self.config
-
-        def project(name, heads, axis, x=x):
-            shape, axes = (c.hidden_size, heads, c.head_dim), ("embed", axis, "head_dim")
-            return Projection(c, shape, axes, bias=c.attention_bias, name=name)(x)
-
-        q = project("q", c.num_heads, "heads", x[:, -self.tail :])
-        k = project("k", c.num_kv_heads, "kv_heads")
-        v = project("v", c.num_kv_heads, "kv_heads")
-        if c.qk_norm:
-            q = RMSNorm(c, name="q_norm")(q)
-            k = RMSNorm(c, name="k_norm")(k)
-        q = rotate(q, angles[:, -self.tail :], attention_factor)
-        k = rotate(k, angles, attention_factor)
-        if cache is None:
-            out = self.attend(q, k, v, segment_ids) if self.attend else attend(q, k, v, segment_ids, c)
-        else:
-            cache = cache.append(k, v)
-            out = cached_attention(q, cache, c.attention_chunk, c.sliding_window)
-        shape, axes = (c.num_heads, c.head_dim, c.hidden_size), ("heads", "head_dim", "embed")
-        out = Projection(c, shape, axes, contract=2, bias=c.output_bias, name="o")(out)
-        return out, cache
-
-
-class FeedForward(nn.Module):
-    """SwiGLU (arXiv 2002.05202)."""
-
-    config: LlamaConfig
-
-    @nn.compact
-    def __call__(self, x):
-        c = self.config
-        gate = Projection(c, (c.hidden_size, c.intermediate_size), ("embed", "mlp"), name="gate")(x)
-        up = Projection(c, (c.hidden_size, c.intermediate_size), ("embed", "mlp"), name="up")(x)
-        return Projection(c, (c.intermediate_size, c.hidden_size), ("mlp", "embed"), name="down")(nn.silu(gate) * up)
-
-
-class Block(nn.Module):
-    """One pre-norm decoder block: the body of the scan over layers, and of decoding, with a `LayerCache`.
+@dataclasses.dataclass(frozen=True)
+class Weight:
+    """How one parameter is declared.
 
     Attributes:
-        config: model config.
-        tail: with a cache, give only so many of the last tokens; 0 gives all. Keys and values are those of all.
-        attend: see `Llama`.
-        place: see `Llama`.
+        axes: logical name of each axis, which `rope_jax.sharding.RULES` maps to mesh axes.
+        shape: its size along each.
+        initialiser: function of a PRNG key, shape and dtype.
     """
 
-    config: LlamaConfig
-    tail: int = 0
-    attend: Callable | None = None
-    place: Callable | None = None
+    axes: tuple[str, ...]
+    shape: tuple[int, ...]
+    initialiser: Callable
+
+
+def block_weights(config: LlamaConfig) -> dict:
+    """Declaration of the parameters of one block, a nested dict of `Weight`."""
+    c = config
+    sizes = {
+        "embed": c.hidden_size,
+        "mlp": c.intermediate_size,
+        "heads": c.num_heads,
+        "kv_heads": c.num_kv_heads,
+        "head_dim": c.head_dim,
+    }
+
+    def norm(size):
+        return {"weight": Weight(("norm",), (size,), nn.initializers.ones)}
+
+    def projection(*axes, contract=1, bias=False):
+        shape = tuple(sizes[axis] for axis in axes)
+        kernel = {"kernel": Weight(axes, shape, nn.initializers.normal(c.initializer_range))}
+        return kernel | ({"bias": Weight(axes[contract:], shape[contract:], nn.initializers.zeros)} if bias else {})
+
+    attention = {
+        "q": projection("embed", "heads", "head_dim", bias=c.attention_bias),
+        "k": projection("embed", "kv_heads", "head_dim", bias=c.attention_bias),
+        "v": projection("embed", "kv_heads", "head_dim", bias=c.attention_bias),
+        "o": projection("heads", "head_dim", "embed", contract=2, bias=c.output_bias),
+    }
+    if c.qk_norm:
+        attention |= {"q_norm": norm(c.head_dim), "k_norm": norm(c.head_dim)}
+    return {
+        "attention_norm": norm(c.hidden_size),
+        "attention": attention,
+        "feed_forward_norm": norm(c.hidden_size),
+        "feed_forward": {
+            "gate": projection("embed", "mlp"),
+            "up": projection("embed", "mlp"),
+            "down": projection("mlp", "embed"),
+        },
+    }
+
+
+def outer_weights(config: LlamaConfig) -> dict:
+    """Declaration of the parameters outside of the blocks, a nested dict of `Weight`."""
+    init, c = nn.initializers.normal(config.initializer_range), config
+    weights = {"embedding": Weight(("vocab", "embed"), (c.vocab_size, c.hidden_size), init)}
+    if not c.tie_embeddings:
+        weights["head"] = Weight(("embed", "vocab"), (c.hidden_size, c.vocab_size), init)
+    return weights | {"norm": {"weight": Weight(("norm",), (c.hidden_size,), nn.initializers.ones)}}
+
+
+def _declared(config: LlamaConfig) -> dict:
+    """Declaration of all parameters, those of the blocks stacked over layers."""
+
+    def stacked(weight):
+        return Weight(("layers", *weight.axes), (config.num_layers, *weight.shape), weight.initialiser)
+
+    return outer_weights(config) | {"layers": jax.tree.map(stacked, block_weights(config))}
+
+
+class _Parameters(nn.Module):
+    """Declares a nested dict of `Weight` in Flax; one layer of a scan."""
+
+    # A function: Flax sorts the keys of a dict, and random numbers depend on the order of declaration.
+    weights: Callable[[], dict]
+    dtype: str
 
     @nn.compact
-    def __call__(self, x, factors, cache, attention_factor, positions, segment_ids):
-        c = self.config
-        x = checkpoint_name(self.place(x) if self.place else x, BLOCK_INPUT)
-        # Phases are formed inside the block: D/2 sines per token are little beside 12 E^2 products, and
-        # one code path serves a vector for the model and a vector per layer.
-        if c.rotary == "exact":
-            angles = exact_phases(positions, exact_frequencies(c.rope_base, c.head_dim), factors)
+    def __call__(self, *_):
+        _declare(self, self.weights(), self.dtype)
+        return None, None
+
+
+def _declare(module, weights, dtype):
+    for name, weight in weights.items():
+        if isinstance(weight, Weight):
+            init = nn.with_logical_partitioning(weight.initialiser, weight.axes)
+            module.param(name, init, weight.shape, dtype)
         else:
-            angles = phases(positions, periods(c.rope_base, c.head_dim), factors)
-        attended, cache = Attention(c, self.tail, self.attend, name="attention")(
-            RMSNorm(c, name="attention_norm")(x), angles, attention_factor, segment_ids, cache
-        )
-        x = x[:, -self.tail :] + attended
-        x = x + FeedForward(c, name="feed_forward")(RMSNorm(c, name="feed_forward_norm")(x))
-        return x, cache
+            _Parameters(lambda weight=weight: weight, dtype, name=name)()
+
+
+class Inputs(NamedTuple):
+    """What the model reads.
+
+    Attributes:
+        tokens: int `[B, T]`.
+        positions: int `[B, T]`.
+        segment_ids: int `[B, T]`, documents of a packed row, which never attend to one another. Not with a KV cache.
+    """
+
+    tokens: Int[Array, "b t"]
+    positions: Int[Array, "b t"]
+    segment_ids: Int[Array, "b t"] | None = None
+
+
+class Pass(NamedTuple):
+    """What a forward pass gives.
+
+    Attributes:
+        states: final normalised states in the computation dtype, `[B, T, E]`, or `[B, tail, E]`.
+        cache: the KV cache with the new tokens, or None.
+        inspected: `inspect` of the embedded tokens, of each layer's output (stacked), and of the final states.
+    """
+
+    states: jax.Array
+    cache: Cache | None
+    inspected: tuple
+
+
+def forward(
+    params,
+    config: LlamaConfig,
+    rope: ScaleVector,
+    inputs: Inputs,
+    *,
+    lora=None,
+    cache: Cache | None = None,
+    tail: int = 0,
+    attend: Callable | None = None,
+    place: Callable = lambda x: x,
+    inspect: Callable = lambda x: None,
+) -> Pass:
+    """The forward pass up to the final norm: of training, scoring, decoding and the search for what is not finite.
+
+    Args:
+        params: parameters of `Llama`. Their `layers` are stacked, or, with a cache, a tuple of trees.
+        config: model config.
+        rope: scale vector, factors `[D/2]` or `[layers, D/2]`.
+        inputs: tokens, positions and documents.
+        lora: low-rank factors `a` and `b` of projections, a tree like `params`; `x a b` is added to the output of
+            each projection that has them: two thin products instead of a changed kernel.
+        cache: KV cache to read and to extend.
+        tail: number of last tokens whose states are given; 0 gives all. The last layer computes these only: of the
+            others it needs keys and values, the smaller part of its work. Without a cache, `attend` must take fewer
+            queries than keys.
+        attend: attention as a function of query, key, value and segment ids, such as
+            `rope_jax.training.context.attention_on` gives for a mesh; default `config.attention` on one device.
+        place: lays states `[B, T, E]` out over a mesh, such as `rope_jax.sharding.states_on` gives.
+        inspect: function of states whose results are returned, such as whether they are finite.
+
+    Returns:
+        States, cache, and what `inspect` gave (of all tokens only: not with a cache or `tail`).
+    """
+    c, layers = config, params["layers"]
+    if lora:
+        layers = unflatten_dict(flatten_dict(layers) | flatten_dict(lora["layers"]))
+    attend = attend or partial(attend_by_config, config=c)
+    factors = jnp.broadcast_to(rope.factors, (c.num_layers, c.head_dim // 2))
+
+    def layer(x, weights, factors, cached=None, tail=0):
+        def attention(query, key, value):
+            if cached is None:
+                return attend(query, key, value, inputs.segment_ids), None
+            appended = cached.append(key, value)
+            return cached_attention(query, appended, chunk=c.attention_chunk, window=c.sliding_window), appended
+
+        # Formed in each layer: D/2 sines per token are little beside 12 E^2 products, and one code path serves a
+        # vector for the model and a vector per layer.
+        cos, sin = (rope.attention_factor * wave for wave in cpu.cos_and_sin(_angles(c, inputs.positions, factors)))
+        return block(weights, c, checkpoint_name(place(x), BLOCK_INPUT), (cos, sin), attention, tail=tail)
+
+    x = embedded = jnp.take(params["embedding"], inputs.tokens, axis=0).astype(c.dtype)
+    last, seen = c.num_layers - 1, None
+    if cache is not None:
+        found = []
+        for i, (weights, cached) in enumerate(zip(layers, cache.layers)):
+            x, cached = layer(x, weights, factors[i], cached, tail if i == last else 0)
+            found.append(cached)
+        cache = Cache.of(found)
+    elif tail:
+
+        def numbered(x, i, tail=0):
+            # Sliced by number: a scan over all but the last layer's weights would copy them.
+            return layer(x, jax.tree.map(lambda leaf: leaf[i], layers), factors[i], tail=tail)
+
+        x, _ = jax.lax.scan(numbered, x, jnp.arange(last))
+        x, _ = numbered(x, last, tail)
+    else:
+
+        def scanned(x, weights_and_factors):
+            x, _ = rematerialised(layer, c.remat)(x, *weights_and_factors)
+            return x, inspect(x)
+
+        x, seen = jax.lax.scan(scanned, x, (layers, factors), unroll=min(c.scan_unroll, c.num_layers))
+    x = rms_norm(place(x), params["norm"], c)
+    return Pass(x, cache, (inspect(embedded), seen, inspect(x)))
+
+
+def block(
+    weights: dict,
+    config: LlamaConfig,
+    x: Float[Array, "b t e"],
+    waves: tuple[Float32[Array, "b t pairs"], Float32[Array, "b t pairs"]],
+    attend: Callable,
+    *,
+    tail: int = 0,
+):
+    """One pre-norm decoder block: grouped-query attention with rotary positions, and SwiGLU (arXiv 2002.05202).
+
+    Args:
+        weights: parameters of the block, low-rank factors included.
+        config: model config.
+        x: states of all tokens.
+        waves: cosine and sine of the rotary angles.
+        attend: attention as a function of query, key and value; gives its output and a KV cache or None.
+        tail: number of last tokens whose states are given; 0 gives all.
+
+    Returns:
+        States `[B, T, E]`, or `[B, tail, E]`, and the KV cache.
+    """
+    cos, sin = waves
+    attention, feed_forward = weights["attention"], weights["feed_forward"]
+    normed = rms_norm(x, weights["attention_norm"], config)
+    query = project(normed[:, -tail:], attention["q"])
+    key, value = project(normed, attention["k"]), project(normed, attention["v"])
+    if config.qk_norm:
+        query, key = rms_norm(query, attention["q_norm"], config), rms_norm(key, attention["k_norm"], config)
+    attended, cache = attend(rotate(query, cos[:, -tail:], sin[:, -tail:]), rotate(key, cos, sin), value)
+    x = x[:, -tail:] + project(attended, attention["o"], contract=2)
+
+    normed = rms_norm(x, weights["feed_forward_norm"], config)
+    gated = nn.silu(project(normed, feed_forward["gate"])) * project(normed, feed_forward["up"])
+    return x + project(gated, feed_forward["down"]), cache
+
+
+def rms_norm(x: Float[Array, "*shape"], weights: dict, config: LlamaConfig) -> Float[Array, "*shape"]:
+    """Root mean square normalisation (arXiv 1910.07467), statistics in float32."""
+    y = x.astype(jnp.float32)
+    y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + config.rms_norm_eps)
+    # Rounded before the weight, as the reference implementation does: it matters in bfloat16.
+    return y.astype(x.dtype) * weights["weight"].astype(x.dtype)
+
+
+def project(x: Float[Array, "*in"], weights: dict, contract: int = 1) -> Float[Array, "*out"]:
+    """A linear map over the `contract` last axes of its input, with bias and low-rank factors where there are any."""
+
+    def product(x, kernel, axes):  # jnp.tensordot(x, kernel, axes)
+        return checkpoint_name(cpu.product(x, kernel.astype(x.dtype), axes), PRODUCT)
+
+    y = product(x, weights["kernel"], contract)
+    if "bias" in weights:
+        y = y + weights["bias"].astype(x.dtype)
+    if "a" in weights:
+        y = y + product(product(x, weights["a"], contract), weights["b"], 1)
+    return y
+
+
+def _angles(config, positions, factors):
+    if config.rotary == "exact":
+        return exact_phases(positions, exact_frequencies(config.rope_base, config.head_dim), factors)
+    return phases(positions, periods(config.rope_base, config.head_dim), factors)
 
 
 class Llama(nn.Module):
-    """The decoder: `model.apply({"params": params}, tokens, rope, positions, segment_ids)` gives logits.
+    """The decoder: `Llama(config).apply({"params": params}, tokens, rope, positions, segment_ids)` gives logits.
 
-    `rope` is a `ScaleVector`, an argument like the tokens: the same compiled function serves every scale
-    vector of one shape, and gradients flow into it.
+    `rope` is a `ScaleVector`, an argument like the tokens: the same compiled function serves every scale vector of
+    one shape, and gradients flow into it.
 
     Attributes:
         config: model config.
-        attend: attention as a function of query, key, value and segment ids, such as
-            `rope_jax.training.context.attention_on` gives for a mesh; None takes `config.attention` on one device.
-        place: lays hidden states `[B, T, E]` out over a mesh, such as `rope_jax.sharding.states_on` gives.
     """
 
     config: LlamaConfig
-    attend: Callable | None = None
-    place: Callable | None = None
 
     @nn.compact
-    def __call__(
-        self,
-        tokens,
-        rope: ScaleVector,
-        positions=None,
-        segment_ids=None,
-        *,
-        project: bool = True,
-    ):
+    def __call__(self, tokens, rope: ScaleVector, positions=None, segment_ids=None, *, project: bool = True):
         """Next-token logits, or the states they are projected from.
 
         Args:
@@ -204,60 +316,42 @@ class Llama(nn.Module):
             positions: int `[B, T]`; default 0 .. T-1.
             segment_ids: int `[B, T]` documents of a packed row, which never attend to one another; default
                 one document.
-            project: False returns the final normalised states instead of logits, for callers that project to
-                the vocabulary a chunk at a time (see `head_kernel`).
+            project: False returns the final normalised states instead of logits.
 
         Returns:
-            float32 logits `[B, T, V]`, or states `[B, T, E]` in the computation dtype if not `project`.
+            float32 logits `[B, T, V]`, or states `[B, T, E]` in the computation dtype if not `project`. None while
+            parameters are initialised.
         """
         c = self.config
+        if self.is_initializing():
+            _declare(self, outer_weights(c), c.param_dtype)
+            layers = nn.scan(
+                _Parameters,
+                variable_axes={"params": 0},
+                split_rngs={"params": True},
+                length=c.num_layers,
+                metadata_params={nn.PARTITION_NAME: "layers"},
+            )
+            layers(partial(block_weights, c), c.param_dtype, name="layers")(None)
+            return None
+        params = nn.unbox(self.variables["params"])
         if positions is None:
             positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
         if segment_ids is None:
             segment_ids = jnp.ones_like(tokens)
-        init = nn.initializers.normal(c.initializer_range)
-        embedding = self.param(
-            "embedding",
-            nn.with_logical_partitioning(init, ("vocab", "embed")),
-            (c.vocab_size, c.hidden_size),
-            c.param_dtype,
-        )
-        x = jnp.take(embedding, tokens, axis=0).astype(c.dtype)
-
-        layers = nn.scan(
-            rematerialised(Block, c.remat),
-            variable_axes={"params": 0, "lora": 0},
-            split_rngs={"params": True},
-            in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast, nn.broadcast),
-            length=c.num_layers,
-            unroll=min(c.scan_unroll, c.num_layers),
-            metadata_params={nn.PARTITION_NAME: "layers"},
-        )(c, attend=self.attend, place=self.place, name="layers")
-        factors = jnp.broadcast_to(rope.factors, (c.num_layers, c.head_dim // 2))
-        x, _ = layers(x, factors, None, rope.attention_factor, positions, segment_ids)
-        x = RMSNorm(c, name="norm")(self.place(x) if self.place else x)
-
-        if project:
-            if c.tie_embeddings:
-                head = embedding.T
-            else:
-                axes = nn.with_logical_partitioning(init, ("embed", "vocab"))
-                head = self.param("head", axes, (c.hidden_size, c.vocab_size), c.param_dtype)
-            x = jnp.dot(x, head.astype(x.dtype), preferred_element_type=jnp.float32)
-        return x
+        inputs = Inputs(tokens, positions, segment_ids)
+        states = forward(params, c, rope, inputs, lora=self.variables.get("lora")).states
+        return logits(states, head_kernel(params, c)) if project else states
 
 
-def head_kernel(params, config: LlamaConfig):
-    """The kernel that projects states to the vocabulary.
-
-    Args:
-        params: parameters of `Llama`.
-        config: its config.
-
-    Returns:
-        `[E, V]`, the embedding transposed if it is tied.
-    """
+def head_kernel(params, config: LlamaConfig) -> Float[Array, "e v"]:
+    """The kernel that projects states to the vocabulary: the embedding transposed if they are tied."""
     return params["embedding"].T if config.tie_embeddings else params["head"]
+
+
+def logits(states: Float[Array, "*rows e"], head: Float[Array, "e v"]) -> Float32[Array, "*rows v"]:
+    """Next-token logits of final states."""
+    return jnp.dot(states, head.astype(states.dtype), preferred_element_type=jnp.float32)
 
 
 @partial(jax.jit, static_argnums=0)
@@ -265,43 +359,34 @@ def init_params(config: LlamaConfig, key):
     """Fresh parameters, boxed with their logical axes (`nn.unbox` gives plain arrays).
 
     Args:
-        config: model shape.
+        config: model config.
         key: PRNG key.
 
     Returns:
-        Parameter pytree of `flax.linen.LogicallyPartitioned`, layers stacked on the leading axis.
+        Pytree of `flax.linen.LogicallyPartitioned`, layers stacked on the leading axis.
     """
-    rope = ScaleVector.create(jnp.ones(config.head_dim // 2))
-    # Parameters do not depend on how attention is computed: nothing of it is traced, and no backend need be there.
-    model = Llama(config, attend=lambda query, key, value, segment_ids: query)
-    return model.init(key, jnp.zeros((1, 2), jnp.int32), rope)["params"]
+    return Llama(config).init(key, None, None)["params"]
 
 
 def abstract_params(config: LlamaConfig):
-    """Shapes and dtypes of the parameters, without any memory.
+    """Shapes and dtypes of the parameters.
 
     Args:
-        config: model shape.
+        config: model config.
 
     Returns:
         Pytree of `jax.ShapeDtypeStruct`, shaped like the plain (unboxed) parameters.
     """
-    return nn.unbox(_abstract_boxed(config))
+    return jax.tree.map(lambda weight: jax.ShapeDtypeStruct(weight.shape, config.param_dtype), _declared(config))
 
 
 def logical_axes(config: LlamaConfig):
-    """Logical axis names of the parameters, as declared beside them.
+    """Logical axis names of the parameters.
 
     Args:
-        config: model shape.
+        config: model config.
 
     Returns:
         Pytree of `PartitionSpec` of names, shaped like the parameters.
     """
-    return nn.get_partition_spec(_abstract_boxed(config))
-
-
-# Asked for by everything that lays out, stores or counts parameters, and half a second to trace.
-@cache
-def _abstract_boxed(config: LlamaConfig):
-    return jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
+    return jax.tree.map(lambda weight: PartitionSpec(*weight.axes), _declared(config))

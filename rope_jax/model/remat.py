@@ -1,45 +1,43 @@
-"""What a block keeps for its backward pass, by name.
-
-What is not kept is computed once more from what is (gradient checkpointing, arXiv 1604.06174).
-"""
+"""Gradient checkpointing (arXiv 1604.06174): what a block keeps for its backward pass, by the name of a policy."""
 
 from __future__ import annotations
 
-import flax.linen as nn
+from collections.abc import Callable
+
 import jax
 
+# From the policy that keeps the most to the one that keeps the least. What is not kept is recomputed.
+#
+# - 'none' keeps every intermediate result;
+# - 'dots' keeps the products with weights and attention's output, so that only cheap operations are repeated;
+# - 'attention' keeps the block's input and attention's output, so that attention over long sequences is computed once
+#   less (kernels that recompute it in their own backward pass still do);
+# - 'full' keeps the block's input;
+# - 'offload' keeps the block's input in host memory.
 POLICIES = ("none", "dots", "attention", "full", "offload")
 
-# What `rope_jax.model.llama` calls the states that enter a block, products with weights, and attention's output.
+# Names of a block's intermediate results: its input, products with weights, attention's output.
 BLOCK_INPUT = "block_input"
 PRODUCT = "product"
 ATTENTION = "attention"
 
 
-def rematerialised(block: type[nn.Module], policy: str) -> type[nn.Module]:
-    """A block that keeps less, from that which keeps most to that which keeps least:
-
-    - 'none' keeps every intermediate result;
-    - 'dots' keeps what matrix products with weights gave, and attention's output: only what is cheap is repeated;
-    - 'attention' keeps the block's input and attention's output, so that attention over long sequences is not formed
-      a time more (kernels with a backward pass of their own still are);
-    - 'full' keeps the block's input;
-    - 'offload' keeps the block's input in the host's memory.
+def rematerialised(block: Callable, policy: str) -> Callable:
+    """A block that keeps what `policy` says.
 
     Args:
-        block: module of one layer, the body of a scan.
+        block: function of one layer, the body of a scan.
         policy: one of `POLICIES`.
 
     Returns:
-        The module to scan over.
+        The same function, differentiated with fewer residuals.
     """
     if policy == "none":
         return block
     policies = jax.checkpoint_policies
-    attention = policies.save_only_these_names(ATTENTION)
     keeps = {
         "dots": policies.save_only_these_names(PRODUCT, ATTENTION),
-        "attention": attention,
+        "attention": policies.save_only_these_names(ATTENTION),
         "full": policies.nothing_saveable,
         "offload": policies.save_and_offload_only_these_names(
             names_which_can_be_saved=[],
@@ -48,5 +46,5 @@ def rematerialised(block: type[nn.Module], policy: str) -> type[nn.Module]:
             offload_dst="pinned_host",
         ),
     }
-    # A scan's body cannot be merged with the one that it repeats, so that nothing need prevent it.
-    return nn.remat(block, prevent_cse=False, policy=keeps[policy])
+    # The body of a scan cannot be merged with its repetition, so nothing need prevent that.
+    return jax.checkpoint(block, prevent_cse=False, policy=keeps[policy])

@@ -12,17 +12,19 @@ Shapes on one device: B rows, C tokens per piece, K key heads, G = H / K, D head
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
-from jax.sharding import Mesh
+from jax.sharding import Mesh, PartitionSpec
+from jaxtyping import Array, Float, Int
 
 from rope_jax.errors import InputError
 from rope_jax.model.attention import by_head, heads_last
-from rope_jax.model.flash import MASKED, Tokens, attend_blocks, attend_blocks_gradient
+from rope_jax.model.flash import MASKED, Cotangent, Mask, Tokens, attend_blocks, attend_blocks_gradient
 from rope_jax.model.remat import ATTENTION
 
 
@@ -41,86 +43,96 @@ def zigzag(length: int, devices: int) -> np.ndarray:
     """
     if length % (2 * devices):
         raise InputError(
-            f"config.mesh.context is {devices}, which asks for sequences of a multiple of {2 * devices} tokens, and "
-            f"they have {length}: change one of them"
+            f"`length` is {length}, and {devices} `devices` cut sequences into {2 * devices} equal pieces: make it a "
+            f"multiple of {2 * devices}",
+            field="length",
         )
     pieces = np.arange(length, dtype=np.int32).reshape(2 * devices, -1)
     return np.concatenate([pieces[[i, 2 * devices - 1 - i]].reshape(-1) for i in range(devices)])
 
 
 @dataclasses.dataclass(frozen=True)
-class BlockPieces:
-    """The products of a ring in plain JAX, on any platform; what computes them elsewhere has the same two methods.
+class Ring:
+    """A ring of devices, and how each computes its products of pieces.
 
     Attributes:
-        chunk: queries and keys at a time, about.
+        mesh: devices.
+        axis: mesh axis of the ring.
+        specs: of query, of key and value, and of segment ids, in all of which `axis` cuts T.
+        chunk: queries and keys at a time of products in plain JAX.
         window: places that a query sees, its own included; None is all before it.
+        kernel: function of `(query, key, value, mask, causal)` that computes the product of two pieces in the forward
+            pass, such as `rope_jax.model.kernels.splash_piece`; None for plain JAX.
     """
 
+    mesh: Mesh
+    axis: str
+    specs: tuple[PartitionSpec, PartitionSpec, PartitionSpec]
     chunk: int
     window: int | None = None
+    kernel: Callable | None = None
 
-    def attend(self, query, key, value, queries: Tokens, keys: Tokens, causal: bool):
+    @property
+    def size(self) -> int:
+        """Devices of the ring."""
+        return self.mesh.shape[self.axis]
+
+    def attend(self, query, key, value, mask: Mask, causal: bool):
         """Attention of one piece of queries to one piece of keys.
 
         Args:
-            query: `[B, K, G, C, D]`, scaled, as for `attend_blocks`, like all that are not named here.
-            key: likewise.
-            value: likewise.
-            queries: likewise.
-            keys: likewise.
-            causal: whether the two pieces are one, under a causal mask; otherwise all keys come before all queries.
+            query: `[B, K, G, C, D]`, scaled.
+            key: `[B, K, C, D]`.
+            value: `[B, K, C, D]`.
+            mask: who sees whom.
+            causal: whether the two pieces are one; otherwise all keys come before all queries.
 
         Returns:
-            Outputs float32 `[B, K, G, C, D]`, and the log of each softmax's sum float32 `[B, K, G, C]`, which counts
-            for nothing beside others where a query sees no key.
+            Outputs float32 `[B, K, G, C, D]`, and the log of each softmax's sum float32 `[B, K, G, C]`, which is
+            negligible beside others where a query sees no key.
         """
-        return attend_blocks(query, key, value, queries, keys, self.chunk, self.window)
+        if self.kernel:
+            return self.kernel(query, key, value, mask, causal)
+        return attend_blocks(query, key, value, mask, chunk=self.chunk)
 
-    def gradient(self, query, key, value, queries: Tokens, keys: Tokens, log_sum, out, d_out, causal: bool):
-        """What one piece of keys adds to the gradient of a softmax over many.
+    def pass_on(self, tree):
+        """Each device's arrays to the next."""
+        ring = [(device, (device + 1) % self.size) for device in range(self.size)]
+        return jax.tree.map(lambda x: jax.lax.ppermute(x, self.axis, ring), tree)
 
-        Args:
-            query: as for `attend`, like all that are not named here.
-            key: likewise.
-            value: likewise.
-            queries: likewise.
-            keys: likewise.
-            log_sum: float32 `[B, K, G, C]`, of the whole softmax.
-            out: `[B, K, G, C, D]`, of the whole softmax.
-            d_out: `[B, K, G, C, D]`, gradient of `out`.
-            causal: likewise.
+    def mask(self, queries, keys) -> Mask:
+        """Of two pieces, each given as the segments of both pieces of a device, which of them, and the device."""
+        return Mask(self._tokens(*queries), self._tokens(*keys), self.window)
 
-        Returns:
-            Gradients of query, key and value, float32, shaped as they are.
-        """
-        # Of a softmax's gradient, what all its scores share.
-        shared = jnp.sum(d_out.astype(jnp.float32) * out.astype(jnp.float32), axis=-1)
-        parts = query, key, value, queries, keys, log_sum, shared, d_out
-        return attend_blocks_gradient(*parts, self.chunk, self.window)
+    def _tokens(self, segments, piece, device):
+        size = segments.shape[-1]
+        start = jnp.where(piece == 0, device, 2 * self.size - 1 - device) * size
+        return Tokens(start + jnp.arange(size), segments[piece])
 
 
-def ring_attention(query, key, value, segment_ids, *, mesh: Mesh, specs: tuple, axis: str, pieces):
+def ring_attention(
+    query: Float[Array, "b t h d"],
+    key: Float[Array, "b t k d"],
+    value: Float[Array, "b t k d"],
+    segment_ids: Int[Array, "b t"],
+    ring: Ring,
+) -> Float[Array, "b t h d"]:
     """Causal self-attention of sequences that are cut over devices in zigzag order.
 
     Args:
-        query: `[B, T, H, D]`, tokens in the order of `zigzag`, like all others.
-        key: `[B, T, K, D]`.
-        value: `[B, T, K, D]`.
-        segment_ids: int32 `[B, T]`; a query sees only keys of its own id.
-        mesh: devices.
-        specs: `PartitionSpec` of query, of key and value, and of `segment_ids`, in all of which `axis` cuts T.
-        axis: mesh axis of the ring.
-        pieces: what computes products of pieces, hashable: `BlockPieces` or one like it.
+        query: tokens in the order of `zigzag`.
+        key: in the same order.
+        value: in the same order.
+        segment_ids: in the same order; a query sees only keys of its own document.
+        ring: devices.
 
     Returns:
-        `[B, T, H, D]` in the dtype of `query`.
+        In the order and dtype of `query`.
     """
-    local = partial(_local, devices=mesh.shape[axis], axis=axis, pieces=pieces)
-    q_spec, kv_spec, segment_spec = specs
+    q_spec, kv_spec, segment_spec = ring.specs
     return jax.shard_map(
-        local,
-        mesh=mesh,
+        partial(_on_device, ring=ring),
+        mesh=ring.mesh,
         in_specs=(q_spec, kv_spec, kv_spec, segment_spec),
         out_specs=q_spec,
         # Not checked: a custom gradient hides which values vary over which axes.
@@ -128,88 +140,86 @@ def ring_attention(query, key, value, segment_ids, *, mesh: Mesh, specs: tuple, 
     )(query, key, value, segment_ids)
 
 
-def _local(query, key, value, segment_ids, *, devices, axis, pieces):
-    """What one device does, in whose hands are its two pieces of every sequence."""
+def _on_device(query, key, value, segment_ids, *, ring):
+    """Attention of the two pieces of every sequence that a device holds."""
     b, t = segment_ids.shape
 
     def halves(x):
         return jnp.moveaxis(x.reshape(*x.shape[:-2], 2, t // 2, x.shape[-1]), -3, 0)
 
     query, key, value = by_head(query, key.shape[2]), key.swapaxes(1, 2), value.swapaxes(1, 2)
-    query, key, value = halves(query), halves(key), halves(value)
     segments = segment_ids.reshape(b, 2, t // 2).swapaxes(0, 1)
-    out = _ring(query, key, value, segments, devices, axis, pieces)
+    out = _pieces(halves(query), halves(key), halves(value), segments, ring)
     return heads_last(jnp.concatenate(tuple(out), axis=-2))
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
-def _ring(query, key, value, segments, devices, axis, pieces):
-    """Of scaled queries `[2, B, K, G, C, D]`, keys and values `[2, B, K, C, D]`, segments `[2, B, C]`: as queries."""
-    return _ring_forward(query, key, value, segments, devices, axis, pieces)[0]
+@partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _pieces(query, key, value, segments, ring):
+    """Scaled queries `[2, B, K, G, C, D]`, keys and values `[2, B, K, C, D]`, segments `[2, B, C]` to outputs."""
+    return _forward(query, key, value, segments, ring)[0]
 
 
-def _ring_forward(query, key, value, segments, devices, axis, pieces):
+def _forward(query, key, value, segments, ring):
     # Masks depend on documents and places only, not on a layer: under a differentiated scan over layers, JAX would form
     # all of them in front of it, T^2 / n bytes and more. Tied to the queries, they are formed where they are used.
-    query, segments, me = jax.lax.optimization_barrier((query, segments, jax.lax.axis_index(axis)))
+    query, segments, me = jax.lax.optimization_barrier((query, segments, jax.lax.axis_index(ring.axis)))
 
     def step(number, held, state):
-        source = (me - number) % devices
+        source = (me - number) % ring.size
         for q, k, causal in _products(number, me, source):
-            seen = _tokens(segments, q, me, devices), _tokens(held[2], k, source, devices)
-            part = pieces.attend(query[q], held[0][k], held[1][k], *seen, causal)
-            state = _merge(state, q, part)
+            mask = ring.mask((segments, q, me), (held[2], k, source))
+            state = _merge(state, q, ring.attend(query[q], held[0][k], held[1][k], mask, causal))
         return state
 
     def move(number, carry):
         held, state = carry
         # Independent of the step, so that sending and computing may overlap.
-        return _pass_on(held, devices, axis), step(number, held, state)
+        return ring.pass_on(held), step(number, held, state)
 
-    shape = query.shape
-    state = jnp.zeros(shape, jnp.float32), jnp.full(shape[:-1], MASKED, jnp.float32)
+    state = jnp.zeros(query.shape, jnp.float32), jnp.full(query.shape[:-1], MASKED, jnp.float32)
     held = (key, value, segments)
-    carry = _pass_on(held, devices, axis), step(0, held, state)
-    _, (out, log_sum) = jax.lax.fori_loop(1, devices, move, carry)
+    carry = ring.pass_on(held), step(0, held, state)
+    _, (out, log_sum) = jax.lax.fori_loop(1, ring.size, move, carry)
     out, log_sum = (checkpoint_name(x, ATTENTION) for x in (out.astype(query.dtype), log_sum))
     return out, (query, key, value, segments, out, log_sum)
 
 
-def _ring_backward(devices, axis, pieces, residuals, d_out):
+def _backward(ring, residuals, d_out):
     query, key, value, segments, out, log_sum = residuals
-    me = jax.lax.axis_index(axis)
+    me = jax.lax.axis_index(ring.axis)
 
     def step(number, held, grads, d_query):
-        source = (me - number) % devices
+        source = (me - number) % ring.size
         d_key, d_value = grads
-        for q, k, causal in _products(number, me, source):
-            seen = _tokens(segments, q, me, devices), _tokens(held[2], k, source, devices)
-            parts = query[q], held[0][k], held[1][k], *seen, log_sum[q], out[q], d_out[q]
-            dq, dk, dv = pieces.gradient(*parts, causal)
+        for q, k, _ in _products(number, me, source):
+            mask = ring.mask((segments, q, me), (held[2], k, source))
+            cotangent = Cotangent.of(out[q], log_sum[q], d_out[q])
+            piece = query[q], held[0][k], held[1][k]
+            dq, dk, dv = attend_blocks_gradient(*piece, mask, cotangent, chunk=ring.chunk)
             d_query, d_key, d_value = d_query.at[q].add(dq), d_key.at[k].add(dk), d_value.at[k].add(dv)
         return (d_key, d_value), d_query
 
     def move(number, carry):
         held, grads, d_query = carry
         grads, d_query = step(number, held, grads, d_query)
-        return _pass_on(held, devices, axis), _pass_on(grads, devices, axis), d_query
+        return ring.pass_on(held), ring.pass_on(grads), d_query
 
     zeros = tuple(jnp.zeros(x.shape, jnp.float32) for x in (key, value))
     held = (key, value, segments)
     grads, d_query = step(0, held, zeros, jnp.zeros(query.shape, jnp.float32))
     # Gradients go around with the keys and values that they belong to, and are home after as many steps as devices.
-    carry = _pass_on(held, devices, axis), _pass_on(grads, devices, axis), d_query
-    _, (d_key, d_value), d_query = jax.lax.fori_loop(1, devices, move, carry)
+    carry = ring.pass_on(held), ring.pass_on(grads), d_query
+    _, (d_key, d_value), d_query = jax.lax.fori_loop(1, ring.size, move, carry)
     return d_query.astype(query.dtype), d_key.astype(key.dtype), d_value.astype(value.dtype), None
 
 
-_ring.defvjp(_ring_forward, _ring_backward)
+_pieces.defvjp(_forward, _backward)
 
 
 def _products(number, me, source):
     """Which pieces of queries meet which of the keys held in a step, and whether the two are one piece.
 
-    The number of products is everybody's.
+    The number of products is the same for all devices.
     """
     if isinstance(number, int):  # the first step: one's own keys
         return (0, 0, True), (1, 0, False), (1, 1, True)
@@ -218,21 +228,9 @@ def _products(number, me, source):
     return (1, 0, False), (earlier, earlier, False)
 
 
-def _tokens(segments, piece, device, devices):
-    """The tokens of one of the pieces that a device holds, `segments [2, B, C]`."""
-    size = segments.shape[-1]
-    start = jnp.where(piece == 0, device, 2 * devices - 1 - device) * size
-    return Tokens(start + jnp.arange(size), segments[piece])
-
-
 def _merge(state, piece, part):
     """Two softmaxes over different keys as one over all of them."""
     out, log_sum = state
     total = jnp.logaddexp(log_sum[piece], part[1])
     mixed = out[piece] * jnp.exp(log_sum[piece] - total)[..., None] + part[0] * jnp.exp(part[1] - total)[..., None]
     return out.at[piece].set(mixed), log_sum.at[piece].set(total)
-
-
-def _pass_on(tree, devices, axis):
-    ring = [(device, (device + 1) % devices) for device in range(devices)]
-    return jax.tree.map(lambda x: jax.lax.ppermute(x, axis, ring), tree)

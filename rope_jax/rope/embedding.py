@@ -110,30 +110,19 @@ def phases(positions: jax.Array, period: jax.Array, factors: jax.Array) -> jax.A
     return positions.astype(jnp.float32)[..., None] * (1.0 / (factors * period)).astype(jnp.float32)
 
 
-def rotate(x: jax.Array, angles: jax.Array, attention_factor: jax.Array) -> jax.Array:
-    """Turns each half-split pair `(x[i], x[i + D/2])` by its angle.
+def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
+    """Rotates each half-split pair `(x[i], x[i + D/2])` by its angle.
 
     Args:
         x: `[B, T, H, D]` queries or keys, any float dtype; half-split (Hugging Face) layout.
-        angles: float32 `[B, T, D/2]`, radians.
-        attention_factor: float32 scalar on cos and sin (YaRN, arXiv 2309.00071, section 3.4).
+        cos: float32 `[B, T, D/2]`, cosine of the angles, times the attention factor (YaRN, arXiv 2309.00071,
+            section 3.4).
+        sin: float32 `[B, T, D/2]`, sine of the angles, times the attention factor.
 
     Returns:
         `[B, T, H, D]` in the dtype of `x`; computed in float32.
     """
-    # Kept apart from what follows, or the compiler computes them anew for each head.
-    cos, sin = jax.lax.platform_dependent(angles, cpu=_cos_and_sin_in_a_loop, default=_cos_and_sin)
-    cos, sin = (cos * attention_factor)[:, :, None, :], (sin * attention_factor)[:, :, None, :]
+    cos, sin = cos[:, :, None, :], sin[:, :, None, :]
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-    return turned.astype(x.dtype)
-
-
-def _cos_and_sin(angles):
-    return jax.lax.optimization_barrier((jnp.cos(angles), jnp.sin(angles)))
-
-
-def _cos_and_sin_in_a_loop(angles):
-    """A CPU's compiler looks through a barrier, but what leaves a loop is in memory."""
-    cos, sin = jax.lax.map(lambda i: jax.lax.cond(i == 0, jnp.cos, jnp.sin, angles), jnp.arange(2))
-    return cos, sin
+    rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return rotated.astype(x.dtype)

@@ -16,9 +16,9 @@ import jax
 from jax.sharding import Mesh
 
 from rope_jax.errors import InputError
-from rope_jax.model.backends import attend, check_backend, ring_pieces
+from rope_jax.model.backends import attend, check_backend, ring_kernel
 from rope_jax.model.config import LlamaConfig
-from rope_jax.model.ring import ring_attention, zigzag
+from rope_jax.model.ring import Ring, ring_attention, zigzag
 from rope_jax.sharding import named, spec
 
 
@@ -34,14 +34,18 @@ def attention_on(config: LlamaConfig, mesh: Mesh | None) -> Callable:
         device they are in ring order.
 
     Raises:
-        InputError: if the mesh asks for a ring that the backend has not (see `backends.ring_pieces`).
+        InputError: if the mesh asks for a ring that the backend has not (see `backends.ring_kernel`).
     """
     local = partial(attend, config=config)
     if mesh is None or mesh.size == 1:
         return local
     if _cut(mesh):
         specs = (spec("batch", "length", "heads"), spec("batch", "length", "kv_heads"), spec("batch", "length"))
-        return partial(ring_attention, mesh=mesh, specs=specs, axis="context", pieces=ring_pieces(config))
+        kernel = ring_kernel(config)
+        return partial(
+            ring_attention,
+            ring=Ring(mesh, "context", specs, config.attention_chunk, config.sliding_window, kernel),
+        )
     query, key = spec("batch", None, "heads"), spec("batch", None, "kv_heads")
     # Each device by itself, also in plain JAX: left to the compiler, all would visit the blocks that any of them needs.
     # Not checked: kernels do not say which of their values vary over which axes.
@@ -59,7 +63,7 @@ def check_attention(config: LlamaConfig, mesh: Mesh) -> None:
         InputError: if its backend is not available, or has no ring for this model.
     """
     if _cut(mesh):
-        ring_pieces(config)
+        ring_kernel(config)
     check_backend(config)
 
 

@@ -6,7 +6,6 @@ where these are not finite is the forward pass repeated to find the layer that i
 
 from __future__ import annotations
 
-import dataclasses
 from functools import partial
 
 import jax
@@ -15,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from rope_jax.model.config import LlamaConfig
-from rope_jax.model.llama import Block, RMSNorm
+from rope_jax.model.llama import Inputs, forward
 from rope_jax.sharding import states_on
 from rope_jax.training.context import attention_on, in_ring_order
 from rope_jax.training.state import Variables
@@ -60,44 +59,25 @@ def explain(flags, variables: Variables, rows: dict, model: LlamaConfig, mesh: M
             return f"the {what} {found}"
     for number in range(len(rows["tokens"])):
         micro = {name: value[number] for name, value in rows.items()}
-        states = jax.device_get(_forward(variables, micro, model, mesh))
-        for name, flag in dataclasses.asdict(states).items():
+        inspected = jax.device_get(_forward(variables, micro, model, mesh))
+        for name, flag in zip(("embedding", "output", "final norm"), inspected):
             if not np.all(flag):
                 layer = f" of layer {int(np.argmin(flag))} (counted from 0)" if np.ndim(flag) else ""
-                return f"the {name.replace('_', ' ')}{layer} in the forward pass"
+                return f"the {name}{layer} in the forward pass"
     found = _first(jax.device_get(flags), reversed(range(model.num_layers)))
     return f"the gradient of {found}" if found else "the loss, formed from finite states"
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class _Forward:
-    """Whether what the forward pass gives is finite, in its order."""
-
-    embedding: jax.Array
-    output: jax.Array
-    final_norm: jax.Array
-
-
 @partial(jax.jit, static_argnames=("config", "mesh"))
 def _forward(variables, rows, config, mesh):
-    params, rope, adapters = variables.params, variables.rope, variables.adapters
-    rows = in_ring_order(rows, mesh)
-    block = Block(config, attend=attention_on(config, mesh), place=states_on(mesh))
+    """Whether the embedded tokens, each layer's output and the final states are finite."""
+    inputs, how = Inputs(**in_ring_order(rows, mesh)), {"attend": attention_on(config, mesh), "place": states_on(mesh)}
+    params, rope, lora = variables.params, variables.rope, variables.adapters
+    return forward(params, config, rope, inputs, lora=lora, inspect=_all_finite, **how).inspected
 
-    def layer(x, layer):
-        weights, factors = layer
-        arguments = x, factors, None, rope.attention_factor, rows["positions"], rows["segment_ids"]
-        x, _ = block.apply(weights, *arguments)
-        return x, jnp.all(jnp.isfinite(x))
 
-    x = jnp.take(params["embedding"], rows["tokens"], axis=0).astype(config.dtype)
-    embedded = jnp.all(jnp.isfinite(x))
-    factors = jnp.broadcast_to(rope.factors, (config.num_layers, config.head_dim // 2))
-    weights = {"params": params["layers"], "lora": (adapters or {}).get("layers", {})}
-    x, layers = jax.lax.scan(layer, x, (weights, factors))
-    x = RMSNorm(config).apply({"params": params["norm"]}, x)
-    return _Forward(embedded, layers, jnp.all(jnp.isfinite(x)))
+def _all_finite(x):
+    return jnp.all(jnp.isfinite(x))
 
 
 def _first(flags, layers) -> str | None:

@@ -10,7 +10,7 @@ import optax
 from jax.sharding import Mesh
 
 from rope_jax.model.config import LlamaConfig
-from rope_jax.model.llama import Llama, head_kernel
+from rope_jax.model.llama import Inputs, forward, head_kernel
 from rope_jax.sharding import states_on
 from rope_jax.training.context import attention_on, in_ring_order
 from rope_jax.training.finite import all_finite, finite
@@ -35,15 +35,10 @@ def summed_loss(
     """
     targets, weights = next_token_targets(rows["tokens"], rows["segment_ids"])
     rows, targets, weights = in_ring_order((rows, targets, weights), mesh)
-    hidden = Llama(model, attention_on(model, mesh), states_on(mesh)).apply(
-        {"params": variables.params, "lora": variables.adapters or {}},
-        rows["tokens"],
-        variables.rope,
-        rows["positions"],
-        rows["segment_ids"],
-        project=False,
-    )
-    return cross_entropy(hidden, head_kernel(variables.params, model), targets, weights, loss_chunk, mesh)
+    params, rope, lora = variables.params, variables.rope, variables.adapters
+    inputs, attend, place = Inputs(**rows), attention_on(model, mesh), states_on(mesh)
+    hidden = forward(params, model, rope, inputs, lora=lora, attend=attend, place=place).states
+    return cross_entropy(hidden, head_kernel(params, model), targets, weights, loss_chunk, mesh)
 
 
 def mean_loss(

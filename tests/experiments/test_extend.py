@@ -170,7 +170,7 @@ BAD = [
     ("data.name", "webtext", r"data\.name is 'webtext'"),
     ("eval.split", "dev", r"no split 'dev'"),
     ("model.path", "/nowhere", r"model\.path is /nowhere: there is no such folder"),
-    ("model.dtype", "int8", r"model\.dtype is 'int8'"),
+    ("model.dtype", "int8", r"`dtype` is 'int8'"),
     ("train.global_batch", 6, r"config\.train\.global_batch.* is 6.*multiple of 8"),
     ("train.accumulation", 3, r"config\.train\.accumulation = 3 does not divide"),
     ("train.learning_rate", 0.0, r"config\.train\.learning_rate is 0"),
@@ -186,8 +186,8 @@ BAD = [
     ("train.lora.rank", -1, r"config\.train\.lora\.rank is -1"),
     ("mesh.tensor", 3, r"config\.mesh is .*there are 8"),
     ("mesh.context", 64, r"config\.mesh is .*there are 8"),
-    ("model.attention", "flash", r"model\.attention is 'flash': use one of cpu, cudnn, splash"),
-    ("model.attention", "splash", r"model\.attention is 'splash', which needs a tpu"),
+    ("model.attention", "flash", r"`attention` is 'flash': use one of cpu, cudnn, splash"),
+    ("model.attention", "splash", r"`attention` is 'splash', which needs a tpu"),
 ]
 
 

@@ -1,5 +1,7 @@
 """Chunked causal attention against dense attention in float64 NumPy."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,32 +9,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rope_jax.model.attention import LayerCache, cached_attention, causal_attention
+from rope_jax.model.attention import cached_attention, causal_attention
+from rope_jax.model.cache import LayerCache
 from rope_jax.model.flash import block_sizes
-
-
-def dense(query, key, value, allowed):
-    """Softmax attention by definition, float64: `[B, T, H, D]` from a mask `[B, T, S]`."""
-    query, key, value = (np.asarray(x, np.float64) for x in (query, key, value))
-    group = query.shape[2] // key.shape[2]
-    key, value = np.repeat(key, group, axis=2), np.repeat(value, group, axis=2)
-    scores = np.einsum("bthd,bshd->bhts", query, key) / np.sqrt(query.shape[-1])
-    scores = np.where(allowed[:, None], scores, -np.inf)
-    weights = np.exp(scores - scores.max(-1, keepdims=True))
-    return np.einsum("bhts,bshd->bthd", weights / weights.sum(-1, keepdims=True), value)
+from tests.model.references import allowed_keys, dense, random_segments
 
 
 def random_inputs(rows, length, heads, kv_heads, head_dim=8, seed=0):
     rng = np.random.default_rng(seed)
     shapes = [(rows, length, n, head_dim) for n in (heads, kv_heads, kv_heads)]
     return [2 * rng.normal(size=shape).astype(np.float32) for shape in shapes]
-
-
-def random_segments(rows, length, seed=0):
-    # Ids are not in order, so that equality is what counts; a zero among them is a document like any other.
-    rng = np.random.default_rng(seed)
-    cuts = rng.random((rows, length)) < 0.1
-    return np.take(np.array([3, 0, 7, 1, 5] * 40), np.cumsum(cuts, axis=1)).astype(np.int32)
 
 
 @given(st.integers(1, 20_000), st.integers(1, 20_000), st.integers(2, 1024))
@@ -53,39 +39,39 @@ def test_blocks_of_keys_come_out_even(keys, chunk, blocks):
     assert block_sizes(4096, keys, chunk)[2:] == blocks
 
 
-@pytest.mark.parametrize("kv_heads", [4, 2, 1])
 @pytest.mark.parametrize(
-    ("length", "chunk"),
+    ("length", "chunk", "kv_heads"),
     # One chunk; no divisor; one query over; one query at a time; more chunks than groups, in uneven groups.
-    [(37, 64), (37, 8), (33, 32), (5, 1), (83, 4)],
+    [(37, 64, 4), (37, 8, 2), (33, 32, 1), (5, 1, 2), (83, 4, 1)],
 )
 def test_equals_dense_attention(length, chunk, kv_heads):
-    query, key, value = random_inputs(2, length, 4, kv_heads)
-    segments = random_segments(2, length)
-    causal = np.tril(np.ones((length, length), bool))
-    allowed = causal[None] & (segments[:, :, None] == segments[:, None, :])
+    inputs, segments = random_inputs(2, length, 4, kv_heads), random_segments(2, length)
     # float32 sums over at most 83 terms of order 1 to 10.
     np.testing.assert_allclose(
-        jax.jit(causal_attention, static_argnums=4)(query, key, value, segments, chunk),
-        dense(query, key, value, allowed),
+        jax.jit(partial(causal_attention, chunk=chunk))(*inputs, segments),
+        dense(*inputs, allowed_keys(segments)),
         atol=2e-6,
         rtol=2e-5,
     )
 
 
-@pytest.mark.parametrize(("length", "chunk"), [(37, 64), (37, 8), (83, 4)])
-@pytest.mark.parametrize("window", [1, 5, 30, 100])
-def test_a_window_hides_what_is_further_back(length, chunk, window):
-    query, key, value = random_inputs(2, length, 4, 2)
-    segments = random_segments(2, length)
-    back = np.arange(length)[:, None] - np.arange(length)[None, :]
-    allowed = ((back >= 0) & (back < window))[None] & (segments[:, :, None] == segments[:, None, :])
+@pytest.mark.parametrize(("window", "chunk"), [(1, 8), (5, 64), (5, 4), (30, 8), (100, 8)])
+def test_a_window_hides_what_is_further_back(window, chunk):
+    inputs, segments = random_inputs(2, 83, 4, 2), random_segments(2, 83)
     np.testing.assert_allclose(
-        jax.jit(causal_attention, static_argnums=(4, 5))(query, key, value, segments, chunk, window),
-        dense(query, key, value, allowed),
+        jax.jit(partial(causal_attention, chunk=chunk, window=window))(*inputs, segments),
+        dense(*inputs, allowed_keys(segments, window)),
         atol=2e-6,
         rtol=2e-5,  # as without a window
     )
+
+
+@pytest.mark.parametrize("tail", [1, 9])
+def test_the_last_queries_alone_give_what_they_give_among_all(tail):
+    (query, key, value), segments = random_inputs(2, 37, 4, 2), random_segments(2, 37)
+    found = jax.jit(partial(causal_attention, chunk=8, window=20))(query[:, -tail:], key, value, segments)
+    expected = dense(query, key, value, allowed_keys(segments, 20))[:, -tail:]
+    np.testing.assert_allclose(found, expected, atol=2e-6, rtol=2e-5)
 
 
 @pytest.mark.parametrize("window", [None, 6])
@@ -97,9 +83,7 @@ def test_gradients_do_not_depend_on_the_chunk(window):
     def gradients(chunk):
         return jax.jit(
             jax.grad(
-                lambda query, key, value: (
-                    causal_attention(query, key, value, segments, chunk, window) * weights
-                ).sum(),
+                lambda *x: (causal_attention(*x, segments, chunk=chunk, window=window) * weights).sum(),
                 argnums=(0, 1, 2),
             )
         )(*inputs)
@@ -112,16 +96,18 @@ def test_masked_keys_do_not_leak_through_large_values():
     query, key, value = random_inputs(1, 12, 1, 1)
     segments = np.repeat([[1, 2]], 6, axis=1)
     value = value.copy()
-    before = causal_attention(query, key, value, segments, 5)
+    attention = jax.jit(partial(causal_attention, chunk=5))
+    before = attention(query, key, value, segments)
     value[:, :6] = 1e30
     key = key.copy()
     key[:, :6] = 1e4
-    np.testing.assert_array_equal(causal_attention(query, key, value, segments, 5)[:, 6:], before[:, 6:])
+    np.testing.assert_array_equal(attention(query, key, value, segments)[:, 6:], before[:, 6:])
 
 
-@pytest.mark.parametrize("window", [None, 4])
-@pytest.mark.parametrize("chunk", [3, 4, 5, 32])
-@pytest.mark.parametrize("count", [1, 7])
+@pytest.mark.parametrize(
+    ("window", "chunk", "count"),
+    [(None, 3, 7), (4, 3, 7), (None, 4, 7), (4, 5, 7), (4, 32, 7), (None, 4, 1), (4, 4, 1)],
+)
 def test_cached_attention_reads_from_the_first_slot_to_the_query(window, chunk, count):
     query, key, value = random_inputs(2, 16, 4, 2)
     first, used = np.array([0, 6], np.int32), 13
@@ -131,7 +117,7 @@ def test_cached_attention_reads_from_the_first_slot_to_the_query(window, chunk, 
     for empty in ((0, slice(used, None)), (1, slice(used, None)), (1, slice(0, 6))):
         key[empty], value[empty] = 1e9, 1e30  # padding, and slots nobody has written
     cache = LayerCache(key.transpose(0, 2, 3, 1), value.swapaxes(1, 2), first, jnp.int32(used))
-    got = jax.jit(cached_attention, static_argnums=(2, 3))(query[:, :count], cache, chunk, window)
+    got = jax.jit(partial(cached_attention, chunk=chunk, window=window))(query[:, :count], cache)
     seen = allowed.any(-1)  # a padding query sees nothing, and what it gives is not read
     expected = dense(query[:, :count], key, value, allowed)
     np.testing.assert_allclose(np.asarray(got)[seen], expected[seen], atol=2e-6, rtol=2e-5)
@@ -140,7 +126,7 @@ def test_cached_attention_reads_from_the_first_slot_to_the_query(window, chunk, 
 def test_bfloat16_keeps_scores_in_float32():
     query, key, value = (jnp.asarray(x, jnp.bfloat16) for x in random_inputs(1, 40, 2, 2))
     ones = np.ones((1, 40), np.int32)
-    out = causal_attention(query, key, value, ones, 16)
+    out = jax.jit(partial(causal_attention, chunk=16))(query, key, value, ones)
     assert out.dtype == jnp.bfloat16
     causal = np.tril(np.ones((1, 40, 40), bool))
     # Weights and outputs round to 8 bits, so 2^-8 of values of order 5; scores of order 30 in bfloat16 would be

@@ -13,6 +13,7 @@ import transformers
 from rope_jax.errors import InputError
 from rope_jax.interop.huggingface import read_model
 from rope_jax.model import decode
+from rope_jax.model.cache import empty_cache
 from rope_jax.model.generate import Stops, bucket_length, greedy, greedy_batches
 from rope_jax.model.llama import Llama
 from rope_jax.rope.embedding import ScaleVector, identity
@@ -228,7 +229,7 @@ def test_prefill_memory_does_not_grow_with_the_prompt(untied):
             weights,
             jax.eval_shape(lambda: identity(8)),
             jax.ShapeDtypeStruct((2, 64), jnp.int32),
-            jax.eval_shape(lambda: decode.empty_cache(config, np.zeros(2, np.int32), slots, "float32", None)),
+            jax.eval_shape(lambda: empty_cache(config, np.zeros(2, np.int32), slots, "float32")),
             jax.ShapeDtypeStruct((4096,), bool),
             config=config,
         ).compile()
@@ -253,7 +254,7 @@ def test_the_cache_is_donated_and_has_the_dtype_asked_for(untied):
     _, params, config = untied
     weights = decode.decoding_weights(params, config)
     free = np.zeros(config.vocab_size, bool)
-    cache = decode.empty_cache(config, np.zeros(1, np.int32), 32, "bfloat16", None)
+    cache = empty_cache(config, np.zeros(1, np.int32), 32, "bfloat16")
     _, filled = decode.prefill(weights, identity(8), np.ones((1, 16), np.int32), cache, free, config=config)
     assert all(x.is_deleted() for x in cache.keys + cache.values)
     assert all(x.dtype == jnp.bfloat16 for x in filled.keys + filled.values)
@@ -285,22 +286,26 @@ def test_buckets_hold_the_prompt_with_a_quarter_to_spare_at_most(length):
     assert bucket_length(bucket_length(length)) == bucket_length(length)
 
 
-def test_bad_requests_are_named(untied):
-    config = untied[2]
-    with pytest.raises(InputError, match="max_new_tokens"):
-        greedy({}, config, identity(8), [np.array([1])], 0)
-    with pytest.raises(InputError, match="batch_size"):
-        greedy({}, config, identity(8), [np.array([1])], 1, batch_size=0)
-    with pytest.raises(InputError, match="prompt 1 is empty"):
-        greedy({}, config, identity(8), [np.array([1]), np.array([], np.int32)], 1)
-    assert greedy({}, config, identity(8), [], 1) == []
-    with pytest.raises(InputError, match="prompt 0 has a token that is not in the model's vocabulary of 96"):
-        greedy({}, config, identity(8), [np.array([96])], 1)
-    with pytest.raises(InputError, match="multiple of 16"):
-        greedy({}, config, identity(8), [np.array([1])], 1, chunk=20)
-    with pytest.raises(InputError, match="vocabulary"):
-        greedy({}, config, identity(8), [np.array([1])], 1, stops=Stops([96]))
-    with pytest.raises(InputError, match="list of texts"):
-        Stops(strings="stop")
-    with pytest.raises(InputError, match="decode"):
-        Stops(strings=["stop"])
+@pytest.mark.parametrize(
+    ("prompts", "limit", "options", "field"),
+    [
+        ([[1]], 0, {}, "max_new_tokens"),
+        ([[1]], 1, {"batch_size": 0}, "batch_size"),
+        ([[1], []], 1, {}, "prompts"),
+        ([[96]], 1, {}, "prompts"),
+        ([[1]], 1, {"chunk": 20}, "chunk"),
+        ([[1]], 1, {"stops": Stops([96])}, "stops"),
+    ],
+)
+def test_bad_requests_are_named(untied, prompts, limit, options, field):
+    with pytest.raises(InputError, match=f"^`{field}`") as error:
+        greedy({}, untied[2], identity(8), [np.array(prompt, np.int32) for prompt in prompts], limit, **options)
+    assert error.value.field == field
+
+
+def test_no_prompts_and_bad_stops(untied):
+    assert greedy({}, untied[2], identity(8), [], 1) == []
+    for strings, field in (("stop", "strings"), (["stop"], "decode")):
+        with pytest.raises(InputError) as error:
+            Stops(strings=strings)
+        assert error.value.field == field

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rope_jax.errors import InputError
 from rope_jax.model.llama import init_params
 from rope_jax.model.remat import POLICIES
 from rope_jax.rope.embedding import ScaleVector
@@ -76,8 +75,3 @@ def test_offload_keeps_it_in_the_hosts_memory(params):
     jaxpr = str(jax.make_jaxpr(jax.grad(lambda p: loss(p, "offload")))(params))
     b, t = ROWS["tokens"].shape
     assert f"<host>[{CONFIG.num_layers},{b},{t},{CONFIG.hidden_size}]" in jaxpr
-
-
-def test_unknown_policy():
-    with pytest.raises(InputError, match=r"model\.remat is 'some': use one of none, dots"):
-        dataclasses.replace(CONFIG, remat="some")

@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from rope_jax.model.config import LlamaConfig
-from rope_jax.model.flash import Blocks, Tokens
+from rope_jax.model.flash import Blocks, Mask, Tokens
 from rope_jax.model.llama import abstract_params
 from rope_jax.plan.flops import key_blocks, model_flops, product_flops
 from rope_jax.rope.embedding import ScaleVector
@@ -55,7 +55,7 @@ def test_loops_count_as_often_as_they_run():
 @pytest.mark.parametrize(("length", "chunk"), [(64, 16), (60, 16), (7, 4), (64, 256)])
 def test_blocks_of_keys_are_those_that_attention_visits(length, chunk):
     tokens = Tokens(jnp.arange(length), jnp.ones((1, length), jnp.int32))
-    blocks = Blocks.of(tokens, tokens, chunk, None)
+    blocks = Blocks.of(Mask(tokens, tokens), chunk)
     visited = np.mean(np.asarray(blocks.end) - np.asarray(blocks.first))
     assert key_blocks(dataclasses.replace(CONFIG, attention_chunk=chunk), length) == visited
 

@@ -26,7 +26,7 @@ def random(seed, *shape):
 
 def turn(x, positions, factors, attention_factor=1.0):
     angles = phases(jnp.asarray(positions), PERIOD, jnp.asarray(factors, jnp.float32))
-    return rotate(x, angles, jnp.float32(attention_factor))
+    return rotate(x, attention_factor * jnp.cos(angles), attention_factor * jnp.sin(angles))
 
 
 def float64_turn(x, positions, factors):

@@ -183,5 +183,5 @@ def test_what_does_not_divide_over_the_mesh_is_refused():
     with pytest.raises(InputError, match=r"data x fsdp x context = 8.*multiple of 8") as error:
         check_batch(mesh, 4, "batch", "rows")
     assert error.value.field == "batch"
-    with pytest.raises(InputError, match=r"'splash', which has no sliding window \(the model's is 7\) with"):
+    with pytest.raises(InputError, match=r"`attention` is 'splash', which has no sliding window"):
         check_attention(dataclasses.replace(MISTRAL, attention="splash"), mesh)

@@ -5,6 +5,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from rope_jax.model.lora import LoraConfig
@@ -20,7 +21,8 @@ ROWS = {name: value[None] for name, value in next(Batches()).items()}
 
 @pytest.fixture(scope="module")
 def params():
-    return initial()
+    # On no device in particular, so that they fit any mesh.
+    return jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)), initial())
 
 
 def scaled(params, factor, *path, layer=None):

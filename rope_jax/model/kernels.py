@@ -1,0 +1,153 @@
+"""Attention by the kernels of accelerators, through their public interfaces.
+
+Shapes: B rows, T tokens, H query heads, K key heads, G = H / K, D head dimension; C tokens of a piece of a ring.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Float32, Int
+
+from rope_jax.model.flash import Mask, padded_to_multiple
+
+_to_128 = partial(padded_to_multiple, multiple=128)
+_even = partial(padded_to_multiple, multiple=2)  # with a mask, cuDNN differentiates no odd lengths
+
+
+def cudnn_attention(
+    query: Float[Array, "b t h d"],
+    key: Float[Array, "b t k d"],
+    value: Float[Array, "b t k d"],
+    segment_ids: Int[Array, "b t"],
+    *,
+    window: int | None = None,
+    implementation: str = "cudnn",
+) -> Float[Array, "b t h d"]:
+    """Causal self-attention by NVIDIA's cuDNN, through `jax.nn.dot_product_attention`.
+
+    That interface knows no documents, and lengths alone (`key_value_seq_lengths`) cannot say where the second one of
+    a row begins. So rows of several documents get a mask, which cuDNN adds to the scores: correct in value and
+    gradient, for 4 T^2 bytes per row on top (the mask and an unused gradient of it). Where every row is a single
+    document, the kernel runs without it.
+
+    Args:
+        query: bfloat16 or float16, already rotated.
+        key: already rotated.
+        value: values.
+        segment_ids: a query sees only keys of its own document.
+        window: tokens that a query sees, its own included; None is all before it.
+        implementation: of `jax.nn.dot_product_attention`; 'xla' is its reference.
+
+    Returns:
+        In the dtype of `query`.
+    """
+    length = query.shape[1]
+    # Padding at the end is not seen by the others under a causal mask.
+    query, key, value = (_even(x, 1) for x in (query, key, value))
+    segment_ids = _even(segment_ids, 1, mode="edge")
+    attention = partial(jax.nn.dot_product_attention, is_causal=True, implementation=implementation)
+
+    def documents(query, key, value):
+        mask = segment_ids[:, None, :, None] == segment_ids[:, None, None, :]
+        if window is not None:
+            places = jnp.arange(query.shape[1])
+            mask &= places > places[:, None] - window
+        return attention(query, key, value, mask=mask)
+
+    def one_document(query, key, value):
+        return attention(query, key, value, local_window_size=None if window is None else (window - 1, 0))
+
+    single = jnp.all(segment_ids == segment_ids[:, :1])
+    return jax.lax.cond(single, one_document, documents, query, key, value)[:, :length]
+
+
+def splash_attention(
+    query: Float[Array, "b t h d"],
+    key: Float[Array, "b t k d"],
+    value: Float[Array, "b t k d"],
+    segment_ids: Int[Array, "b t"],
+    *,
+    window: int | None = None,
+    interpret: bool = False,
+) -> Float[Array, "b t h d"]:
+    """Causal self-attention by JAX's kernel for TPUs; blocks that the causal mask or the window hides cost nothing.
+
+    Args:
+        query: already rotated.
+        key: already rotated.
+        value: values.
+        segment_ids: a query sees only keys of its own document.
+        window: tokens that a query sees, its own included; None is all before it.
+        interpret: run the kernel's program on any platform, slowly.
+
+    Returns:
+        In the dtype of `query`.
+    """
+    length, heads, dim = query.shape[1:]
+    query = (query * jnp.asarray(dim**-0.5, query.dtype)).swapaxes(1, 2)
+    # Padding at the end is not seen by the others under a causal mask.
+    query, key, value = (_to_128(x, 2) for x in (query, key.swapaxes(1, 2), value.swapaxes(1, 2)))
+    ids = _to_128(segment_ids, 1, mode="edge")
+    mask = _splash().CausalMask((query.shape[2],) * 2)
+    if window is not None:
+        mask = _splash().LocalMask(mask.shape, (window - 1, 0), 0)
+    out = _by_row(_kernel(mask, heads, interpret), query, key, value, (ids, ids))
+    return out.swapaxes(1, 2)[:, :length]
+
+
+def splash_piece(
+    query: Float[Array, "b k g c d"],
+    key: Float[Array, "b k c d"],
+    value: Float[Array, "b k c d"],
+    mask: Mask,
+    causal: bool,
+    *,
+    interpret: bool = False,
+) -> tuple[Float32[Array, "b k g c d"], Float32[Array, "b k g c"]]:
+    """Attention of one piece of queries to one piece of keys by JAX's kernel for TPUs, for a ring.
+
+    Args:
+        query: scaled; the output leaves the kernel in their dtype.
+        key: keys.
+        value: values.
+        mask: who sees whom, without a window: the kernel's mask is fixed at compilation, and how far keys are from a
+            device's queries changes as they go around.
+        causal: whether the two pieces are one, under a causal mask; otherwise all keys come before all queries.
+        interpret: run the kernel's program on any platform, slowly.
+
+    Returns:
+        Outputs, and the log of each softmax's sum.
+    """
+    b, k, g, size, d = query.shape
+    q, key, value = (_to_128(x, 2) for x in (query.reshape(b, k * g, size, d), key, value))
+    # Padding is documents of its own: in a piece that comes before, keys after a query are seen too.
+    ids = _to_128(mask.queries.segments, 1, constant_values=-1), _to_128(mask.keys.segments, 1, constant_values=-2)
+    shape = (q.shape[2],) * 2
+    seen = _splash().CausalMask(shape) if causal else _splash().FullMask(shape)
+    out, (log_sum,) = _by_row(_kernel(seen, k * g, interpret, residuals=True), q, key, value, ids)
+    return out[:, :, :size].reshape(query.shape).astype(jnp.float32), log_sum[:, :, :size].reshape(query.shape[:4])
+
+
+def _splash():
+    # Imported by those who use it only: it takes a fifth of a second.
+    from jax.experimental.pallas.ops.tpu import splash_attention
+
+    return splash_attention
+
+
+def _kernel(mask, heads, interpret, residuals=False):
+    block = next(b for b in (512, 256, 128) if mask.shape[0] % b == 0)
+    backward = {} if residuals else dict.fromkeys(("block_q_dkv", "block_kv_dkv", "block_q_dq", "block_kv_dq"), block)
+    return _splash().make_splash_mha_single_device(
+        _splash().MultiHeadMask([mask] * heads),
+        block_sizes=_splash().BlockSizes(block_q=block, block_kv=block, **backward),
+        save_residuals=residuals,
+        interpret=interpret,
+    )
+
+
+def _by_row(kernel, query, key, value, ids):
+    return jax.vmap(lambda q, k, v, ids: kernel(q, k, v, _splash().SegmentIds(*ids)))(query, key, value, ids)
