@@ -80,10 +80,10 @@ def answer_text(sample: Sample, text: str) -> str:
 
 
 def _by_stops(samples: Sequence[Sample], tokenizer: Tokenizer) -> list[tuple[Stops, list[Sample]]]:
-    groups: dict[tuple, list[Sample]] = {}
+    groups: dict[tuple[tuple[str, ...], int], list[Sample]] = {}
     for sample in samples:
         groups.setdefault((sample.stop, sample.min_new_tokens), []).append(sample)
-    return [(_stops(*key, tokenizer), group) for key, group in groups.items()]
+    return [(_stops(strings, least, tokenizer), group) for (strings, least), group in groups.items()]
 
 
 def _stops(strings: tuple[str, ...], min_new_tokens: int, tokenizer: Tokenizer) -> Stops:

@@ -111,7 +111,9 @@ def fit_draft(
             best = fitted
         if best.tokens >= FILLED * budget or units == draft.most:
             break
-    return best or smallest
+    fitted = best or smallest
+    assert fitted is not None, "at least one prompt is drawn"
+    return fitted
 
 
 def fitted_samples(

@@ -137,6 +137,7 @@ class Evaluation:
             The samples, and predictions by sample id.
         """
         benchmark = self.benchmarks[name]
+        assert isinstance(benchmark, Questions), f"{name} asks no questions"
         samples = [sample for read in self.samples[name] for sample in read()]
         path = self.home.path("predictions", subject.name, f"{name}.jsonl")
         predictions = answer_samples(samples, subject, benchmark.score, path, f"{subject.name}, {name}".strip(", "))

@@ -67,14 +67,9 @@ def mean_of_means(groups: Sequence[Sequence[float]], seed: int = 0) -> MeanScore
         group or an empty one: a mean over fewer groups would be another quantity.
     """
     cells = [mean_score(group, seed) for group in groups]
-    samples = sum(cell.samples for cell in cells)
-    if not cells or any(cell.mean is None for cell in cells):
-        return MeanScore(None, None, samples)
-    means = [cell.mean for cell in cells]
-    if any(cell.interval is None for cell in cells):
-        return MeanScore(float(np.mean(means)), None, samples)
-    interval = interval_of_mean(means, *zip(*(cell.interval for cell in cells)))
-    return MeanScore(float(np.mean(means)), interval, samples)
+    if not all(cell.samples for cell in cells):
+        return MeanScore(None, None, sum(cell.samples for cell in cells))
+    return _mean_of_cells(cells)
 
 
 def score_table(
@@ -123,10 +118,16 @@ def average_of_run(table: Mapping[str, Mapping[str, MeanScore]]) -> dict[str, di
     partial = {}
     for column in rows[AVERAGE]:
         cells = [row[column] for task, row in rows.items() if task != AVERAGE and column in row]
-        cells = [cell for cell in cells if cell.mean is not None]
-        interval = None
-        if cells and all(cell.interval is not None for cell in cells):
-            interval = interval_of_mean([cell.mean for cell in cells], *zip(*(cell.interval for cell in cells)))
-        mean = float(np.mean([cell.mean for cell in cells])) if cells else None
-        partial[column] = MeanScore(mean, interval, sum(cell.samples for cell in cells))
+        partial[column] = _mean_of_cells([cell for cell in cells if cell.samples])
     return {**rows, AVERAGE_OF_RUN: partial}
+
+
+def _mean_of_cells(cells: Sequence[MeanScore]) -> MeanScore:
+    """Mean of means, each with the same weight."""
+    means = [cell.mean for cell in cells if cell.mean is not None]
+    intervals = [cell.interval for cell in cells if cell.interval is not None]
+    samples = sum(cell.samples for cell in cells)
+    if not means:
+        return MeanScore(None, None, samples)
+    interval = interval_of_mean(means, *zip(*intervals)) if len(intervals) == len(means) else None
+    return MeanScore(float(np.mean(means)), interval, samples)

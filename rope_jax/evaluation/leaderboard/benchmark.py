@@ -8,6 +8,7 @@ import logging
 from collections.abc import Callable, Mapping
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 from rope_jax.errors import InputError
 from rope_jax.evaluation.benchmark import Measurement, Setting, Subject
@@ -47,10 +48,11 @@ class Leaderboard(Measurement):
         manager, tasks, _ = self._loaded
         model = HarnessModel(subject)
 
+        # Its decorator hides its parameters from type checkers.
+        evaluate: Any = lm_eval.simple_evaluate
+
         def measure(task) -> dict:
-            found = lm_eval.simple_evaluate(
-                model, tasks=[task], task_manager=manager, limit=self.limit or None, log_samples=False
-            )
+            found = evaluate(model, tasks=[task], task_manager=manager, limit=self.limit or None, log_samples=False)
             return {key: value for key, value in next(iter(found["results"].values())).items() if key != "alias"}
 
         return {name: partial(measure, task) for name, task in tasks.items()}
@@ -64,7 +66,7 @@ class Leaderboard(Measurement):
         return {"scores": scores, "seconds": sum(record["seconds"] for record in records.values())}
 
     @cached_property
-    def _loaded(self) -> tuple[object, dict, dict[str, InputError]]:
+    def _loaded(self) -> tuple[Any, dict[str, Any], dict[str, InputError]]:
         """lm_eval's TaskManager, its tasks by name, and why columns cannot be run."""
         from lm_eval.tasks import TaskManager
 

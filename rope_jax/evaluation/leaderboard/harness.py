@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 from lm_eval.api.model import TemplateLM
@@ -63,14 +64,12 @@ class HarnessModel(TemplateLM):
     @property
     def eot_token_id(self) -> int:
         """EOS, or BOS where there is none."""
-        t = self._tokenizer
-        return t.bos_id if t.eos_id is None else t.eos_id
+        return next(i for i in (self._tokenizer.eos_id, self._tokenizer.bos_id) if i is not None)
 
     @property
     def prefix_token_id(self) -> int:
-        """What stands before the first token of a text."""
-        t = self._tokenizer
-        return t.eos_id if t.bos_id is None else t.bos_id
+        """The token in front of the first one of a text: BOS, or EOS where there is none."""
+        return next(i for i in (self._tokenizer.bos_id, self._tokenizer.eos_id) if i is not None)
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs) -> list[int]:
         """Token ids, with BOS in front unless told otherwise."""
@@ -151,7 +150,7 @@ class HarnessModel(TemplateLM):
         for i, request in enumerate(requests):
             kinds.setdefault(repr(request.args[1]), []).append(i)
         for members in kinds.values():
-            options = normalize_gen_kwargs(requests[members[0]].args[1], MAX_GEN_TOKENS)
+            options: dict[str, Any] = dict(normalize_gen_kwargs(requests[members[0]].args[1], MAX_GEN_TOKENS))
             if options["do_sample"]:
                 raise InputError("the task asks for sampling (do_sample), and decoding here is greedy: set it to false")
             room = self.max_length - options["max_gen_toks"]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import re
 from functools import cache
+from typing import Any
 
 from rope_jax.errors import InputError
 from rope_jax.evaluation.answers import token_f1
@@ -25,7 +26,8 @@ def rouge_l(prediction: str, answer: str, classes: list[str]) -> float:
     """
     rouge = _rouge()
     try:
-        return float(rouge.get_scores([prediction], [answer])[0]["rouge-l"]["f"])
+        scores: Any = rouge.get_scores([prediction], [answer])
+        return float(scores[0]["rouge-l"]["f"])
     # ValueError for empty texts, RecursionError for very long sentences, and whatever else: published scores have 0.
     except Exception:
         return 0.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +61,7 @@ def bucket_scores(scored: Iterable[Scored]) -> dict[str, float]:
     return {name: round(100 * float(np.mean(group)), 2) if group else math.nan for name, group in groups.items()}
 
 
-def bucket_intervals(scored: dict[str, Iterable[Scored]], seed: int = 0) -> dict[str, dict[str, MeanScore]]:
+def bucket_intervals(scored: Mapping[str, Iterable[Scored]], seed: int = 0) -> dict[str, dict[str, MeanScore]]:
     """The benchmark's table with confidence intervals, and the paper's averages.
 
     Args:

@@ -108,10 +108,10 @@ def perplexity_by_position(
     """
     if window < 2:
         raise InputError(f"`window` is {window}: it must be at least 2", field="window")
-    edges = np.asarray(position_edges(window) if edges is None else edges)
-    if edges[0] != 1 or edges[-1] != window or np.any(np.diff(edges) < 1):
+    bounds = np.asarray(position_edges(window) if edges is None else edges)
+    if bounds[0] != 1 or bounds[-1] != window or np.any(np.diff(bounds) < 1):
         raise InputError(
-            f"`edges` is {edges.tolist()}: use positions that ascend from 1 to the window, {window}", field="edges"
+            f"`edges` is {bounds.tolist()}: use positions that ascend from 1 to the window, {window}", field="edges"
         )
     held = window - (bos_id is not None)
     windows = [
@@ -130,21 +130,22 @@ def perplexity_by_position(
     # Column t holds the NLL of the token at position t + 1; the last column holds none.
     sums = np.concatenate(
         [
-            np.add.reduceat(nll[:, :-1], edges[:-1] - 1, axis=1)
+            np.add.reduceat(nll[:, :-1], bounds[:-1] - 1, axis=1)
             for nll in score_windows(token_nll, windows, bos_id, batch_size, progress)
         ]
     )
-    widths = np.broadcast_to(np.diff(edges), sums.shape)
+    widths = np.broadcast_to(np.diff(bounds), sums.shape)
     means = sums.sum(axis=0) / widths.sum(axis=0)
     several = len(windows) > 1
+    errors = low = high = np.zeros_like(means)
     if several:
         resampled = bootstrap_ratios(sums, widths, resamples, seed)
         errors = resampled.std(axis=0, ddof=1)
         low, high = np.exp(percentile_interval(resampled))
     buckets = tuple(
         PositionBucket(
-            start=int(edges[i]),
-            end=int(edges[i + 1]),
+            start=int(bounds[i]),
+            end=int(bounds[i + 1]),
             tokens=int(widths[:, i].sum()),
             nll=float(means[i]),
             perplexity=float(np.exp(means[i])),

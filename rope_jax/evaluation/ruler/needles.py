@@ -83,6 +83,7 @@ def needle_draft(task: NeedleTask, rng: Random, words: WordList, essays: Haystac
 
     def context(units: int) -> str:
         if task.haystack == "essay":
+            assert essays is not None, "essays are checked before"
             return essays.hide(needles, units, depths)
         if task.haystack == "needle":
             # Drawn as far as needed, so that fewer units are the first ones of more.
