@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import gc
 from pathlib import Path
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -145,7 +146,7 @@ def _our_logits(folder, rows, dtype) -> list[np.ndarray]:
 
     @jax.jit
     def last(params, tokens):
-        hidden = Llama(config).apply({"params": params}, tokens, model.rope, project=False)[:, -_LAST:]
+        hidden = cast(jax.Array, Llama(config).apply({"params": params}, tokens, model.rope, project=False))[:, -_LAST:]
         return jnp.dot(hidden, head_kernel(params, config).astype(hidden.dtype), preferred_element_type=jnp.float32)
 
     return [np.asarray(last(model.params, jnp.asarray(tokens)), np.float32) for tokens in rows]
