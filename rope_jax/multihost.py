@@ -57,7 +57,8 @@ def together(action: Callable[[], T]) -> T:
     """
     if jax.process_count() == 1:
         return action()
-    result, failure = None, None
+    result: Any = None
+    failure: Exception | None = None
     try:
         result = action()
     except Exception as error:
@@ -75,8 +76,8 @@ def in_turn(action: Callable[[], T]) -> T:
     """`together`, but process 0 goes first, so that the others find its files."""
     if jax.process_count() == 1:
         return action()
-    first = together(lambda: action() if is_first() else None)
-    others = together(lambda: None if is_first() else action())
+    first: Any = together(lambda: action() if is_first() else None)
+    others: Any = together(lambda: None if is_first() else action())
     return first if is_first() else others
 
 

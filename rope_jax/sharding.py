@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
-import flax.linen as nn
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -20,20 +20,20 @@ AXES = ("data", "fsdp", "tensor", "context")
 # Parameters are sharded over `fsdp` along the hidden size and over `tensor` along heads, feed-forward width and
 # vocabulary (Megatron-LM, arXiv 1909.08053). Training shards rows of a batch over `data` and `fsdp` and their tokens
 # over `context`; evaluation keeps sequences whole and shards rows over all three.
-RULES = (
-    ("batch", ("data", "fsdp")),
-    ("length", "context"),
-    ("rows", ("data", "fsdp", "context")),
-    ("vocab", "tensor"),
-    ("embed", "fsdp"),
-    ("heads", "tensor"),
-    ("kv_heads", "tensor"),
-    ("mlp", "tensor"),
-    ("head_dim", None),
-    ("norm", None),
-    ("rank", None),
-    ("layers", None),
-)
+ROWS = {"batch": ("data", "fsdp"), "rows": ("data", "fsdp", "context")}
+RULES = {
+    **ROWS,
+    "length": "context",
+    "vocab": "tensor",
+    "embed": "fsdp",
+    "heads": "tensor",
+    "kv_heads": "tensor",
+    "mlp": "tensor",
+    "head_dim": None,
+    "norm": None,
+    "rank": None,
+    "layers": None,
+}
 
 
 def make_mesh(data: int, fsdp: int, tensor: int, devices=None, *, context: int = 1) -> Mesh:
@@ -53,7 +53,7 @@ def make_mesh(data: int, fsdp: int, tensor: int, devices=None, *, context: int =
         InputError: if the sizes do not multiply to the number of devices.
     """
     devices = jax.devices() if devices is None else devices
-    sizes = dict(zip(AXES, (data, fsdp, tensor, context)))
+    sizes: dict[str, int] = dict(zip(AXES, (data, fsdp, tensor, context)))
     free = [axis for axis, size in sizes.items() if size == -1]
     fixed = {axis: size for axis, size in sizes.items() if size != -1}
     names = ", ".join(f"`{axis}`" for axis in AXES)
@@ -108,9 +108,9 @@ def shardings_of(abstract, specs, mesh: Mesh):
     Raises:
         InputError: if a dimension does not divide over its mesh axis.
     """
-    shardings = nn.logical_to_mesh_sharding(specs, mesh, RULES)
 
-    def check(path, leaf, logical, sharding):
+    def sharding(path, leaf, logical):
+        sharding = named(mesh, *logical)
         for size, name, axis in zip(leaf.shape, logical, sharding.spec):
             if axis is not None and size % mesh.shape[axis]:
                 raise InputError(
@@ -118,15 +118,14 @@ def shardings_of(abstract, specs, mesh: Mesh):
                     f"{jax.tree_util.keystr(path)}: choose a divisor of {size}",
                     field=axis,
                 )
+        return sharding
 
-    jax.tree_util.tree_map_with_path(check, abstract, specs, shardings)
-    return shardings
+    return jax.tree_util.tree_map_with_path(sharding, abstract, specs)
 
 
 def spec(*names: str | None) -> PartitionSpec:
     """Mesh axes of an array with these logical axes; None for an axis that is not sharded."""
-    rules = dict(RULES)
-    return PartitionSpec(*(None if name is None else rules[name] for name in names))
+    return PartitionSpec(*(None if name is None else RULES[name] for name in names))
 
 
 def named(mesh: Mesh, *names: str | None) -> NamedSharding:
@@ -179,8 +178,8 @@ def process_rows(mesh: Mesh, rows: int) -> tuple[int, ...]:
     Returns:
         Row numbers, ascending.
     """
-    sharding = NamedSharding(mesh, PartitionSpec(dict(RULES)["batch"]))
-    held = sharding.addressable_devices_indices_map((rows,)).values()
+    sharding = NamedSharding(mesh, PartitionSpec(ROWS["batch"]))
+    held: Any = sharding.addressable_devices_indices_map((rows,)).values()
     return tuple(sorted({row for (cut,) in held for row in range(rows)[cut]}))
 
 
@@ -234,7 +233,7 @@ def check_batch(mesh: Mesh, rows: int, field: str, axis: str = "batch") -> None:
     count = shards(mesh, axis)
     if rows < 1 or rows % count:
         raise InputError(
-            f"`{field}` is {rows}, but the mesh spreads rows over {' x '.join(dict(RULES)[axis])} = {count} devices: "
+            f"`{field}` is {rows}, but the mesh spreads rows over {' x '.join(ROWS[axis])} = {count} devices: "
             f"make it a multiple of {count}",
             field=field,
         )
@@ -242,4 +241,4 @@ def check_batch(mesh: Mesh, rows: int, field: str, axis: str = "batch") -> None:
 
 def shards(mesh: Mesh, axis: str) -> int:
     """Number of shards of an axis of rows, 'batch' or 'rows'."""
-    return math.prod(mesh.shape[name] for name in dict(RULES)[axis])
+    return math.prod(mesh.shape[name] for name in ROWS[axis])

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -90,7 +91,7 @@ def init_lora(params: dict, model: LlamaConfig, lora: LoraConfig) -> dict:
         `[layers, *inputs, r]` and `b` `[layers, r, *outputs]` in place of each targeted kernel, `whole` the parameters
         that are trained whole.
     """
-    key, found, leaves = jax.random.key(lora.seed), flatten_dict(params), {}
+    key, found, leaves = jax.random.key(lora.seed), _flat(params), {}
     for number, (path, (shape, _)) in enumerate(_layout(model, lora).items()):
         if path[0] == "whole":
             leaves[path] = found[path[1:]].astype(jnp.float32)
@@ -127,9 +128,9 @@ def apply_lora(params: dict, trained: dict, lora: LoraConfig) -> tuple[dict, dic
         The parameters, with those that are trained whole replaced, and the model's collection `lora`: A and
         `(alpha / r) B`.
     """
-    params = unflatten_dict({**flatten_dict(params), **flatten_dict(trained.get("whole", {}))})
+    params = unflatten_dict({**_flat(params), **_flat(trained.get("whole", {}))})
     scale = lora.alpha / lora.rank
-    factors = flatten_dict(trained["factors"])
+    factors = _flat(trained["factors"])
     return params, unflatten_dict({p: leaf * scale if p[-1] == "b" else leaf for p, leaf in factors.items()})
 
 
@@ -144,8 +145,8 @@ def merge_lora(params: dict, trained: dict, lora: LoraConfig) -> dict:
     Returns:
         Parameters of `Llama`, each in the dtype of the frozen one.
     """
-    dtypes = {path: leaf.dtype for path, leaf in flatten_dict(params).items()}
-    params, factors = map(flatten_dict, apply_lora(params, trained, lora))
+    dtypes = {path: leaf.dtype for path, leaf in _flat(params).items()}
+    params, factors = map(_flat, apply_lora(params, trained, lora))
     merged = {path: leaf.astype(dtypes[path]) for path, leaf in params.items()}
     for path in params:
         a, b = (factors.get((*path[:-1], name)) for name in ("a", "b"))
@@ -154,11 +155,15 @@ def merge_lora(params: dict, trained: dict, lora: LoraConfig) -> dict:
     return unflatten_dict(merged)
 
 
+def _flat(tree: dict) -> dict[tuple, Any]:
+    return dict(flatten_dict(tree))
+
+
 def _layout(model: LlamaConfig, lora: LoraConfig) -> dict[tuple, tuple[tuple, tuple]]:
     """Path of each trained leaf -> its shape and the logical names of its axes."""
     layout = {}
-    axes = flatten_dict(logical_axes(model))
-    for path, leaf in flatten_dict(abstract_params(model)).items():
+    axes = _flat(logical_axes(model))
+    for path, leaf in _flat(abstract_params(model)).items():
         shape, names = leaf.shape, tuple(axes[path])
         if path[-1] == "kernel":
             if path[-2] in lora.targets:

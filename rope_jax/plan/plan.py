@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
+from typing import Any
 
 import jax
 
@@ -108,7 +109,7 @@ def plan(training: Training, rope: ScaleVector) -> Plan:
     traced = training.trace(rope)
     compiled = traced.lower().compile()
     seconds = time.monotonic() - began
-    stats = compiled.memory_analysis()
+    stats: Any = compiled.memory_analysis()
     tokens = config.global_batch * config.length
     return Plan(
         parameters=_size(abstract_params(model)),
@@ -122,7 +123,7 @@ def plan(training: Training, rope: ScaleVector) -> Plan:
             donated=stats.alias_size_in_bytes,
             temporary=stats.temp_size_in_bytes,
             seconds=seconds,
-            collectives=collectives(compiled.as_text()),
+            collectives=collectives(compiled.as_text() or ""),
         ),
         model_flops=tokens * model_flops(model, config.length),
         step_flops=product_flops(traced.jaxpr, key_blocks(model, config.length, mesh.shape["context"])),

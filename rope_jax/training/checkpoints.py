@@ -106,7 +106,8 @@ class Checkpoints:
         # Not through the manager, which synchronises processes after every read: a process that failed would not come.
         place = self.folder / str(step)
         data = json.loads((place / "data" / "metadata").read_text(encoding="utf-8"))
-        state = ocp.StandardCheckpointHandler().restore(place / "state", args=ocp.args.StandardRestore(abstract))
+        handler, args = ocp.StandardCheckpointHandler(), ocp.args.StandardRestore(abstract)
+        state = handler.restore(place / "state", args=args)  # pyright: ignore[reportArgumentType]  # pathlib serves
         return state, data
 
     def _set_aside(self, step: int) -> Path:

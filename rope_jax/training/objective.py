@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Hashable
 from functools import partial
 from typing import Any, Protocol
 
@@ -13,7 +14,7 @@ from jax.sharding import Mesh
 from rope_jax.model.config import LlamaConfig
 from rope_jax.model.llama import abstract_params
 from rope_jax.model.lora import LoraConfig, apply_lora, init_lora, lora_axes, merge_lora
-from rope_jax.rope.embedding import ScaleVector
+from rope_jax.rope.embedding import identity
 from rope_jax.sharding import param_shardings, replicated, shardings_of
 from rope_jax.training.learn import LearnConfig, from_logarithms, to_logarithms
 from rope_jax.training.optimizer import OptimizerConfig, make_optimizer
@@ -132,17 +133,24 @@ class WithScaleVector:
         return self.weights.model
 
     def shardings(self, mesh: Mesh) -> dict:
-        return {"weights": self.weights.shardings(mesh), "rope": ScaleVector(replicated(mesh), replicated(mesh))}
+        vector = jax.eval_shape(lambda: identity(self.model.head_dim))
+        vector = jax.tree.map(lambda _: replicated(mesh), vector)
+        return {"weights": self.weights.shardings(mesh), "rope": vector}
 
     def optimizer(self, config: OptimizerConfig) -> optax.GradientTransformation:
         # Logarithms get Adam without weight decay.
         adam = optax.adam(self.learn.learning_rate)
         attention = adam if self.learn.attention_factor else optax.set_to_zero()
-        parts = {"weights": self.weights.optimizer(config), "factors": adam, "attention": attention}
+        parts: dict[Hashable, optax.GradientTransformation] = {
+            "weights": self.weights.optimizer(config),
+            "factors": adam,
+            "attention": attention,
+        }
 
         def labels(trained):
             weights = jax.tree.map(lambda _: "weights", trained["weights"])
-            return {"weights": weights, "rope": ScaleVector("factors", "attention")}
+            vector = jax.tree.map(lambda leaf: "factors" if leaf.ndim else "attention", trained["rope"])
+            return {"weights": weights, "rope": vector}
 
         return optax.partition(parts, labels)
 

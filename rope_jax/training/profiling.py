@@ -47,7 +47,7 @@ def traced(steps: range, profile: Profile | None, wait: Callable[[], object]) ->
     running = False
     try:
         for step in steps:
-            if wanted and step == wanted[0]:
+            if profile and wanted and step == wanted[0]:
                 jax.profiler.start_trace(profile.folder, profiler_options=_options())
                 running = True
             if running:

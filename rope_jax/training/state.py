@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from rope_jax.rope.embedding import ScaleVector
+# A leaf of a pytree: an array, or its shape or its sharding in a pytree of the same structure.
+Leaf = Any
 
 
 @jax.tree_util.register_dataclass
@@ -18,13 +19,13 @@ class Variables:
     """The arrays that the model computes with, apart from a batch; a pytree.
 
     Attributes:
-        params: parameters of `Llama`.
-        rope: scale vector.
+        params: parameters of `Llama`; None among frozen variables if all of them are trained.
+        rope: scale vector; None among frozen variables if it is trained.
         adapters: the model's collection `lora`, low-rank factors that projections add; None for none.
     """
 
-    params: dict
-    rope: ScaleVector
+    params: Any
+    rope: Any
     adapters: dict | None = None
 
 
@@ -39,7 +40,7 @@ class TrainState:
         opt_state: optimizer state.
     """
 
-    step: jax.Array
+    step: Leaf
     params: Any
     opt_state: optax.OptState
 
