@@ -1,11 +1,11 @@
-"""Time and peak memory of reading and writing a checkpoint of LLaMA2 7B's shape, beside `cp` of the same files.
+"""Time and peak memory of reading and writing a checkpoint of LLaMA2 7B's shape, against `cp` of the same files.
 
     python benchmarks/checkpoint.py
     python benchmarks/checkpoint.py --layers 2 --folder /some/disk
 
-Every case has a process of its own and is timed from its start to its end; files are written to disk and dropped from
-the page cache before each. The results are checked byte for byte, and everything is deleted at the end. At full size
-it takes 27 GB of disk and 15 GB of memory.
+Every case runs in its own process and is timed from start to end. Before each, files are written to disk and dropped
+from the page cache. Results are checked byte for byte, and everything is deleted at the end. The full size takes 27 GB
+of disk and 15 GB of memory.
 """
 
 from __future__ import annotations
@@ -24,9 +24,12 @@ import tempfile
 import time
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 import ml_dtypes
 import numpy as np
 
+from benchmarks.common import environment, head, machine, options, peak_bytes, row
 from rope_jax.interop.export_config import describe_export
 from rope_jax.interop.huggingface import read_model, write_model
 from rope_jax.interop.new_tensor_files import SHARD_BYTES, NewTensor, plan_shards, write_sharded
@@ -41,7 +44,7 @@ CASES = ("cp", "import and export", "zero-shot", "zero-shot, attention factor")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options(__doc__)
     parser.add_argument("--layers", type=int, default=LLAMA2_7B.num_layers, help="of the model")
     parser.add_argument("--width", type=int, default=LLAMA2_7B.hidden_size, help="hidden size, a multiple of 128")
     parser.add_argument("--repeats", type=int, default=1, help="of all cases in turn; medians are shown")
@@ -68,10 +71,11 @@ def measure(config: LlamaConfig, repeats: int, place: Path) -> None:
     source, target = place / "source", place / "target"
     generate(config, source)
     weights = sum(tensor.bytes for tensor in find_tensors(source).values())
+    print(machine())
     print(f"{weights / 1e9:.2f} GB of weights in {len(list(source.glob('*.safetensors')))} files\n", flush=True)
     runs: dict[str, list] = {case: [] for case in CASES}
     for _ in range(repeats):
-        # `cp` before and after the others: what else goes on in a machine changes in minutes.
+        # `cp` before and after the others: the load of a machine changes within minutes.
         for case in (*CASES, CASES[0]):
             settle(source)
             runs[case].append(timed(case, source, target))
@@ -79,12 +83,11 @@ def measure(config: LlamaConfig, repeats: int, place: Path) -> None:
             shutil.rmtree(target)
             print(f"{case}: {runs[case][-1][0]:.1f} s", file=sys.stderr, flush=True)
     medians = {case: np.median(found, axis=0) for case, found in runs.items()}
-    print("| case | seconds | of `cp` | CPU seconds | peak memory, GB | beside the weights, GB |")
-    print("|---|---|---|---|---|---|")
+    head("case", "seconds", "of `cp`", "CPU seconds", "peak memory, GB", "beside the weights, GB")
     for case, (seconds, busy, peak) in medians.items():
         memory = "" if case == "cp" else f"{peak / 1e9:.2f}"
         beside = f"{(peak - weights) / 1e9:.2f}" if case == "import and export" else ""
-        print(f"| {case} | {seconds:.1f} | {seconds / medians['cp'][0]:.2f} | {busy:.1f} | {memory} | {beside} |")
+        row(case, f"{seconds:.1f}", f"{seconds / medians['cp'][0]:.2f}", f"{busy:.1f}", memory, beside)
 
 
 def generate(config: LlamaConfig, folder: Path) -> None:
@@ -115,7 +118,7 @@ def generate(config: LlamaConfig, folder: Path) -> None:
 
 
 def settle(source: Path) -> None:
-    """Writes everything to disk and drops the source from the page cache, so that every case starts alike."""
+    """Writes everything to disk and drops the source from the page cache, so that every case starts cold."""
     os.sync()
     for file in source.iterdir():
         with file.open("rb") as stream:
@@ -128,11 +131,8 @@ def timed(case: str, source: Path, target: Path) -> tuple[float, float, int]:
         command = ["cp", "-r", str(source), str(target)]
     else:
         command = [sys.executable, __file__, "--case", case, str(source), str(target)]
-    path = os.pathsep.join([str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH", "")])
     started, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
-    done = subprocess.run(
-        command, check=True, stdout=subprocess.PIPE, env=os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": path}
-    )
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, env=environment(JAX_PLATFORMS="cpu"))
     seconds = time.perf_counter() - started
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     busy = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
@@ -140,7 +140,7 @@ def timed(case: str, source: Path, target: Path) -> tuple[float, float, int]:
 
 
 def run_case(case: str, source: Path, target: Path) -> None:
-    """In a process of its own: one case, then its peak memory on standard output."""
+    """Runs one case in this process and prints its peak memory."""
     if case == "import and export":
         model = read_model(source)
         write_model(
@@ -156,13 +156,11 @@ def run_case(case: str, source: Path, target: Path) -> None:
         factor = 1.0 if case == "zero-shot" else 1.1386
         rope = ScaleVector.create(np.linspace(1, 4, LLAMA2_7B.head_dim // 2), factor)
         rescale_folder(source, target, rope, context=16384, provenance={"method": "benchmark"})
-    # The most that was ever resident, pages of mapped files included.
-    status = Path("/proc/self/status").read_text(encoding="ascii")
-    print(1024 * int(status.split("VmHWM:")[1].split()[0]))
+    print(peak_bytes())
 
 
 def check(case: str, source: Path, target: Path) -> None:
-    """Fails unless the copy holds what it should."""
+    """Fails unless the copy holds the expected bytes."""
     if case == "zero-shot, attention factor":
         before, after = find_tensors(source), find_tensors(target)
         for name, tensor in before.items():

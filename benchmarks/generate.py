@@ -1,24 +1,20 @@
-"""Greedy decoding beside transformers' `generate`, both interleaved in one run.
+"""Greedy decoding against transformers' `generate`, interleaved in one run.
 
 python benchmarks/generate.py                        # 15M parameters, batch 8, prompts of 64 tokens, 512 new tokens
 python benchmarks/generate.py --layers=2 --new=64    # quicker
 
-The model is random; both sides get the same float32 weights and must give the same tokens. A CPU is given to JAX as a
-device per core, over which heads and vocabulary are cut as over any mesh (mesh.tensor), or, for prompts that are read
-only, rows of the batch as well (mesh.data); torch takes all cores in its own way. With XLA_FLAGS set, devices are what
-it says.
+The model is random. Both sides use the same float32 weights and must give the same tokens. JAX has one device per core,
+over which a mesh shards heads and vocabulary (mesh.tensor) or, for prefill, also the rows of the batch (mesh.data). Set
+XLA_FLAGS to choose the devices.
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import os
-import platform
-import statistics
 import sys
 import tempfile
-import time
+from functools import partial
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -32,6 +28,7 @@ import numpy as np
 import torch
 import transformers
 
+from benchmarks.common import head, interleaved, machine, options, row
 from rope_jax.interop.huggingface import read_model
 from rope_jax.model.generate import greedy
 from rope_jax.sharding import cache_sharding, make_mesh, param_shardings
@@ -40,23 +37,22 @@ HEADS = 6
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options(__doc__)
     parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--vocabulary", type=int, default=32000)
     parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--prompt", type=int, default=64, help="tokens of a prompt that is continued")
+    parser.add_argument("--prompt", type=int, default=64, help="tokens of the prompt of the generation")
     parser.add_argument("--new", type=int, default=512, help="new tokens")
-    parser.add_argument("--prefill", type=int, nargs="*", default=[512, 2048], help="tokens of prompts that are read")
-    # Blocks of this size stay nearer to a core; 512, the default of a model, is for all cores at one product.
+    parser.add_argument("--prefill", type=int, nargs="*", default=[512, 2048], help="tokens of the prompts of prefill")
+    # Smaller than the default of a model, 512, which suits products over all cores.
     parser.add_argument("--attention-chunk", type=int, default=256, help="as config.model.attention_chunk")
     parser.add_argument("--repeats", type=int, default=5)
     arguments = parser.parse_args()
     count = jax.device_count()
     if HEADS % count or arguments.batch % count:
         parser.error(f"there are {count} JAX devices: they must divide {HEADS} heads and a batch of {arguments.batch}")
-    print(f"{os.cpu_count()} CPUs; load {os.getloadavg()[0]:.1f}; {jax.default_backend()}, {count} JAX devices")
-    versions = {"JAX": jax.__version__, "transformers": transformers.__version__, "torch": torch.__version__}
-    print(f"Python {platform.python_version()}, " + ", ".join(f"{k} {v}" for k, v in versions.items()))
+    print(machine(JAX=jax.__version__, transformers=transformers.__version__, torch=torch.__version__))
+    print(f"{jax.default_backend()}, {count} JAX devices")
 
     with tempfile.TemporaryDirectory() as folder:
         model = random_model(Path(folder), arguments)
@@ -75,29 +71,23 @@ def main() -> None:
         sharding = cache_sharding(meshes[cut])
         return np.stack(greedy(params[cut], config, ours.rope, prompts, new, cache_sharding=sharding))
 
-    print("| prompt | new tokens | cut | ours | transformers | ours, tokens/s | its tokens/s | ratio | equal |")
-    print("|---|---|---|---|---|---|---|---|---|")
+    head("prompt", "new tokens", "cut", "ours", "transformers", "ours, tokens/s", "its tokens/s", "ratio", "equal")
     reading = [(length, 1, cut) for length in arguments.prefill for cut in meshes]
     for length, new, cut in [(arguments.prompt, arguments.new, "heads"), *reading]:
         rng = np.random.default_rng(length)
         prompts = [rng.integers(3, arguments.vocabulary, length).astype(np.int32) for _ in range(arguments.batch)]
-        equal = np.array_equal(our_side(prompts, new, cut), transformers_side(prompts, new))  # compiles, too
-        pairs = [
-            (timed(our_side, prompts, new, cut), timed(transformers_side, prompts, new))
-            for _ in range(arguments.repeats)
-        ]
-        mine, other = (statistics.median(times) for times in zip(*pairs))
-        ratio = statistics.median(b / a for a, b in pairs)
+        first, second = partial(our_side, prompts, new, cut), partial(transformers_side, prompts, new)
+        equal = np.array_equal(first(), second())  # compiles, too
+        mine, other, ratio = interleaved(first, second, arguments.repeats)
         tokens = arguments.batch * (new if new > 1 else length)
-        print(
-            f"| {length} | {new if new > 1 else '- (prefill)'} | {cut} | {mine:.2f} s | {other:.2f} s "
-            f"| {tokens / mine:,.0f} | {tokens / other:,.0f} | {ratio:.2f} | {'yes' if equal else 'NO'} |",
-            flush=True,
+        row(
+            *(length, new if new > 1 else "- (prefill)", cut, f"{mine:.2f} s", f"{other:.2f} s"),
+            *(f"{tokens / mine:,.0f}", f"{tokens / other:,.0f}", f"{ratio:.2f}", "yes" if equal else "NO"),
         )
 
 
 def random_model(folder: Path, arguments):
-    """A random LLaMA of the size of stories15M, saved and loaded; it never ends a text."""
+    """A random LLaMA of the size of stories15M, saved to a folder. It never ends a text."""
     torch.manual_seed(0)
     config = transformers.LlamaConfig(
         vocab_size=arguments.vocabulary,
@@ -108,7 +98,7 @@ def random_model(folder: Path, arguments):
         num_key_value_heads=HEADS,
         max_position_embeddings=4096,
         tie_word_embeddings=True,
-        # Ten times the usual, so that the likeliest token is clear and rounding does not decide.
+        # Ten times the usual: rounding must not decide between tokens.
         initializer_range=0.2,
         eos_token_id=None,
     )
@@ -116,12 +106,6 @@ def random_model(folder: Path, arguments):
     model.generation_config.eos_token_id = None
     model.save_pretrained(folder)
     return model
-
-
-def timed(function, *arguments) -> float:
-    start = time.perf_counter()
-    function(*arguments)
-    return time.perf_counter() - start
 
 
 if __name__ == "__main__":

@@ -1,15 +1,12 @@
-"""Sliding-window scoring beside the plain way (all logits of every window), interleaved in one run.
+"""Sliding-window scoring against the plain way (all logits of every window), interleaved in one run.
 
 python benchmarks/perplexity.py
 """
 
 from __future__ import annotations
 
-import argparse
 import os
-import statistics
 import sys
-import time
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -20,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks.common import head, interleaved, machine, options, row
 from rope_jax.evaluation.nll import make_token_nll
 from rope_jax.model.config import LlamaConfig
 from rope_jax.model.llama import Llama, init_params
@@ -27,11 +25,11 @@ from rope_jax.rope.embedding import identity
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options(__doc__)
     parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--windows", type=int, nargs="*", default=[1024, 2048])
     parser.add_argument("--stride", type=int, default=256)
-    parser.add_argument("--batch", type=int, default=4, help="windows scored together by ours; the plain way takes one")
+    parser.add_argument("--batch", type=int, default=4, help="windows that we score together; the plain way takes one")
     parser.add_argument("--repeats", type=int, default=5)
     arguments = parser.parse_args()
     config = LlamaConfig(32000, 288, 768, arguments.layers, 6, 6, 48, tie_embeddings=True, context=4096)
@@ -41,14 +39,13 @@ def main() -> None:
 
     @jax.jit
     def plain(tokens):
-        logits = Llama(config).apply({"params": params}, tokens, rope)
+        logits = jnp.asarray(Llama(config).apply({"params": params}, tokens, rope))
         log_probabilities = jax.nn.log_softmax(logits[:, :-1])
         return -jnp.take_along_axis(log_probabilities, tokens[:, 1:, None], axis=-1)[..., 0]
 
-    print(f"{os.cpu_count()} CPUs; load {os.getloadavg()[0]:.1f}; {jax.default_backend()}; JAX {jax.__version__}")
+    print(machine(JAX=f"{jax.__version__} ({jax.default_backend()})"))
     print(f"{arguments.layers} layers, hidden 288, vocabulary 32000, stride {arguments.stride}\n")
-    print("| window | plain, windows/s | ours, windows/s | speed-up | largest difference |")
-    print("|---|---|---|---|---|")
+    head("window", "plain, windows/s", "ours, windows/s", "speed-up", "largest difference")
     for window in arguments.windows:
         rng = np.random.default_rng(window)
         tokens = rng.integers(0, config.vocab_size, (arguments.batch, window)).astype(np.int32)
@@ -62,16 +59,9 @@ def main() -> None:
             return np.concatenate([np.asarray(plain(row[None])) for row in tokens])[:, -arguments.stride :]
 
         difference = np.abs(ours() - one_by_one()).max()  # compiles, too
-        pairs = [(timed(one_by_one), timed(ours)) for _ in range(arguments.repeats)]
-        slow, quick = (arguments.batch / statistics.median(times) for times in zip(*pairs))
-        ratio = statistics.median(a / b for a, b in pairs)
-        print(f"| {window} | {slow:.2f} | {quick:.2f} | {ratio:.1f} | {difference:.1e} |", flush=True)
-
-
-def timed(function) -> float:
-    start = time.perf_counter()
-    function()
-    return time.perf_counter() - start
+        quick, slow, ratio = interleaved(ours, one_by_one, arguments.repeats)
+        rates = [f"{arguments.batch / time:.2f}" for time in (slow, quick)]
+        row(window, *rates, f"{ratio:.1f}", f"{difference:.1e}")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Time and memory of the solver, beside literal loops and plain NumPy measured in the same run.
+"""Time and memory of the solver, against literal loops and plain NumPy in the same run.
 
 python benchmarks/solver.py                 # everything, minutes; the NumPy search alone takes most of them
 python benchmarks/solver.py --search=0      # without the continuous search
 
-Every case runs in a process of its own, so that first calls compile and peak memory is the case's.
+Every case runs in its own process, so that its first call compiles and peak memory is its own.
 """
 
 from __future__ import annotations
@@ -11,12 +11,9 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
-import resource
 import statistics
 import subprocess
 import sys
-import time
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -26,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import jax
 import numpy as np
 
+from benchmarks.common import head, machine, options, peak_bytes, row, seconds
 from rope_jax.rope.angles import angle_counts
 from rope_jax.rope.disturbance import disturbances
 from rope_jax.rope.embedding import frequencies
@@ -42,53 +40,48 @@ WHOLE = 16384
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--search", type=int, default=1, help="0 leaves out the continuous search")
+    parser = options(__doc__)
+    parser.add_argument("--search", type=int, default=1, help="0 skips the continuous search")
     parser.add_argument("--case", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.case:
         print(json.dumps(run_case(*arguments.case.split(":"))))
         return
 
-    print(f"{processor()}, {os.cpu_count()} CPUs; load {os.getloadavg()[0]:.1f}; {jax.default_backend()}")
-    print(f"Python {platform.python_version()}, JAX {jax.__version__}, NumPy {np.__version__}")
+    print(machine(JAX=f"{jax.__version__} ({jax.default_backend()})", NumPy=np.__version__))
     print(
         f"base {BASE:g}, head dimension {HEAD_DIM}, from {ORIGINAL} tokens, {INTERVALS} intervals, candidates 1 and s"
     )
     print(f"medians of {REPEATS} later calls\n")
 
-    print("| selection | angles | first call | later calls | NumPy loop | ratio | torch loop | ratio | peak memory |")
-    print("|---|---|---|---|---|---|---|---|---|")
+    loop = ("NumPy loop", "ratio", "torch loop", "ratio")
+    head("selection", "angles", "first call", "later calls", *loop, "peak memory")
     later = {}
     for name, target in TARGETS.items():
         loops = spawn(f"loops:{target}:float32")
         star = "" if target <= WHOLE else " *"
         for arithmetic in ("exact", "rough", "float32"):
             if (arithmetic == "float32" and target > 2**20) or (arithmetic == "rough" and target > ROUGH):
-                continue  # tens of seconds a call; and beyond 2^15 tokens "rough" is "exact"
+                continue  # tens of seconds per call; above 2^15 tokens "rough" equals "exact"
             case = spawn(f"select:{target}:{arithmetic}")
             later[name, arithmetic] = case["later"]
             cells = [name, arithmetic, f"{case['first']:.2f} s", f"{1e3 * case['later']:.2f} ms"]
-            for seconds in (loops["numpy"], loops["torch"]):
-                ratio = seconds and seconds / case["later"]
-                cells += [f"{seconds:.2f} s{star}", f"{ratio:,.0f}"] if seconds else ["-", "-"]
-            print(f"| {' | '.join(cells)} | {case['memory']} MiB |", flush=True)
+            for time in (loops["numpy"], loops["torch"]):
+                cells += [f"{time:.2f} s{star}", f"{time / case['later']:,.0f}"] if time else ["-", "-"]
+            row(*cells, f"{case['memory']} MiB")
     growth = later["1M", "exact"] / later["16k", "exact"]
-    print("\n* the loops' time at 16k, scaled up by the number of angles: they would take minutes and hours")
-    print(f"16k to 1M takes {growth:.1f} times the time\n")
+    print("\n* the loops' time at 16k, scaled by the number of angles: they would take minutes to hours")
+    print(f"from 16k to 1M the time grows {growth:.1f} times\n")
 
     if arguments.search:
-        print(
-            "| minimise | disturbance x 1000 | first call | later calls | NumPy search | its x 1000 | ratio | memory |"
-        )
-        print("|---|---|---|---|---|---|---|---|")
+        ours = ("minimise", "disturbance x 1000", "first call", "later calls")
+        head(*ours, "NumPy search", "its x 1000", "ratio", "memory")
         for name in ("8k", "16k"):
             case = spawn(f"minimise:{TARGETS[name]}:float32")
-            print(
-                f"| {name} | {case['value']:.3f} | {case['first']:.2f} s | {case['later']:.2f} s "
-                f"| {case['numpy']:.1f} s | {case['numpy_value']:.3f} | {case['numpy'] / case['later']:.0f} "
-                f"| {case['memory']} MiB |",
-                flush=True,
+            row(
+                *(name, f"{case['value']:.3f}", f"{case['first']:.2f} s", f"{case['later']:.2f} s"),
+                *(f"{case['numpy']:.1f} s", f"{case['numpy_value']:.3f}", f"{case['numpy'] / case['later']:.0f}"),
+                f"{case['memory']} MiB",
             )
 
 
@@ -98,9 +91,9 @@ def spawn(case: str) -> dict:
     return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
 
 
-def run_case(kind: str, target: str, arithmetic: str) -> dict:
-    """Measures one case; times in seconds, memory in MiB at its peak, before the loops it is compared with."""
-    target = int(target)
+def run_case(kind: str, length: str, arithmetic: str) -> dict:
+    """Measures one case: times in seconds, and peak memory in MiB before the reference loops run."""
+    target = int(length)
     exact = exact_frequencies(BASE, HEAD_DIM)
     theta = {"float32": frequencies(BASE, HEAD_DIM), "exact": exact, "rough": exact.roughly()}[arithmetic]
     candidates = np.stack([np.ones(HEAD_DIM // 2), np.full(HEAD_DIM // 2, target / ORIGINAL)]).astype(np.float32)
@@ -110,20 +103,13 @@ def run_case(kind: str, target: str, arithmetic: str) -> dict:
         return literal_loops(candidates, target)
     if kind == "select":
         first, later = timed(lambda: select(theta, candidates, measure))
-        return {"first": first, "later": later, "memory": peak()}
+        return {"first": first, "later": later, "memory": peak_bytes() >> 20}
     first, later = timed(lambda: minimise(theta, measure), repeats=3)
     value = 1e3 * float(minimise(theta, measure).cost.mean())
-    memory = peak()
-    started = time.perf_counter()
-    numpy_value = 1e3 * numpy_search(theta, target, Search())
-    return {
-        "first": first,
-        "later": later,
-        "memory": memory,
-        "value": value,
-        "numpy": time.perf_counter() - started,
-        "numpy_value": numpy_value,
-    }
+    found = {"first": first, "later": later, "memory": peak_bytes() >> 20, "value": value}
+    disturbance = []
+    found["numpy"] = seconds(lambda: disturbance.append(numpy_search(theta, target, Search())))
+    return found | {"numpy_value": 1e3 * disturbance[0]}
 
 
 def select(theta, candidates, measure):
@@ -134,35 +120,29 @@ def select(theta, candidates, measure):
 
 def timed(call, repeats: int = REPEATS) -> tuple[float, float]:
     """Seconds of the first call, and the median of later ones."""
-    seconds = []
-    for _ in range(repeats + 1):
-        started = time.perf_counter()
-        jax.block_until_ready(call())
-        seconds.append(time.perf_counter() - started)
-    return seconds[0], statistics.median(seconds[1:])
+    first, *later = (seconds(lambda: jax.block_until_ready(call())) for _ in range(repeats + 1))
+    return first, statistics.median(later)
 
 
 def literal_loops(candidates: np.ndarray, target: int) -> dict:
-    """Seconds that the equations take as they are written: a loop over pairs, candidates and positions.
+    """Seconds of the equations as they are written: a loop over pairs, candidates and positions, in float32.
 
-    In float32, as the authors compute: once over NumPy scalars, and once over the elements of torch tensors, as in
-    the authors' release (None without torch).
+    Once over NumPy scalars, and once over the elements of torch tensors, as in the authors' release (None without
+    torch).
     """
     timed_at = min(target, WHOLE)
     share = (ORIGINAL + 2 * target) / (ORIGINAL + 2 * timed_at)
     theta = frequencies(BASE, HEAD_DIM)
     extrapolated, interpolated = candidates
 
-    def seconds(histogram):
-        started = time.perf_counter()
+    def select_all(histogram):
         for pair in range(HEAD_DIM // 2):
             before = histogram(theta[pair], ORIGINAL)
             costs = [kl(before, histogram(theta[pair] / row[pair], timed_at)) for row in (extrapolated, interpolated)]
             (extrapolated, interpolated)[costs[1] < costs[0]][pair]
-        return share * (time.perf_counter() - started)
 
-    tensors = find_spec("torch") is not None
-    return {"numpy": seconds(scalar_histogram), "torch": seconds(tensor_histogram) if tensors else None}
+    histograms = {"numpy": scalar_histogram} | ({"torch": tensor_histogram} if find_spec("torch") else {})
+    return {"torch": None} | {name: share * seconds(select_all, one) for name, one in histograms.items()}
 
 
 def scalar_histogram(frequency, length):
@@ -175,7 +155,7 @@ def scalar_histogram(frequency, length):
 
 
 def tensor_histogram(frequency, length):
-    import torch  # not above: it would count as memory of the other cases
+    import torch  # here, because it would count as memory of the other cases
 
     angles = torch.arange(length) * torch.tensor(frequency) % (2 * torch.pi)
     counts = torch.zeros(INTERVALS)
@@ -192,7 +172,7 @@ def numpy_histogram(frequency, positions):
 
 
 def numpy_search(theta, target, search) -> float:
-    """The same grids as `minimise`, in a plain NumPy loop over pairs and candidates; the mean disturbance it finds."""
+    """Mean disturbance found on the grids of `minimise` by a plain NumPy loop over pairs and candidates."""
     extension = np.float32(target / ORIGINAL)
     before_positions, positions = (np.arange(n, dtype=np.float32) for n in (ORIGINAL, target))
     fan = np.arange(-search.fan, search.fan + 1, dtype=np.float32) / np.float32(search.fan)
@@ -219,21 +199,8 @@ def kl(before, after) -> float:
     return float(np.sum(p * np.log(p / q)))
 
 
-def peak() -> int:
-    """Peak resident memory of this process, MiB; about 350 of it are JAX itself."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-
-
-def processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
-
-
 if __name__ == "__main__":
-    # Compared in NumPy, and checked there, before anything is timed.
+    # What is timed below counts the same angles.
     reference = numpy_histogram(frequencies(BASE, HEAD_DIM)[20], np.arange(4096, dtype=np.float32))
     np.testing.assert_array_equal(angle_counts(frequencies(BASE, HEAD_DIM)[20], 4096, INTERVALS), reference)
     main()

@@ -1,35 +1,32 @@
-"""Training steps: tokens per second, MFU and peak memory, with `--peer` beside transformers and torch.
+"""Training steps: tokens per second, MFU and peak memory; with `--peer` against transformers and torch.
 
 python benchmarks/train.py --peer                                   # 15M parameters, T = 1024, 4096 and 16384
 python benchmarks/train.py --peer --model=configs/llama2_7b --dtype=bfloat16 --cases 8192x1 16384x1 \
     --remat=full --checkpointing --attention=cudnn --peak=989e12                    # one H200
 
-Each side is a process of its own, so that memory is its own; steps of the two alternate in one run, from the same
-weights and over the same tokens. A step is forward and backward pass and an AdamW update of all weights. On a CPU a
-process's memory is that of all it ever did: ours is shown as it is with the program found in the compilation cache, and
-as it was when a process before compiled it.
+Each side runs in its own process, so that memory is its own. Their steps alternate, from the same weights and over the
+same tokens. A step is a forward pass, a backward pass and an AdamW update of all weights. On a CPU, memory is the peak
+over the life of a process: ours is given with the program in the compilation cache, and (column "compiling") without.
 
-MFU is model FLOPs per second over the peak: 6 per weight and token, the embedding left out, and 12 H D per layer,
-token and key seen (`rope_jax.plan.flops.model_flops`); recomputation does not count. Without `--peak` the peak is that
-of a float32 product of 4096 x 4096 matrices, by JAX, in the same run.
+MFU is model FLOPs per second over the peak FLOP/s: 6 per weight and token, without the embedding, and 12 H D per layer,
+token and key seen (`rope_jax.plan.flops.model_flops`). Recomputation does not count. The default of `--peak` is
+measured in the same run: a float32 product of 4096 x 4096 matrices in JAX.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
-import resource
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.common import environment, head, machine, options, peak_bytes, row, seconds
 
 SHAPE = {
     "model_type": "llama",
@@ -49,7 +46,7 @@ SHAPE = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options(__doc__)
     parser.add_argument("--model", type=Path, help="folder with a config.json; default 15M parameters")
     parser.add_argument("--cases", nargs="*", default=["1024x2", "4096x1", "16384x1"], help="tokens x rows")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
@@ -57,8 +54,8 @@ def main() -> None:
     parser.add_argument("--checkpointing", action="store_true", help="the peer's gradient checkpointing")
     parser.add_argument("--attention", default="cpu", help="backend: cpu, cudnn or splash")
     parser.add_argument("--chunk", type=int, default=512, help="queries and keys at a time of the backend cpu")
-    parser.add_argument("--loss-tokens", type=int, default=512, help="tokens whose logits exist at a time")
-    parser.add_argument("--unroll", action="store_true", help="unroll the layers in place of a scan over them")
+    parser.add_argument("--loss-tokens", type=int, default=512, help="tokens whose logits are formed at a time")
+    parser.add_argument("--unroll", action="store_true", help="unroll the layers instead of scanning them")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--peak", type=float, help="FLOP/s of the device")
     parser.add_argument("--peer", action="store_true", help="transformers and torch as well")
@@ -69,10 +66,9 @@ def main() -> None:
         {"ours": ours, "peer": peer}[arguments.side](arguments)
         return
     sides = ["ours", "peer"] if arguments.peer else ["ours"]
-    machine = platform.processor() or platform.machine()
-    print(f"Python {platform.python_version()}, {os.cpu_count()} CPUs, {machine}, load {os.getloadavg()[0]:.1f}")
-    print("| T | B | by | s/step | tokens/s | of the peer | MFU | peak memory | compiling | loss of the first step |")
-    print("|---|---|---|---|---|---|---|---|---|---|", flush=True)
+    print(machine())
+    speed = ("s/step", "tokens/s", "of the peer", "MFU")
+    head("T", "B", "by", *speed, "peak memory", "compiling", "loss of the first step")
     with tempfile.TemporaryDirectory() as folder:
         config = json.loads((arguments.model / "config.json").read_text()) if arguments.model else SHAPE
         (Path(folder) / "config.json").write_text(json.dumps(config))
@@ -83,7 +79,7 @@ def main() -> None:
 def compare(case: str, sides: list[str], folder: Path, repeats: int) -> None:
     """Runs one case on all sides and prints its rows."""
     length, rows = map(int, case.split("x"))
-    # The peer goes first: it writes the weights that both begin with.
+    # The peer starts first: it writes the initial weights of both.
     running, hello, times, compiling = {}, {}, {side: [] for side in sides}, {}
     for side in reversed(sides):
         if side == "ours":
@@ -100,36 +96,32 @@ def compare(case: str, sides: list[str], folder: Path, repeats: int) -> None:
     last = {side: ask(running[side], "end") for side in sides}
     for side in sides:
         if not last[side]:
-            print(f"| {length} | {rows} | {side} | did not run, exit status {running[side].wait()} | | | | | | |")
+            row(length, rows, side, f"did not run, exit status {running[side].wait()}", *[""] * 6)
             continue
-        seconds, tokens = statistics.median(times[side]), length * rows
+        time, tokens = statistics.median(times[side]), length * rows
         ratio = ""
         if side == "ours" and last.get("peer"):
             ratio = f"{statistics.median(b / a for a, b in zip(times['ours'], times['peer'])):.2f}"
-        mfu = f"{hello['ours']['flops'] * tokens / seconds / hello['ours']['peak']:.2f}" if hello["ours"] else ""
-        print(
-            f"| {length} | {rows} | {hello[side]['versions']} | {seconds:.2f} | {tokens / seconds:,.0f} | {ratio} "
-            f"| {mfu} | {last[side]['memory'] / 2**30:.2f} GiB "
-            f"| {f'{compiling[side] / 2**30:.2f} GiB' if side in compiling else ''} | {hello[side]['loss']:.5f} |",
-            flush=True,
-        )
+        mfu = f"{hello['ours']['flops'] * tokens / time / hello['ours']['peak']:.2f}" if hello["ours"] else ""
+        memory = f"{last[side]['memory'] / 2**30:.2f} GiB"
+        before = f"{compiling[side] / 2**30:.2f} GiB" if side in compiling else ""
+        speed = (f"{time:.2f}", f"{tokens / time:,.0f}", ratio, mfu)
+        row(length, rows, hello[side]["versions"], *speed, memory, before, f"{hello[side]['loss']:.5f}")
     if hello["ours"]:
         print(f"\nPeak: {hello['ours']['peak'] / 1e9:,.0f} GFLOP/s\n", flush=True)
 
 
 def start(side: str, case: str, folder: Path) -> subprocess.Popen:
-    """A process for a side of a case."""
+    """Starts the process of one side of a case."""
     command = [sys.executable, __file__, *sys.argv[1:], f"--side={side}", f"--folder={folder}", "--cases", case]
-    cache = {
-        "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
-    environment = os.environ | cache
-    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+    variables = environment(
+        JAX_COMPILATION_CACHE_DIR=str(folder / "compiled"), JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0"
+    )
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=variables)
 
 
 def ask(process, what: str) -> dict:
-    """Tells a side what to do; gives its answer, empty if it is no more."""
+    """Sends a side a request and returns its answer; empty if its process has ended."""
     try:
         process.stdin.write(what + "\n")
         process.stdin.flush()
@@ -143,15 +135,13 @@ def answer(process) -> dict:
 
 
 def serve(step, memory, hello: dict) -> None:
-    """A side's part of the conversation: `step()` makes a step and waits for its end."""
+    """Answers requests on standard input: `step()` runs one step to its end."""
     print(json.dumps(hello), flush=True)
     for line in sys.stdin:
         if line.strip() == "end":
             print(json.dumps({"memory": memory()}), flush=True)
             return
-        start = time.perf_counter()
-        step()
-        print(json.dumps({"seconds": time.perf_counter() - start}), flush=True)
+        print(json.dumps({"seconds": seconds(step)}), flush=True)
 
 
 def tokens_of(arguments, vocabulary: int):
@@ -159,10 +149,6 @@ def tokens_of(arguments, vocabulary: int):
 
     length, rows = map(int, arguments.cases[0].split("x"))
     return np.random.default_rng(length).integers(3, vocabulary, (rows, length)).astype(np.int32)
-
-
-def resident() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def ours(arguments) -> None:
@@ -218,7 +204,7 @@ def ours(arguments) -> None:
 
     def memory():
         stats = jax.local_devices()[0].memory_stats() or {}
-        return stats.get("peak_bytes_in_use") or resident()
+        return stats.get("peak_bytes_in_use") or peak_bytes()
 
     first = step()
     step()
@@ -240,12 +226,7 @@ def product_peak() -> float:
     a = jnp.ones((4096, 4096))
     product = jax.jit(lambda a: a @ a)
     jax.block_until_ready(product(a))
-    best = float("inf")
-    for _ in range(3):
-        start = time.perf_counter()
-        jax.block_until_ready(product(a))
-        best = min(best, time.perf_counter() - start)
-    return 2 * 4096**3 / best
+    return 2 * 4096**3 / min(seconds(lambda: jax.block_until_ready(product(a))) for _ in range(3))
 
 
 def peer(arguments) -> None:
@@ -274,7 +255,7 @@ def peer(arguments) -> None:
 
     first = step()
     step()
-    used = torch.cuda.max_memory_allocated() if device == "cuda" else resident()
+    used = torch.cuda.max_memory_allocated() if device == "cuda" else peak_bytes()
     versions = f"transformers {transformers.__version__}, torch {torch.__version__} ({device})"
     serve(step, lambda: used, {"versions": versions, "loss": first})
 

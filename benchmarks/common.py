@@ -1,0 +1,79 @@
+"""What the benchmarks share: options, the line that describes the machine, timing, tables and peak memory."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import resource
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+def options(description: str | None) -> argparse.ArgumentParser:
+    """A parser of options that prints a script's docstring as it is."""
+    return argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+
+def machine(**versions: str) -> str:
+    """The processor, its load, and the versions of what is measured."""
+    packages = ", ".join(f"{name} {version}" for name, version in versions.items())
+    load = f"{os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}"
+    return f"{_processor()}, {load}; Python {platform.python_version()}" + (f", {packages}" if packages else "")
+
+
+def seconds(call: Callable, *arguments: Any) -> float:
+    """Wall-clock seconds of one call."""
+    start = time.perf_counter()
+    call(*arguments)
+    return time.perf_counter() - start
+
+
+def interleaved(first: Callable, second: Callable, repeats: int) -> tuple[float, float, float]:
+    """Calls two sides alternately, since the speed of a machine varies.
+
+    Returns:
+        The median seconds of each, and the median ratio of the second to the first.
+    """
+    pairs = [(seconds(first), seconds(second)) for _ in range(repeats)]
+    one, other = (statistics.median(times) for times in zip(*pairs))
+    return one, other, statistics.median(b / a for a, b in pairs)
+
+
+def head(*names: str) -> None:
+    """Prints the head of a Markdown table."""
+    row(*names)
+    print("|" + "---|" * len(names), flush=True)
+
+
+def row(*cells: Any) -> None:
+    """Prints a row of a Markdown table."""
+    print("| " + " | ".join(map(str, cells)) + " |", flush=True)
+
+
+def environment(**variables: str) -> dict[str, str]:
+    """The environment of a case's process, which finds this repository."""
+    path = os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")])
+    return os.environ | {"PYTHONPATH": path} | variables
+
+
+def peak_bytes() -> int:
+    """Peak resident memory of this process. Pages of mapped files count."""
+    try:
+        # `ru_maxrss` would include the process that started this one.
+        return 1024 * int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
+    except (OSError, IndexError):
+        return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
