@@ -14,9 +14,9 @@ class MetricsWriter:
     """Appends metrics to `metrics.jsonl` and a TensorBoard event file in one folder.
 
     Args:
-        folder: created if absent.
-        start: step the run goes on from; what a previous attempt wrote beyond it is dropped, so that each
-            step stands in the file once.
+        folder: created if it does not exist.
+        start: step of the checkpoint that the run resumes from, 0 for a new run. Later rows, which an interrupted
+            attempt wrote, are dropped.
     """
 
     def __init__(self, folder: Path, start: int):
@@ -35,25 +35,16 @@ class MetricsWriter:
         self._board.close()
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
-        """Writes one step.
-
-        Args:
-            step: update number, from 1.
-            metrics: name to finite float.
-        """
+        """Writes the metrics (name to finite float) of a step, counted from 1."""
         self._lines.write(json.dumps({"step": step, **metrics}) + "\n")
         for name, value in metrics.items():
             self._board.add_scalar(name, value, step)
 
 
 def read_metrics(path: Path) -> list[dict]:
-    """Reads a `metrics.jsonl`.
+    """Reads a `metrics.jsonl`: one dict per step.
 
-    Args:
-        path: the file; a missing file is an empty list, and a last line cut short by a crash is left out.
-
-    Returns:
-        One dict per step.
+    A missing file gives an empty list. A last line that a crash cut short is left out.
     """
     if not path.exists():
         return []
