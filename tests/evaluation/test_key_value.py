@@ -26,7 +26,7 @@ def parts(prompt):
     return json.loads(written), shown, re.fullmatch(r"Key: (\S+)\nCorresponding value:", question).group(1)
 
 
-@pytest.mark.parametrize("length", [2048, 4096, 16384])
+@pytest.mark.parametrize("length", [2048, 4096, pytest.param(16384, marks=pytest.mark.slow)])
 def test_llama2_prompts_fill_the_length_and_can_be_answered(shared, length):
     tokenizer = load_tokenizer(shared / "data/llama2_tokenizer/tokenizer.model")
     samples = list(key_value_samples(SampleSpec(tokenizer, length, 12)))

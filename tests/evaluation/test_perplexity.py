@@ -127,9 +127,10 @@ def test_conventions_match_a_loop_over_transformers_logits(model, documents, con
         np.testing.assert_allclose(np.exp(got.nll / got.tokens), got.perplexity)
 
 
-@pytest.mark.parametrize("convention", ["token", "yarn", "longlora"])
-def test_a_real_model_has_the_perplexity_of_a_loop_over_transformers_logits(shared, tmp_path, convention):
-    folder = write_stories260k(shared / "data", tmp_path)
+@pytest.fixture(scope="module")
+def real(shared, tmp_path_factory):
+    """A trained model here, the float64 log probabilities that transformers gives, and its tokenizer."""
+    folder = write_stories260k(shared / "data", tmp_path_factory.mktemp("stories260k"))
     ours = read_model(folder)
     with quiet_transformers():
         theirs = transformers.LlamaForCausalLM.from_pretrained(folder, dtype=torch.float64)
@@ -139,10 +140,15 @@ def test_a_real_model_has_the_perplexity_of_a_loop_over_transformers_logits(shar
         with torch.no_grad():
             return scipy.special.log_softmax(theirs(torch.tensor([tokens])).logits[0].numpy(), axis=-1)
 
-    text = "Lily went to the park with her mom. She saw a big dog and a red ball. The dog was sad. "
-    tokenizer = load_tokenizer(folder)
-    documents = [tokenizer.encode(text * count)[: 40 + 9 * count] for count in (1, 2, 4)]
     score = functools.partial(make_token_nll(ours.config, chunk=16), ours.params, ours.rope)
+    return score, log_probabilities, load_tokenizer(folder)
+
+
+@pytest.mark.parametrize("convention", ["token", "yarn", "longlora"])
+def test_a_real_model_has_the_perplexity_of_a_loop_over_transformers_logits(real, convention):
+    score, log_probabilities, tokenizer = real
+    text = "Lily went to the park with her mom. She saw a big dog and a red ball. The dog was sad. "
+    documents = [tokenizer.encode(text * count)[: 40 + 9 * count] for count in (1, 2, 4)]
     got = perplexity(score, documents, WINDOW, STRIDE, bos_id=BOS, convention=convention, batch_size=4)
     want, count = expected(log_probabilities, documents, convention, bos=True)
     # The agreed bound; float32 is some 1e-6 off.
@@ -325,10 +331,17 @@ def test_rows_over_devices_score_the_same(tmp_path, documents):
     np.testing.assert_allclose(got.perplexity, want.perplexity, rtol=1e-5)
 
 
+@pytest.fixture(scope="module")
+def deep(tmp_path_factory):
+    """A model of three layers, and its scoring."""
+    ours = read_model(write_random_llama(tmp_path_factory.mktemp("deep"), num_hidden_layers=3))
+    config = dataclasses.replace(ours.config, attention_chunk=8)
+    return ours, functools.partial(make_token_nll(config, 5), ours.params)
+
+
 @pytest.mark.parametrize("first", [0, 9, 21])
-def test_scoring_the_end_of_a_window_equals_scoring_it_all(tmp_path, first):
-    ours = read_model(write_random_llama(tmp_path, num_hidden_layers=3))
-    score = functools.partial(make_token_nll(dataclasses.replace(ours.config, attention_chunk=8), 5), ours.params)
+def test_scoring_the_end_of_a_window_equals_scoring_it_all(deep, first):
+    ours, score = deep
     tokens = np.random.default_rng(0).integers(2, 96, (3, 40)).astype(np.int32)
     whole = score(ours.rope, tokens, np.ones(tokens.shape, bool))
     wanted = np.zeros(tokens.shape, bool)

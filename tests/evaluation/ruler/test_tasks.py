@@ -49,7 +49,7 @@ def answer(task, sample):
     return code
 
 
-@pytest.mark.parametrize("length", [4096, 8192, 16384])
+@pytest.mark.parametrize("length", [4096, 8192, pytest.param(16384, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("task", TASKS)
 def test_llama2_prompts_fill_the_length_and_can_be_answered(llama2, sources, task, length):
     count = 4 if length == 4096 else 2
