@@ -6,8 +6,8 @@ import numpy as np
 
 from rope_jax.errors import InputError
 
-# Rows and columns that are copied at a time where rows become columns. NumPy alone goes along one of the two arrays
-# and skips through the other, a cache line for each number: 9 times slower.
+# Rows and columns that are transposed at a time. NumPy alone walks along one of the two arrays and strides through the
+# other, a cache line per number: 9 times slower.
 TILE = (512, 256)
 
 # XLA takes host memory over without a copy if it starts at a multiple of this.

@@ -1,4 +1,4 @@
-"""LLaMA weights in from Hugging Face's format, and out again for engines that know only that."""
+"""Reads model folders in Hugging Face's format into parameters, and writes parameters as such folders."""
 
 from __future__ import annotations
 
@@ -40,10 +40,9 @@ class HuggingFaceModel:
         config: its shape; `param_dtype` is the dtype of `params`. How to compute (`dtype`, `remat`, ...) is
             not in the folder and has its default.
         params: parameters of `Llama(config)`, plain arrays.
-        rope: the model's own scaling, factors `[D/2]`.
-        source_dtype: dtype of the tensors in the folder, the widest if they differ; what an export of this
-            model would use.
-        provenance: what our own export noted about its scale vector, or None.
+        rope: the model's own scaling, factors ``[D/2]``.
+        source_dtype: dtype of the tensors in the folder, the widest if they differ.
+        provenance: what an export of this package recorded about its scale vector; None for a folder by others.
     """
 
     config: LlamaConfig
@@ -57,7 +56,7 @@ def check_model(folder: str | Path) -> SourceConfig:
     """Checks that a folder can be read, without reading its weights.
 
     Args:
-        folder: model folder (see `resolve_model`).
+        folder: model folder.
 
     Returns:
         What its `config.json` says, `param_dtype` being that of the tensors, the widest if they differ.
@@ -76,14 +75,13 @@ def read_model(
     param_dtype: str | None = None,
     progress: Callable[[int, int], object] | None = None,
 ) -> HuggingFaceModel:
-    """Reads a model, each parameter straight to where it belongs.
+    """Reads a model, each parameter straight into its sharding.
 
-    Every check of config, names, shapes, dtypes and file sizes comes before the first tensor is read. Then
-    each device's piece of one stacked parameter at a time is read, so that the host never holds more than one
-    parameter, and in a run of several processes only that process's pieces of it.
+    All checks of config, names, shapes, dtypes and file sizes precede the first tensor. The host holds one parameter at
+    a time; of several processes, each reads only the pieces of its own devices.
 
     Args:
-        folder: model folder (see `resolve_model`); files may be symbolic links, as in the Hub's cache.
+        folder: model folder; files may be symbolic links, as in the Hub's cache.
         shardings: a `jax.sharding.Sharding` for all parameters, or a tree of them like `params`; None puts
             everything on the default device. `check_model(folder).config` gives the shapes to make one for.
         param_dtype: dtype to keep the weights in; None keeps the folder's.
@@ -143,33 +141,31 @@ def write_model(
 ) -> None:
     """Writes a folder that transformers and engines that read its format load as a stock LLaMA.
 
-    The scale vector becomes a `longrope` block (see `config_json`), or nothing if it is all ones; an attention
-    factor is folded into the weights (see `fold_attention_factor`). The folder appears whole or not at all: it
-    is written under another name beside `folder` and then renamed; `SHA256SUMS` in it holds the checksums of
-    the rest. The host holds one tensor of one layer at a time. In a run of several processes all must call
-    this, and the first writes.
+    The scale vector becomes a `longrope` block, or nothing if it is all ones; an attention factor is folded into the
+    weights. The folder appears whole or not at all, and `SHA256SUMS` in it holds the checksums of its files. The host
+    holds one tensor of one layer at a time. All processes of a run call this, and the first writes.
 
     Args:
         folder: folder to create; its parent is created too.
         config: model shape.
         params: parameters of `Llama(config)`, plain arrays; may be sharded.
         rope: scale vector, factors `[D/2]` (or rows per layer that are all equal).
-        context: tokens that the model is now good for, written as `max_position_embeddings`.
-        provenance: what the scale vector was made from (method, original and target context, ...), kept under
-            an own key of `config.json`; JSON-serialisable.
-        source: model folder to carry tokenizer files, `generation_config.json` and config keys that change no
-            logit from.
-        save_tokenizer: writes tokenizer files into the folder it is given, in place of those of `source`.
+        context: extended context, tokens, written as `max_position_embeddings`.
+        provenance: what the scale vector was made from (method, original and target context, ...), written under a key
+            of its own into `config.json`; JSON-serialisable.
+        source: model folder whose tokenizer files, `generation_config.json` and config keys that change no logit are
+            copied.
+        save_tokenizer: writes tokenizer files into the folder it is given; those of `source` are not copied then.
         extra_files: writes further files, such as a model card, into the folder it is given.
         extra_config: further config keys that change no logit, such as `eos_token_id`; they win over
             `source`.
         dtype: dtype of the tensors; None keeps that of each parameter.
-        overwrite: replace a model folder that is already there.
+        overwrite: replace a model folder that exists.
         max_shard_bytes: tensor bytes per file.
         progress: called with the tensor bytes written so far and in all, after each tensor.
 
     Raises:
-        InputError: naming the argument, folder or file and the fix, in every process. Nothing is left behind.
+        InputError: naming the argument, folder or file and the fix, in every process. Nothing remains then.
     """
     folder = Path(os.path.abspath(folder))
     source = None if source is None else Path(source)

@@ -56,7 +56,7 @@ def write_card(folder: Path, facts: CardFacts, source: Path | None) -> None:
 
     Args:
         folder: existing folder of the export.
-        facts: see `CardFacts`.
+        facts: what the card states.
         source: folder of the model it was made from; None for one trained from nothing.
     """
     licence = {} if source is None else _licence(source)

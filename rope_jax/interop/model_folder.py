@@ -1,4 +1,4 @@
-"""A model folder that nobody vouches for: config and weights checked against each other."""
+"""An untrusted model folder: config and weights checked against each other."""
 
 from __future__ import annotations
 
@@ -45,13 +45,13 @@ def inspect(folder: Path) -> tuple[SourceConfig, dict[str, StoredTensor]]:
     if missing:
         hint = "; set tie_word_embeddings to true if this model has no head" if missing == [HEAD.name] else ""
         raise InputError(
-            f"{folder} lacks {listed(missing)}: config.json and weights do not belong together, or the download"
+            f"{folder} lacks {listed(missing)}: config.json and weights are of different models, or the download"
             f" is incomplete{hint}"
         )
     if unexpected:
         raise InputError(
-            f"{folder} holds {listed(unexpected)}, which a model of its config.json has not: config.json "
-            "and weights do not belong together, or the model is of another architecture"
+            f"{folder} holds {listed(unexpected)}, which a model of its config.json does not have: config.json "
+            "and weights are of different models, or of another architecture"
         )
     for name, weight in expected.items():
         _check_header(found[name], weight.stored_shape(config))
@@ -79,7 +79,7 @@ def _check_header(tensor, shape):
     if tensor.shape != shape:
         raise InputError(
             f"{tensor.file}: {tensor.name} has shape {list(tensor.shape)} where config.json asks for "
-            f"{list(shape)}: config.json and weights do not belong together"
+            f"{list(shape)}: config.json and weights are of different models"
         )
     if tensor.dtype not in DTYPES:
         raise InputError(

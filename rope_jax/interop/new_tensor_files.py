@@ -97,8 +97,8 @@ def copy_tensors(
     Args:
         source: file that `read_header` accepts.
         file: file to create.
-        changed: tensor name to what becomes of it: a function that is given some numbers of the tensor after others,
-            `[n]`, and returns as many of the same dtype.
+        changed: tensor name -> function from successive parts of the tensor, ``[n]``, to their new values, of the same
+            shape and dtype.
         progress: called with the number of bytes that were just read.
 
     Returns:

@@ -51,21 +51,21 @@ def write_adapter(
 ) -> None:
     """Writes `adapter_config.json` and `adapter_model.safetensors`, whole or not at all.
 
-    The adapter belongs on `base`, the folder whose config holds the scale vector: on the model from before the
-    extension it is not what was trained.
+    The adapter is for `base`, the folder whose config holds the scale vector; on the original model it computes
+    something else than what was trained.
 
     Args:
         folder: folder to create.
-        base: folder, or Hub name, of the model to put it on.
+        base: folder, or Hub name, of the model that the adapter is for.
         config: that model's shape.
         lora: what was trained.
         trained: as from `lora.init_trained`.
-        attention_factor: what `base` has folded into its weights (see `fold_attention_factor`).
+        attention_factor: the factor that is folded into the weights of `base`.
         provenance: what the scale vector was made from; JSON-serialisable.
-        overwrite: replace an adapter that is already there.
+        overwrite: replace an adapter that exists.
 
     Raises:
-        InputError: naming the argument and the fix. Nothing is left behind.
+        InputError: naming the argument and the fix. Nothing remains then.
     """
     folder = Path(os.path.abspath(folder))
     check_adapter(config, lora)

@@ -37,7 +37,7 @@ def rescale_folder(
     of `folding_rows`. Everything is checked first, and the folder appears whole or not at all. Call it in one process.
 
     Args:
-        source: model folder (see `resolve_model`).
+        source: model folder.
         target: folder to create; its parent is created too.
         rope: the whole scale vector, factors ``[D/2]``, which replaces that of the source's config.
         context: extended context, tokens, written as `max_position_embeddings`.

@@ -69,13 +69,13 @@ def verify_config(folder: Path) -> None:
 
 
 def verify_gguf(file: Path, rope: ScaleVector, *, base: float, context: int, folded: bool) -> None:
-    """Checks what a GGUF file makes llama.cpp turn by.
+    """Checks the rotary positions that a GGUF file gives llama.cpp.
 
     Args:
         file: GGUF file.
         rope: the scale vector that it should hold.
         base: the rotary base.
-        context: tokens that the model is good for.
+        context: extended context, tokens.
         folded: whether the attention factor is in the weights instead of the metadata.
 
     Raises:
@@ -107,7 +107,7 @@ def verify_logits(folder: Path, lengths: tuple[int, ...], dtype: str = "float32"
         folder: exported folder.
         lengths: tokens of each sequence.
         dtype: to load and compute in, a key of `TOLERANCES`.
-        seed: of the tokens.
+        seed: seed of the random tokens.
 
     Returns:
         Per length `length`, `difference` (the largest), `largest` (the largest logit) and `allowed`; None if torch

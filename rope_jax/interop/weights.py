@@ -101,7 +101,7 @@ QWEN2 = (*MISTRAL, QUERY_BIAS, KEY_BIAS, VALUE_BIAS)
 LLAMA = (*QWEN2, OUTPUT_BIAS)
 QWEN3 = (*LLAMA, QUERY_NORM, KEY_NORM)
 
-# By `LlamaConfig.architecture`; which rows a model has depends on its config, see `table`.
+# By `LlamaConfig.architecture`; a model has the rows that `table` selects by its config.
 TABLES = {"llama": LLAMA, "mistral": MISTRAL, "qwen2": QWEN2, "qwen3": QWEN3}
 
 # Old checkpoints store the rotary frequencies; they follow from the config.
@@ -143,13 +143,13 @@ def table(config: LlamaConfig) -> tuple[Weight, ...]:
 
 
 def folding_rows(config: LlamaConfig) -> tuple[Weight, ...]:
-    """The rows that take an attention factor (see `fold_attention_factor`).
+    """The rows whose weights an attention factor is folded into.
 
     Args:
         config: model shape.
 
     Returns:
-        Rows that queries and keys, before they are turned, are proportional to.
+        Rows that queries and keys, before the rotation, are proportional to.
     """
     # A norm undoes what is folded in before it.
     rows = (QUERY_NORM, KEY_NORM) if config.qk_norm else (QUERY, KEY, QUERY_BIAS, KEY_BIAS)
@@ -171,10 +171,10 @@ def is_frequency_buffer(name: str) -> bool:
 def fold_attention_factor(tensor: np.ndarray, attention_factor: float) -> np.ndarray:
     """Moves the factor on cos and sin into weights, where every engine honours it.
 
-    Rotation is linear, so `(a cos, a sin)` applied to `W x + b` is `(cos, sin)` applied to `(a W) x + a b`, and
-    likewise for the weight of a norm on queries and keys. Multiplying both queries and keys by `a` gives the same
-    logits up to rounding with an attention factor of 1. Engines disagree about the config's own
-    `attention_factor`: transformers honours it, others derive theirs and ignore it.
+    Rotation is linear, so ``(a cos, a sin)`` applied to ``W x + b`` is ``(cos, sin)`` applied to ``(a W) x + a b``; the
+    same holds for the weight of a norm on queries and keys. With both multiplied by ``a``, an attention factor of 1
+    gives the same logits up to rounding. Engines disagree about the config's own `attention_factor`: transformers
+    honours it, others derive theirs and ignore it.
 
     Args:
         tensor: weights of one of the `folding_rows`, any float dtype and layout.
