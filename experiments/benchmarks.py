@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from experiments import settings
-from experiments.progress import bar
+from experiments import build
+from experiments.names import renamed
 from rope_jax.data.tokenizer import Tokenizer
-from rope_jax.errors import InputError
 from rope_jax.evaluation.benchmark import Benchmark, Setting
 from rope_jax.evaluation.benchmarks import BENCHMARKS
 from rope_jax.evaluation.texts import TextSelection
@@ -74,12 +73,10 @@ def benchmark(config: ConfigDict, name: str, **changes) -> Benchmark:
     Raises:
         InputError: naming the field that is wrong.
     """
-    try:
+    with renamed(names(name)):
         return BENCHMARKS[name](
             **{argument: _plain(config, field) for argument, field in FIELDS[name].items()} | changes
         )
-    except InputError as error:
-        raise error.renamed(names(name)) from None
 
 
 def texts(config: ConfigDict) -> TextSelection:
@@ -103,7 +100,7 @@ def setting(config: ConfigDict, model: LlamaConfig, tokenizer: Tokenizer, mesh: 
     Raises:
         InputError: naming the field that is wrong.
     """
-    try:
+    with renamed(names()):
         return Setting(
             model,
             tokenizer,
@@ -111,21 +108,9 @@ def setting(config: ConfigDict, model: LlamaConfig, tokenizer: Tokenizer, mesh: 
             seed=config.seed,
             batch=config.eval.batch,
             chunk=config.train.loss_chunk,
-            compute=lambda other: settings.computed(config, other),
-            progress=bar,
+            compute=build.compute(config).of,
             **shared,
         )
-    except InputError as error:
-        raise error.renamed(names()) from None
-
-
-def dotted(config: ConfigDict, prefix: str = "") -> Iterator[str]:
-    """All fields of a config, such as `eval.stride`."""
-    for key, value in config.items():
-        if isinstance(value, ConfigDict):
-            yield from dotted(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key
 
 
 def _plain(config: ConfigDict, field: str):

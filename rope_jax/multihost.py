@@ -1,7 +1,8 @@
-"""Communication between the processes of a run. A single process communicates nothing."""
+"""The processes of a run: how they find one another and what they send. A single process sends nothing."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -15,6 +16,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from rope_jax.errors import InputError
 
 T = TypeVar("T")
+
+# Processes that end wait for one another; one that failed alone must not wait long.
+_SHUTDOWN_SECONDS = 60
 
 
 def is_first() -> bool:
@@ -113,3 +117,98 @@ def ask_all(question: Callable[[], bool], mesh: Mesh) -> Callable[[], bool]:
     votes = jax.make_array_from_callback((mesh.size,), sharding, lambda _: vote)
     answer = jax.jit(jnp.any, out_shardings=NamedSharding(mesh, PartitionSpec()))(votes)
     return lambda: bool(answer)
+
+
+@dataclasses.dataclass(frozen=True)
+class Processes:
+    """How the processes of a run find one another: by the address of process 0, or through the cluster.
+
+    Attributes:
+        coordinator: HOST:PORT of process 0; empty for none.
+        processes: number of processes; 0 for none.
+        process: number of this process, from 0; -1 for none.
+        auto: ask Slurm, Open MPI, Kubernetes or Cloud TPU.
+        local_devices: devices of this process; empty for all.
+        timeout: seconds to wait for the other processes.
+    """
+
+    coordinator: str = ""
+    processes: int = 0
+    process: int = -1
+    auto: bool = False
+    local_devices: tuple[int, ...] = ()
+    timeout: int = 300
+
+    def __post_init__(self):
+        given = {
+            "coordinator": bool(self.coordinator),
+            "processes": self.processes != 0,
+            "process": self.process != -1,
+        }
+        named, missing = [[n for n, is_given in given.items() if is_given == wanted] for wanted in (True, False)]
+        if self.auto and named:
+            raise InputError(f"`{named[0]}` and `auto` are both set: use one of them", field=named[0])
+        if not self.auto and not named and self.local_devices:
+            raise InputError("`local_devices` is set without `coordinator` or `auto`: set one", field="local_devices")
+        if not named:
+            return
+        if missing:
+            raise InputError(
+                f"`{missing[0]}` is missing: several processes need `coordinator`, `processes` and `process`, or "
+                "`auto`=True under Slurm, Open MPI, Kubernetes or on Cloud TPU",
+                field=missing[0],
+            )
+        host, _, port = self.coordinator.rpartition(":")
+        if not host or not port.isdecimal():
+            raise InputError(
+                f"`coordinator` is {self.coordinator!r}: use HOST:PORT, the address of process 0 and a free port there",
+                field="coordinator",
+            )
+        if not 0 <= self.process < self.processes:
+            raise InputError(
+                f"`process` is {self.process}: use 0 to {self.processes - 1}, another number in every process",
+                field="process",
+            )
+
+    def connect(self, several: bool = True) -> None:
+        """Joins the other processes, if there are any. Call it before JAX looks for devices.
+
+        Args:
+            several: whether the command can run in several processes.
+
+        Raises:
+            InputError: if the command cannot, or the other processes are not found.
+        """
+        if not (self.coordinator or self.auto):
+            return
+        field = "auto" if self.auto else "coordinator"
+        if not several:
+            raise InputError(f"`{field}` is set, but this command runs in one process: start it on one host", field)
+        address = {}
+        if self.coordinator:
+            address = {
+                "coordinator_address": self.coordinator,
+                "num_processes": self.processes,
+                "process_id": self.process,
+                "cluster_detection_method": "deactivate",
+            }
+        try:
+            jax.distributed.initialize(
+                **address,
+                local_device_ids=list(self.local_devices) or None,
+                initialization_timeout=self.timeout,
+                shutdown_timeout_seconds=_SHUTDOWN_SECONDS,
+            )
+        except ValueError as error:  # JAX's detection leaves empty what it does not find
+            raise InputError(
+                f"`auto` is set, but no Slurm, Open MPI, Kubernetes or Cloud TPU names other processes ({error}): set "
+                "`coordinator`, `processes` and `process`",
+                field="auto",
+            ) from error
+        except RuntimeError as error:
+            raise InputError(
+                f"the processes did not find one another within `timeout` = {self.timeout} s "
+                f"({str(error).splitlines()[0]}): check that all of them were started with the same coordinator, and "
+                "that its port is free and open",
+                field="timeout",
+            ) from error

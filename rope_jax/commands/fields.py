@@ -17,7 +17,6 @@ from rope_jax.model.config import ARCHITECTURES, ATTENTION
 from rope_jax.model.lora import PROJECTIONS, WHOLE
 from rope_jax.model.remat import POLICIES
 from rope_jax.rope.methods import METHODS
-from rope_jax.rope.methods.dprope import DPRopeRobust
 
 # Methods beside the closed-form ones: 'learned' takes gradients of the model, 'own' is the model's own scaling.
 LEARNED = "learned"
@@ -136,6 +135,30 @@ def _listed(choices: Iterable[str]) -> str:
     return ", ".join(map(repr, choices))
 
 
+# Section of a method's parameter, if it is not 'rope'.
+_SECTIONS = {"n_hat": "solve", "threshold": "solve", "resolution": "solve"}
+
+# Parameter of a method to the field that sets it. Those of 'explicit' come from a file.
+METHOD_FIELDS: dict[str, str] = {
+    parameter.name: f"{_SECTIONS.get(parameter.name, 'rope')}.{parameter.name}"
+    for name, method in METHODS.items()
+    for parameter in dataclasses.fields(method)
+    if name != "explicit"
+}
+
+
+def _parameters(section: str) -> list[Field]:
+    """The fields of a section that are parameters of methods, with the meaning that the methods give them."""
+    found = {}
+    for name, method in METHODS.items():
+        for parameter in dataclasses.fields(method):
+            field = METHOD_FIELDS.get(parameter.name, "")
+            if field.startswith(f"{section}."):
+                meaning = f"method '{name}': {parameter.metadata['help']}"
+                found.setdefault(field, Field(field, parameter.default, meaning, at_least(0)))
+    return list(found.values())
+
+
 _METHOD = one_of(*METHODS, LEARNED, OWN)
 
 FIELDS: tuple[Field, ...] = (
@@ -185,8 +208,7 @@ FIELDS: tuple[Field, ...] = (
         "",
         "method 'explicit': file of factors (a JSON list, one list per layer, or a LongRoPE CSV), or a model folder",
     ),
-    Field("rope.new_base", 0.0, "method 'abf': the new rotary base", at_least(0)),
-    Field("rope.turning", 0.75, "method 'p_rope': share of pairs that keep rotating", Check(least=0, most=1)),
+    *_parameters("rope"),
     Field("compare", (), "further methods, fine-tuned and evaluated in the same way", _METHOD),
     #
     Field("angles.intervals", 360, "intervals of [0, 2 pi) that angles are counted in", at_least(2)),
@@ -198,19 +220,7 @@ FIELDS: tuple[Field, ...] = (
     ),
     Field("context.original", 0, "pre-training context, tokens; 0 takes the model's", at_least(0)),
     Field("context.target", 8192, "extended context, tokens; 0 doubles the original", at_least(0)),
-    Field(
-        "solve.n_hat",
-        0,
-        "method 'dprope': interpolated dimensions; 0 selects by solve.threshold",
-        at_least(0),
-    ),
-    Field("solve.threshold", 0.0, "method 'dprope': gain in nats above which a pair is interpolated", at_least(0)),
-    Field(
-        "solve.resolution",
-        DPRopeRobust.resolution,
-        "method 'dprope_robust': reach of an angle seen in training, radians",
-        above(0),
-    ),
+    *_parameters("solve"),
     #
     Field("learn.start", "ntk", "method 'learned': method whose scale vector gradients start from", one_of(*METHODS)),
     Field("learn.steps", 40, "method 'learned': gradient steps, with frozen weights", at_least(1)),

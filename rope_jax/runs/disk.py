@@ -24,7 +24,7 @@ def needed_bytes(folder: RunFolder, parameters: int, trained: int, methods: tupl
     Returns:
         Bytes.
     """
-    waiting = [method for method in methods if not folder.has(f"methods/{method}/after.json")]
+    waiting = [method for method in methods if not (folder / f"methods/{method}/after.json").exists()]
     return 12 * trained * (keep * len(waiting) + 1) + 4 * parameters if waiting else 0
 
 

@@ -27,5 +27,6 @@ def compilation_cache(folder: Path, where: str) -> None:
         folder: the run's folder.
         where: a folder; empty for `compiled` in the run's folder; 'off' for none.
     """
-    if where != "off" and not jax.config.read("jax_compilation_cache_dir"):
+    chosen = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
+    if where != "off" and not chosen:
         jax.config.update("jax_compilation_cache_dir", str(Path(where).expanduser() if where else folder / "compiled"))

@@ -1,24 +1,20 @@
 """The configs that ship: the paper's recipe, and that each builds what the library takes."""
 
-import dataclasses
 import importlib
+from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import settings
-from experiments.plan import shape
-from rope_jax.data.byte_tokenizer import ByteTokenizer
+from experiments import build
+from rope_jax.commands.source import Source
 from rope_jax.errors import InputError
+from rope_jax.interop.hf_config import SourceConfig
 from rope_jax.model.config import LlamaConfig
 from rope_jax.model.llama import abstract_params
-from rope_jax.rope.embedding import ScaleVector, identity
+from rope_jax.rope.embedding import identity
 from rope_jax.sharding import make_mesh
-from rope_jax.training.optimizer import make_optimizer
-from rope_jax.training.state import Variables, create_state
-from rope_jax.training.step import train_step
 from rope_jax.training.update import Training
 
 LLAMA2_7B = LlamaConfig(32000, 4096, 11008, 32, 32, 32, 128)
@@ -36,28 +32,33 @@ def load(name):
     return importlib.import_module(f"configs.{name}").get_config()
 
 
+def source_of(config, model, platform=None):
+    known = SourceConfig(model, identity(model.head_dim), provenance=None, carried={})
+    return Source("model", Path("model"), known, build.compute(config).of(model, platform))
+
+
 @pytest.mark.parametrize(("name", "model", "target", "n_hat", "steps"), PAPER)
 def test_paper_recipe(name, model, target, n_hat, steps):
     """arXiv 2410.01490, section 4.1."""
-    config = load(name)
-    model = settings.computed(config, model)
-    extension = settings.model_extension(config, model, identity(128))
-    measure = extension.measure
+    recipe = build.recipe(load(name), source_of(load(name), model))
+    measure = recipe.measure
     assert (measure.original, measure.target, measure.intervals) == (4096, target, 360)
-    assert extension.solve(config.rope.method).interpolated_dimensions == n_hat
-    tuning = settings.fine_tuning(config, measure.target)
+    assert recipe.exported == "dprope"
+    assert recipe.methods["dprope"](recipe.geometry, measure).interpolated_dimensions == n_hat
+    tuning = recipe.tuning["dprope"]
     assert (tuning.optimizer.steps, tuning.global_batch, tuning.length) == (steps, 64, target)
     o = tuning.optimizer
     assert (o.learning_rate, o.schedule, o.warmup_steps) == (2e-5, "constant", 0)
     assert (o.b1, o.b2, o.weight_decay, o.clip_norm) == (0.9, 0.999, 0, 0)
 
 
-@pytest.mark.parametrize(("name", "model", "target", "n_hat", "steps"), PAPER)
-def test_shapes_to_plan_with(name, model, target, n_hat, steps):
-    planned, own = shape(load(name))
-    assert planned == settings.computed(load(name), dataclasses.replace(model, param_dtype="float16"), "gpu")
+@pytest.mark.parametrize(("name", "model"), [(name, model) for name, model, *_ in PAPER])
+def test_shapes_to_plan_with(name, model):
+    source = build.plan_source(load(name))
+    planned = source.model
+    assert planned == build.compute(load(name)).of(model, "gpu")
     assert (planned.dtype, planned.param_dtype, planned.remat) == ("bfloat16", "float32", "full")
-    np.testing.assert_array_equal(own.factors, 1)
+    np.testing.assert_array_equal(source.own.factors, 1)
 
 
 @pytest.mark.parametrize(
@@ -73,36 +74,32 @@ def test_shapes_to_plan_with(name, model, target, n_hat, steps):
 def test_attention_that_auto_takes(platform, context, window, attention):
     config = load("llama2_8k")
     config.mesh.context = context
-    model = dataclasses.replace(PAPER[0][1], sliding_window=window, architecture="mistral")
-    assert settings.computed(config, model, platform).attention == attention
+    model = LlamaConfig(1000, 64, 128, 2, 4, 2, 16, sliding_window=window, architecture="mistral")
+    assert build.compute(config).of(model, platform).attention == attention
 
 
 @pytest.mark.parametrize(("name", "model"), [(name, model) for name, model, *_ in PAPER[::2]])
 def test_full_size_step_has_consistent_shapes(name, model):
-    """The real train step on abstract arrays: every shape and dtype of LLaMA2, no memory."""
+    """The real update on abstract arrays: every shape and dtype of LLaMA2, no memory."""
     config = load(name)
-    model = settings.computed(config, model)
-    tuning = settings.fine_tuning(config, config.context.target)
-    params = abstract_params(model)
+    source = source_of(config, model)
+    params = abstract_params(source.model)
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
     assert count == {4096: 6_738_415_616, 5120: 13_015_864_320}[model.hidden_size]  # as published
-    optimizer = make_optimizer(tuning.optimizer)
-    state = jax.eval_shape(lambda p: create_state(p, optimizer), params)
-    rows = jax.ShapeDtypeStruct((tuning.accumulation, tuning.global_batch // tuning.accumulation, 8192), jnp.int32)
-    batch = dict.fromkeys(("tokens", "segment_ids", "positions"), rows)
-    training = Training(model, tuning, make_mesh(1, 1, 1, jax.devices()[:1]))
-    loss = training.loss(Variables(None, ScaleVector.create(np.ones(64))))
-    after, metrics = jax.eval_shape(lambda s, b: train_step(s, b, loss, optimizer), state, batch)
-    assert jax.tree.map(lambda a: (a.shape, a.dtype), after) == jax.tree.map(lambda a: (a.shape, a.dtype), state)
-    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(after.params))
+    tuning = build.tuning(config, config.context.target)
+    training = Training(source.model, tuning, make_mesh(1, 1, 1, jax.devices()[:1]))
+    before = training.abstract_state(source.own)
+    after, metrics = training.trace(source.own).out_info
+    assert jax.tree.map(lambda a: (a.shape, a.dtype), after) == jax.tree.map(lambda a: (a.shape, a.dtype), before)
+    assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(after.params))
     assert metrics["loss"].shape == ()
 
 
 def test_local_takes_everything_from_the_model():
     config = load("local")
     model = LlamaConfig(1000, 64, 128, 2, 4, 2, 16, rope_base=500000.0, context=2048)
-    extension = settings.model_extension(config, model, identity(16))
-    geometry, measure = extension.geometry, extension.measure
+    recipe = build.recipe(config, source_of(config, model))
+    geometry, measure = recipe.geometry, recipe.measure
     assert (geometry.base, geometry.head_dim, measure.original, measure.target) == (500000.0, 16, 2048, 4096)
 
 
@@ -110,7 +107,7 @@ def test_local_takes_everything_from_the_model():
 def test_any_architecture_can_be_trained_from_nothing(architecture):
     config = load("tiny")
     config.pretrain.architecture = architecture
-    model = settings.pretrained_model(config, ByteTokenizer())
+    model = build.source(config, Path("nowhere")).model
     assert model.architecture == architecture
     attention = abstract_params(model)["layers"]["attention"]
     assert ("q_norm" in attention) == (architecture == "qwen3")
@@ -119,15 +116,18 @@ def test_any_architecture_can_be_trained_from_nothing(architecture):
 
 def test_explicit_factors_come_from_a_file(tmp_path):
     config = load("local")
+    config.compare = ()
     config.rope.method = "explicit"
     config.rope.factors = str(tmp_path / "factors.json")
-    model = LlamaConfig(1000, 64, 128, 2, 4, 2, 16)
+    source = source_of(config, LlamaConfig(1000, 64, 128, 2, 4, 2, 16))
     (tmp_path / "factors.json").write_text("[1, 1, 1, 1, 1.5, 2, 2, 2]")
-    extension = settings.model_extension(config, model, identity(16))
-    np.testing.assert_array_equal(extension.solve("explicit").scale.factors, [1, 1, 1, 1, 1.5, 2, 2, 2])
+    recipe = build.recipe(config, source)
+    solution = recipe.methods["explicit"](recipe.geometry, recipe.measure)
+    np.testing.assert_array_equal(solution.scale.factors, [1, 1, 1, 1, 1.5, 2, 2, 2])
     (tmp_path / "factors.json").write_text("[1, 1, 1]")
-    with pytest.raises(InputError, match=r"rope\.factors has shape \[3\]"):
-        settings.model_extension(config, model, identity(16))
+    with pytest.raises(InputError, match=r"shape \[3\]") as caught:
+        build.recipe(config, source)
+    assert caught.value.field == "factors"
     (tmp_path / "factors.json").write_text('{"factors": []}')
     with pytest.raises(InputError, match="must hold a list of numbers"):
-        settings.model_extension(config, model, identity(16))
+        build.recipe(config, source)

@@ -16,9 +16,11 @@ import transformers
 from PIL import Image
 
 from configs import eval as eval_config
-from experiments import progress
 from experiments.evaluate import evaluate, job
+from experiments.names import config_names
+from experiments.shell import Terminal
 from rope_jax.commands.evaluate import prepare_evaluation, score_predictions
+from rope_jax.commands.reporter import Silent
 from rope_jax.data.byte_tokenizer import ByteTokenizer
 from rope_jax.errors import InputError
 from rope_jax.evaluation.benchmark import Questions
@@ -110,7 +112,8 @@ SUITES = {name: kind() for name, kind in BENCHMARKS.items() if issubclass(kind, 
 
 
 def prepare(config, folder):
-    return prepare_evaluation(job(config, folder), RunFolder(folder))
+    with config_names():
+        return prepare_evaluation(job(config, folder, "eval", Terminal()), RunFolder(folder))
 
 
 @pytest.fixture(scope="module")
@@ -204,7 +207,7 @@ def test_page_has_tables_and_pictures(finished):
 def test_predictions_can_be_scored_on_their_own(finished, tmp_path):
     """The benchmark's own form of predictions gives the table again."""
     folder, results = finished
-    score_predictions(folder / "predictions/own/longbench_e", tmp_path / "out", progress)
+    score_predictions(folder / "predictions/own/longbench_e", tmp_path / "out", Silent())
     scored = json.loads((tmp_path / "out/results.json").read_text())["longbench_e"]
     table = results["suites"]["longbench_e"]["own"]["table"]
     assert set(scored) == set(SETS)
@@ -283,11 +286,11 @@ def test_a_run_directory_stands_for_its_export(data, tmp_path, capsys):
     (tmp_path / "run/methods").mkdir()
     config = small_config(data, "passkey")
     config.model.path = str(tmp_path / "run")
-    assert job(config, tmp_path / "out").source == tmp_path / "run/export"
+    assert job(config, tmp_path / "out", "eval", Terminal()).source == tmp_path / "run/export"
     assert "its export is evaluated" in capsys.readouterr().out
     shutil.rmtree(tmp_path / "run/export")
     with pytest.raises(InputError, match="has not exported"):
-        job(config, tmp_path / "out")
+        job(config, tmp_path / "out", "eval", Terminal())
 
 
 def test_original_context_of_an_extended_model(data, tmp_path):
@@ -301,7 +304,7 @@ def test_original_context_of_an_extended_model(data, tmp_path):
     config = small_config(data, "passkey")
     config.model.path = str(tmp_path / "yarn")
     config.eval.lengths = ()
-    setting = job(config, tmp_path / "out").setting
+    setting = job(config, tmp_path / "out", "eval", Terminal()).setting
     assert (setting.original, setting.lengths) == (640, (640, 1280))
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from experiments.extend import extend
+from rope_jax.commands.reporter import Silent
 from rope_jax.interop.huggingface import check_model
 from tests.interop.stories import write_stories260k
 
@@ -24,7 +25,7 @@ def test_stories260k_on_books(shared, tmp_path):
     # Cutting a model this small over eight virtual devices would take longer than computing it.
     config.mesh.data, config.mesh.fsdp = -1, 1
     config.lock()
-    results = extend(config, tmp_path / "run", "local")
+    results = extend(config, tmp_path / "run", "local", reporter=Silent())
     assert list(results["methods"]) == ["dprope", "extrapolation"]
     for method in results["methods"].values():
         buckets = method["after"]["by_position"]["buckets"]

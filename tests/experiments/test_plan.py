@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from experiments.extend import steps_to_trace
-from experiments.plan import mesh_sizes, plan_run
+from experiments.extend import mesh_sizes, plan, steps_to_trace
+from experiments.shell import Terminal
 from rope_jax.errors import InputError
 from tests.experiments.helpers import small_config
 
@@ -16,7 +16,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def test_plan_of_a_small_run(capsys):
-    result = plan_run(small_config("/nowhere"), "small", "fsdp=4,context=2")
+    result = plan(small_config("/nowhere"), "small", mesh_sizes("fsdp=4,context=2", {}), Terminal())
     said = capsys.readouterr().out
     assert result.devices == 8 and result.tokens == 8 * 128 and result.steps == 4
     assert {"all-gather", "all-reduce"} <= {kind.kind for kind in result.compiled.collectives}
@@ -27,32 +27,12 @@ def test_plan_of_a_small_run(capsys):
     assert said.count(" fits ") == 6
 
 
-@pytest.mark.parametrize(
-    ("mesh", "field", "value", "message"),
-    [
-        ("fdsp=8", "seed", 0, r"--mesh=fdsp=8: 'fdsp=8' is no size of an axis; write some of data, fsdp"),
-        ("fsdp=0", "seed", 0, r"'fsdp=0' is no size"),
-        (
-            "fsdp=8",
-            "train.global_batch",
-            6,
-            r"config\.train\.global_batch / config\.train\.accumulation is 6.*multiple of 8",
-        ),
-        ("tensor=8", "seed", 0, r"mesh\.tensor is 8, which does not divide"),
-        ("fsdp=4,context=2", "context.target", 130, r"config\.context\.target is 130"),
-        ("fsdp=8", "plan.model", "nowhere", r"nowhere"),
-    ],
-)
-def test_what_cannot_be_planned(mesh, field, value, message):
-    config = small_config("/nowhere")
-    config.update_from_flattened_dict({field: value})
-    with pytest.raises(InputError, match=message):
-        plan_run(config, "small", mesh)
-
-
 def test_flags():
     assert mesh_sizes("", {"data": 2, "fsdp": -1}) == {"data": 2, "fsdp": 1}
     assert steps_to_trace("") is None and steps_to_trace("3:5") == (3, 5)
+    for flag in ("fdsp=8", "fsdp=0", "fsdp"):
+        with pytest.raises(InputError, match=rf"--mesh={flag}: '{flag}' is not the size of an axis; .* data, fsdp"):
+            mesh_sizes(flag, {})
     for flag in ("3", "5:3", "0:2", "a:b"):
         with pytest.raises(InputError, match=r"--profile=.* such as 10:12"):
             steps_to_trace(flag)

@@ -12,11 +12,17 @@ from rope_jax.runs.software import compilation_cache, versions
 )
 def test_compilation_cache(monkeypatch, tmp_path, where, environment, expected):
     """In the run's folder or where it is asked for, unless the environment names one."""
-    set_to = {"jax_compilation_cache_dir": environment}
-    monkeypatch.setattr(jax.config, "read", set_to.get)
-    monkeypatch.setattr(jax.config, "update", set_to.__setitem__)
+
+    class Config:
+        jax_compilation_cache_dir = environment
+
+        def update(self, name, value):
+            setattr(self, name, value)
+
+    config = Config()
+    monkeypatch.setattr("jax.config", config)
     compilation_cache(tmp_path, where)
-    assert set_to["jax_compilation_cache_dir"] == expected.replace("RUN", str(tmp_path))
+    assert config.jax_compilation_cache_dir == expected.replace("RUN", str(tmp_path))
 
 
 def test_versions_name_software_and_devices():

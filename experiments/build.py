@@ -1,0 +1,249 @@
+"""From a config to the values that the library takes. The doors and this module alone know config fields."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import shlex
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from experiments.names import reading, section
+from rope_jax.commands.fields import FIELDS, LEARNED, METHOD_FIELDS, OWN, check_fields
+from rope_jax.commands.learned import LearnedMethod
+from rope_jax.commands.run import Corpus, Recipe
+from rope_jax.commands.source import Compute, Source
+from rope_jax.data.corpus import open_corpus
+from rope_jax.data.source import TextSource
+from rope_jax.data.tokenizer import Tokenizer, load_tokenizer
+from rope_jax.errors import InputError
+from rope_jax.interop.hf_config import SourceConfig, read_config
+from rope_jax.interop.hub import resolve_model
+from rope_jax.interop.huggingface import check_model
+from rope_jax.model.config import LlamaConfig
+from rope_jax.model.lora import LoraConfig
+from rope_jax.multihost import Processes
+from rope_jax.rope.embedding import identity
+from rope_jax.rope.factor_files import read_factors
+from rope_jax.rope.geometry import Geometry
+from rope_jax.rope.measure import Measure
+from rope_jax.rope.methods import METHODS
+from rope_jax.rope.methods.method import Method
+from rope_jax.training.config import TrainConfig
+from rope_jax.training.learn import LearnConfig
+from rope_jax.training.optimizer import OptimizerConfig
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+def check(config: ConfigDict) -> None:
+    """Checks every field on its own."""
+    check_fields({field.name: functools.reduce(getattr, field.name.split("."), config) for field in FIELDS})
+
+
+def settings(config: ConfigDict) -> dict[str, Any]:
+    """The config as JSON has it."""
+    return json.loads(config.to_json())
+
+
+def command(door: str) -> str:
+    """The command line that repeats this one."""
+    return f"python -m experiments.{door}" + "".join(f" {shlex.quote(arg)}" for arg in sys.argv[1:])
+
+
+def processes(config: ConfigDict) -> Processes:
+    """How the processes of a run find one another."""
+    d = config.distributed
+    return Processes(d.coordinator, d.processes, d.process, d.auto, tuple(d.local_devices), d.timeout)
+
+
+def compute(config: ConfigDict) -> Compute:
+    """How models are computed."""
+    m = config.model
+    chosen = {name: m[name] for name in ("dtype", "param_dtype", "rotary", "remat", "scan_unroll", "attention")}
+    return Compute(**chosen, attention_chunk=m.attention_chunk, ring=config.mesh.context > 1)
+
+
+def source(config: ConfigDict, folder: Path, finished: bool = False) -> Source:
+    """The model: the given one, or the small one that a run in `folder` pre-trains, or has if it is `finished`."""
+    path = config.model.path
+    with reading("model.path"):
+        place = resolve_model(path) if path else folder / "model"
+        known = check_model(place) if path or finished else None
+    known = known or _small_model(config)
+    for field, value, found in (
+        ("rope.base", config.rope.base, known.config.rope_base),
+        ("rope.head_dim", config.rope.head_dim, known.config.head_dim),
+    ):
+        if value and value != found:
+            raise InputError(f"`{field}` is {value:g}, but the model's is {found:g}: set it to 0", field=field)
+    return Source(path, place, known, compute(config).of(known.config))
+
+
+def plan_source(config: ConfigDict) -> Source:
+    """The model to plan for, as a GPU computes it; no weights are read."""
+    # A config that ships names a folder beside it, from wherever the command is run.
+    beside, path = REPOSITORY / config.plan.model, config.plan.model or config.model.path
+    with reading("plan.model" if config.plan.model else "model.path"):
+        place = beside if config.plan.model else resolve_model(path) if path else Path()
+        known = read_config(place) if path else None
+    known = known or _small_model(config)
+    return Source(path, place, known, compute(config).of(known.config, "gpu"))
+
+
+def _small_model(config: ConfigDict) -> SourceConfig:
+    p = config.pretrain
+    for field, value in (
+        ("pretrain.steps", p.steps),
+        ("rope.base", config.rope.base),
+        ("rope.head_dim", config.rope.head_dim),
+        ("context.original", config.context.original),
+    ):
+        if value <= 0:
+            raise InputError(
+                f"`{field}` is {value} and `model.path` is empty: name a Hugging Face folder in `model.path`, or set "
+                f"`{field}` to pre-train a model first",
+                field=field,
+            )
+    with reading("pretrain.tokenizer"):
+        tokenizer = load_tokenizer(p.tokenizer)
+    with section("pretrain"):
+        model = LlamaConfig(
+            vocab_size=tokenizer.vocab_size,
+            hidden_size=p.hidden_size,
+            intermediate_size=p.intermediate_size,
+            num_layers=p.num_layers,
+            num_heads=p.num_heads,
+            num_kv_heads=p.num_kv_heads,
+            head_dim=config.rope.head_dim,
+            rope_base=config.rope.base,
+            tie_embeddings=True,
+            architecture=p.architecture,
+            attention_bias=p.architecture == "qwen2",
+            context=config.context.original,
+        )
+    return SourceConfig(model, identity(model.head_dim), provenance=None, carried={})
+
+
+def geometry(known: SourceConfig) -> Geometry:
+    """The rotary geometry of a model."""
+    model = known.config
+    return Geometry(model.rope_base, model.head_dim, known.rope, model.num_layers)
+
+
+def measure(config: ConfigDict, original: int) -> Measure:
+    """Contexts and disturbance; `original` is the model's context, which a field may replace."""
+    original = config.context.original or original
+    target = config.context.target or 2 * original
+    return Measure(original, target, intervals=config.angles.intervals, arithmetic=config.angles.arithmetic)
+
+
+def method_names(config: ConfigDict, refused: Mapping[str, str]) -> tuple[str, ...]:
+    """The methods of a config, the exported one first; `refused` are names with the reason why."""
+    for field, names in (("rope.method", (config.rope.method,)), ("compare", config.compare)):
+        for name in names:
+            if name in refused:
+                raise InputError(f"`{field}` names '{name}': {refused[name]}", field=field)
+    return tuple(dict.fromkeys((config.rope.method, *config.compare)))
+
+
+# What `extend` and `export` cannot do.
+NO_OWN = {OWN: "it leaves the model as it is; use a method that extends"}
+
+
+def method(config: ConfigDict, name: str) -> Method | LearnedMethod:
+    """A method with its parameters."""
+    if name == LEARNED:
+        fields = config.learn
+        return LearnedMethod(fields.start, method(config, fields.start), learning(config), fields.batch, fields.steps)
+    parameters = {field.name for field in dataclasses.fields(METHODS[name])}
+    values = {p: functools.reduce(getattr, f.split("."), config) for p, f in METHOD_FIELDS.items() if p in parameters}
+    if name == "explicit":
+        values["factors"], values["attention_factor"] = _factors(config.rope.factors)
+    return METHODS[name](**values)
+
+
+def check_methods(methods: Mapping[str, Method | LearnedMethod], geometry: Geometry, measure: Measure) -> None:
+    """Checks that every method can extend a model, without solving."""
+    for each in methods.values():
+        (each.initial if isinstance(each, LearnedMethod) else each).check(geometry, measure)
+
+
+def learning(config: ConfigDict) -> LearnConfig:
+    """How a scale vector is learned."""
+    with section("learn"):
+        return LearnConfig(config.learn.learning_rate, config.learn.attention_factor, config.train.loss_chunk)
+
+
+def pretraining(config: ConfigDict) -> TrainConfig:
+    """The training of the small model."""
+    p = config.pretrain
+    shared = {name: p[name] for name in ("learning_rate", "warmup_steps", "steps", "weight_decay", "clip_norm")}
+    with section("pretrain", length="config.context.original"):
+        return TrainConfig(
+            optimizer=OptimizerConfig(schedule="cosine", b2=0.95, **shared),
+            length=config.context.original,
+            global_batch=p.global_batch,
+            loss_chunk=config.train.loss_chunk,
+            checkpoint_every=p.checkpoint_every,
+            check_finite=config.debug.nans,
+        )
+
+
+def tuning(config: ConfigDict, target: int, name: str = "") -> TrainConfig:
+    """The fine-tuning of a method at the extended context; a learned vector may be trained with the weights."""
+    t, lora = config.train, config.train.lora
+    optimizer = {field.name: t[field.name] for field in dataclasses.fields(OptimizerConfig) if field.name in t}
+    shared = ("global_batch", "accumulation", "loss_chunk", "checkpoint_every", "keep", "keep_best")
+    with section("train", length="config.context.target"):
+        return TrainConfig(
+            optimizer=OptimizerConfig(**optimizer),
+            length=target,
+            **{field: t[field] for field in (*shared, "offload_optimizer")},
+            lora=LoraConfig(lora.rank, lora.alpha, tuple(lora.targets), config.seed) if lora.rank else None,
+            learn=learning(config) if name == LEARNED and config.learn.joint else None,
+            check_finite=config.debug.nans,
+        )
+
+
+def recipe(config: ConfigDict, source: Source, refused: Mapping[str, str] = NO_OWN) -> Recipe:
+    """How a model is extended, checked as far as the model's shape allows."""
+    shape, contexts = geometry(source.known), measure(config, source.known.config.context)
+    named = {name: method(config, name) for name in method_names(config, refused)}
+    check_methods(named, shape, contexts)
+    tunings = {name: tuning(config, contexts.target, name) for name in named}
+    corpus = Corpus(config.data.name, config.data.path, config.eval.split)
+    return Recipe(source, shape, contexts, named, tunings, corpus)
+
+
+def tokenizer(config: ConfigDict, source: Source) -> Tokenizer:
+    """The tokenizer of a model."""
+    name = "data.tokenizer" if source.path else "pretrain.tokenizer"
+    with reading(name, tokenizer=f"config.{name}"):
+        return source.load_tokenizer(config.data.tokenizer if source.path else config.pretrain.tokenizer)
+
+
+def corpus(config: ConfigDict, folder: Path) -> Mapping[str, TextSource]:
+    """The splits of the texts; what they prepare goes to the run's folder."""
+    name, path = config.data.name, config.data.path
+    if name != "python_stdlib" and not path:
+        raise InputError("`data.path` is empty: name the folder of texts to train and evaluate on", field="data.path")
+    with reading("data.path", name="config.data.name"):
+        return open_corpus(name, path, folder / "data")
+
+
+def _factors(path: str) -> tuple[tuple, float]:
+    """Factors and attention factor, from a file or from a model that already scales."""
+    if not path:
+        return (), 1.0
+    with reading("rope.factors"):
+        if not Path(path).is_dir():
+            return read_factors(path), 1.0
+        rope = read_config(Path(path)).rope
+    return tuple(np.asarray(rope.factors, float).tolist()), float(rope.attention_factor)

@@ -1,0 +1,190 @@
+"""The command line: flags, exit status, bars and signals; what a user can fix is one message without a traceback."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import errno
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+from absl import app, flags, logging
+from ml_collections import ConfigDict, config_flags
+from tqdm import tqdm
+
+from experiments import build, names
+from rope_jax.commands.reporter import ByteProgress, StepProgress, T
+from rope_jax.errors import InputError
+from rope_jax.interop.verify import VerificationError
+from rope_jax.multihost import is_first
+from rope_jax.training.loop import NonFiniteLoss, Stopped
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class Terminated(BaseException):
+    """The command was asked to end, by a signal to this process or to another of the run.
+
+    Args:
+        number: the signal.
+        message: what was saved; empty if nothing had to be.
+    """
+
+    def __init__(self, number: int, message: str = ""):
+        super().__init__(message)
+        self.number = number
+
+
+class Terminal:
+    """The `Reporter` of a command line. Of several processes, the first prints."""
+
+    def say(self, text: str) -> None:
+        if is_first():
+            print(text, flush=True)
+
+    def bar(self, description: str) -> Callable[[Iterable[T]], Iterable[T]]:
+        return lambda items: self._tqdm(description, items, leave=False)
+
+    @contextlib.contextmanager
+    def byte_bar(self, description: str) -> Iterator[ByteProgress]:
+        with self._tqdm(description, unit="B", unit_scale=True, leave=False) as shown:
+
+            def update(done: int, total: int) -> None:
+                shown.total = total
+                shown.update(done - shown.n)
+
+            yield update
+
+    @contextlib.contextmanager
+    def training_bar(self, description: str, *, steps: int, start: int, tokens_per_step: int) -> Iterator[StepProgress]:
+        with self._tqdm(description, total=steps, initial=start, unit="step") as shown:
+            if start < steps:
+                tqdm.write(f"  {description}: compiling the training step, minutes for a large model", file=sys.stderr)
+            began, first = time.monotonic(), 0
+
+            def update(step: int, metrics: dict) -> None:
+                nonlocal began, first
+                seconds = time.monotonic() - began
+                if not first:
+                    tqdm.write(f"  {description}: the first step took {seconds:.1f} s", file=sys.stderr)
+                    # Compilation says nothing about the steps to come.
+                    began, first = time.monotonic(), step
+                speed = (step - first) * tokens_per_step / seconds
+                shown.set_postfix(loss=f"{metrics['loss']:.4f}", tokens_per_s=f"{speed:,.0f}", refresh=False)
+                shown.update(step - shown.n)
+
+            yield update
+
+    @contextlib.contextmanager
+    def deferred_stop(self) -> Iterator[Callable[[], bool]]:
+        """Defers SIGTERM and Ctrl-C while training runs; a second signal ends the process at once.
+
+        Yields:
+            Whether a signal has come.
+
+        Raises:
+            Terminated: once training has stopped, or if a signal came after its last step.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            # Only the main thread may handle signals.
+            yield lambda: False
+            return
+        received: list[int] = []
+
+        def note(number, frame):
+            received.append(number)
+            for each in _SIGNALS:
+                signal.signal(each, signal.SIG_DFL)
+            # Unbuffered: the signal may have come within a print.
+            os.write(2, b"\nstopping after this step, which will be saved; a second signal stops at once\n")
+
+        before = {each: signal.signal(each, note) for each in _SIGNALS}
+        try:
+            yield lambda: bool(received)
+        except Stopped as error:
+            raise Terminated(received[0] if received else signal.SIGTERM, str(error)) from None
+        finally:
+            for each, handler in before.items():
+                signal.signal(each, handler)
+        if received:
+            raise Terminated(received[0])
+
+    @staticmethod
+    def _tqdm(description: str, items: Iterable | None = None, **options) -> tqdm:
+        return tqdm(items, desc=f"  {description}", file=sys.stderr, disable=not is_first(), **options)
+
+
+def run(command: Callable[[ConfigDict, Path, str], object], default_config: Path, several: bool = False) -> None:
+    """Defines `--config` and `--workdir`, parses flags, joins the other processes and runs a command.
+
+    Exit status: 2 for unusable input; 1 for a full disk, a loss that is not finite or an export that computes something
+    else; 130 for Ctrl-C, 143 for SIGTERM. Finished stages stay, and the same command resumes.
+
+    Args:
+        command: called with the locked config, the run's folder and the run's name.
+        default_config: config file of a command without `--config`.
+        several: whether the command can run in several processes (`config.distributed`).
+    """
+    try:
+        # Reads the config file and the fields on the command line at once.
+        config_flags.DEFINE_config_file("config", str(default_config), "The run: a file of configs/.", lock_config=True)
+    except AttributeError as error:
+        # The message of ml_collections: the field's name, and the most similar field there is.
+        name, _, hint = ast.literal_eval(str(error)).partition("\n")
+        _stop(f"there is no config field {name}. {hint} All fields: rope_jax/commands/fields.py", 2)
+    flags.DEFINE_string("workdir", "", "Folder of the run; default runs/<name of the config file>.")
+    app.run(lambda argv: _guarded(argv, command, several))
+
+
+def _guarded(argv: list[str], command: Callable[[ConfigDict, Path, str], object], several: bool) -> None:
+    if argv[1:]:
+        _stop(f"unexpected argument {argv[1]!r}: flags begin with --", 2)
+    # Libraries log every checkpoint as information.
+    logging.set_verbosity(logging.WARNING)
+    try:
+        config = flags.FLAGS.config
+        # A file that could not be loaded is only reported when a field of the config is used.
+        config.lock()
+    except (OSError, TypeError) as error:
+        _stop(f"--config: {' '.join(str(error).split())}", 2)
+    name = Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
+    folder = Path(flags.FLAGS.workdir or Path("runs") / name).resolve()
+    try:
+        with names.config_names():
+            build.processes(config).connect(several)
+        # JAX handles the signal itself once it has connected.
+        signal.signal(signal.SIGTERM, _end)
+        command(config, folder, name)
+    except InputError as error:
+        _stop(str(error), 2)
+    except (NonFiniteLoss, VerificationError) as error:
+        _stop(str(error), 1)
+    except KeyboardInterrupt:
+        _interrupted("stopped", folder, signal.SIGINT)
+    except Terminated as error:
+        _interrupted(str(error) or "stopped", folder, error.number)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        _stop(f"the disk is full ({error}): free some space; the same command resumes from {folder}", 1)
+
+
+def _end(number, frame):
+    """SIGTERM unwinds as Ctrl-C does, so that nothing half-written stays."""
+    raise Terminated(number)
+
+
+def _interrupted(what: str, folder: Path, number: int) -> None:
+    print(f"\n{what}; the same command resumes from {folder}", file=sys.stderr)
+    # As shells count: 130 for Ctrl-C, 143 for SIGTERM.
+    sys.exit(128 + number)
+
+
+def _stop(message: str, status: int) -> None:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(status)

@@ -1,0 +1,168 @@
+"""The command `analyze`: angle distributions and disturbance under every method, without weights."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rope_jax.commands.reporter import Reporter
+from rope_jax.files import write_json
+from rope_jax.report import figures, plots
+from rope_jax.report.styles import NAMES
+from rope_jax.rope.angles import angle_histograms
+from rope_jax.rope.geometry import Geometry
+from rope_jax.rope.measure import Measure
+from rope_jax.rope.methods import METHODS
+from rope_jax.rope.methods.dprope import DPRopeArgmin
+from rope_jax.rope.methods.method import Method, Solution
+
+# The pairs that the paper's figures show, of LLaMA2's 64: one whose angles every context covers, one resonant.
+PAIRS = (6, 22)
+MILLION = 2**20
+
+
+@dataclasses.dataclass(frozen=True)
+class Analysis:
+    """What is analyzed.
+
+    Attributes:
+        name: its name, for reports.
+        settings: every field of its config, JSON-able.
+        geometry: rotary geometry of the model.
+        measure: contexts, and how disturbance is measured.
+        methods: methods by name; position interpolation, 'pi', is among them.
+    """
+
+    name: str
+    settings: Mapping[str, Any]
+    geometry: Geometry
+    measure: Measure
+    methods: Mapping[str, Method]
+
+
+def analyze(analysis: Analysis, folder: Path, reporter: Reporter) -> dict:
+    """Solves every method, tabulates its disturbance and draws the paper's figures 1, 3, 6, 7 and 8.
+
+    Args:
+        analysis: what is analyzed.
+        folder: `analysis.json` and `figures/` go here.
+        reporter: shows the table.
+
+    Returns:
+        What `analysis.json` holds.
+    """
+    geometry, measure = analysis.geometry, analysis.measure
+    reporter.say(
+        f"{analysis.name}: {measure.original:,} to {measure.target:,} tokens, base {geometry.base:g}, head dimension "
+        f"{geometry.head_dim}, {measure.intervals} intervals"
+    )
+    solutions = {name: method(geometry, measure) for name, method in analysis.methods.items()}
+    means = {name: 1e3 * float(np.mean(solution.disturbance)) for name, solution in solutions.items()}
+    reporter.say(f"  {'method':<18} {'disturbance x 1000':>18} {'against PI':>11} {'interpolated dimensions':>24}")
+    for name, solution in solutions.items():
+        reporter.say(
+            f"  {NAMES[name]:<18} {means[name]:>18.2f} {means[name] / means['pi'] - 1:>+11.0%} "
+            f"{solution.interpolated_dimensions:>24}"
+        )
+    result = {
+        "disturbance_e3": means,
+        "per_pair": {m: np.asarray(s.disturbance, float).tolist() for m, s in solutions.items()},
+        "factors": {m: np.asarray(s.scale.factors, float).tolist() for m, s in solutions.items()},
+        "interpolated_dimensions": {m: s.interpolated_dimensions for m, s in solutions.items()},
+        "config": analysis.settings,
+    }
+    write_json(folder / "analysis.json", result)
+    draw(folder / "figures", geometry, measure, solutions)
+    reporter.say(f"numbers  {folder / 'analysis.json'}\nfigures  {folder / 'figures'}")
+    return result
+
+
+def draw(folder: Path, geometry: Geometry, measure: Measure, solutions: Mapping[str, Solution]) -> None:
+    """Draws the paper's figures."""
+    at = f"at {measure.target:,} tokens"
+    before = {f"pre-training, {measure.original:,} tokens": _shares(geometry, measure)}
+
+    def histograms(name: str, title: str, *methods: str) -> figures.Figure:
+        after = {NAMES[method]: _shares(geometry, measure, solutions[method]) for method in methods}
+        return figures.Histograms(name, title, before | after)
+
+    def disturbances(name: str, *methods: str) -> figures.Figure:
+        curves = {method: solutions[method].disturbance for method in methods}
+        return figures.disturbance_per_pair(curves, f"Disturbance per pair {at}", name)
+
+    for figure in (
+        histograms("figure_1", f"Rotary angles {at}", "extrapolation", "pi"),
+        histograms("figure_3", "Rotary angles in pre-training"),
+        histograms("figure_6", f"Rotary angles {at}", "pi", "yarn", "dprope"),
+        disturbances("figure_7", "extrapolation", "pi"),
+        disturbances("figure_8", "pi", "yarn", "dprope"),
+    ):
+        plots.save(figure, folder)
+
+
+def _shares(geometry: Geometry, measure: Measure, solution: Solution | None = None) -> dict[str, np.ndarray]:
+    """Shares of the intervals of two pairs: in pre-training, or at the extended context under a solution."""
+    theta, length = geometry.theta(), measure.original
+    if solution:
+        theta, length = geometry.scaled(solution.scale.factors), measure.target
+    rows = np.asarray(angle_histograms(theta, length, measure.intervals)) / length
+    pairs = [pair * len(rows) // 64 for pair in PAIRS]
+    return {f"pair {pair}": rows[pair] for pair in pairs}
+
+
+def sweep(analysis: Analysis, folder: Path, reporter: Reporter) -> dict:
+    """Sweeps interpolated dimensions and intervals (the paper's tables 4 to 7), and lengths up to a million tokens.
+
+    Args:
+        analysis: the setting that each sweep departs from.
+        folder: `sweep.json` and `figures/sweep.png` go here.
+        reporter: told where they are.
+
+    Returns:
+        Setting to `{"x": [...], "curves": {method: [disturbance x 1000]}}`.
+    """
+    measure, head_dim = analysis.measure, analysis.geometry.head_dim
+    doublings = [measure.original * 2**k for k in range(1, (MILLION // measure.original).bit_length())]
+    found = {
+        "interpolated dimensions": {
+            "x": list(range(2, head_dim + 1, 2)),
+            "curves": {"dprope": _by_interpolated_dimensions(analysis)},
+        },
+        "intervals": _curves(analysis, ("pi", "yarn", "dprope"), "intervals", [90, 180, 360, 720]),
+        "extended context": _curves(analysis, ("extrapolation", "pi", "yarn", "dprope_argmin"), "target", doublings),
+    }
+    settings = {
+        "original context": measure.original,
+        "extended context": measure.target,
+        "intervals": measure.intervals,
+    }
+    write_json(folder / "sweep.json", found)
+    plots.save(figures.sweep(found, settings, logarithmic=("intervals", "extended context")), folder / "figures")
+    reporter.say(f"sweep    {folder / 'sweep.json'}")
+    return found
+
+
+def _curves(analysis: Analysis, methods: Sequence[str], field: str, values: list[int]) -> dict:
+    """Mean disturbance of methods against one field of the measure."""
+    measures = [dataclasses.replace(analysis.measure, **{field: value}) for value in values]
+    curves = {
+        name: [1e3 * float(np.mean(_method(analysis, name)(analysis.geometry, m).disturbance)) for m in measures]
+        for name in methods
+    }
+    return {"x": values, "curves": curves}
+
+
+def _method(analysis: Analysis, name: str) -> Method:
+    return analysis.methods[name] if name in analysis.methods else METHODS[name]()
+
+
+def _by_interpolated_dimensions(analysis: Analysis) -> list[float]:
+    """Mean disturbance for 2, 4, ... interpolated dimensions. The pairs that gain most are interpolated first."""
+    selection = DPRopeArgmin()(analysis.geometry, analysis.measure).selection
+    extrapolated, interpolated = np.asarray(selection.disturbance, np.float64)
+    gains = np.sort(extrapolated - interpolated)[::-1]
+    return (1e3 * (extrapolated.sum() - np.cumsum(gains)) / len(gains)).tolist()

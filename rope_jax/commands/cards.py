@@ -1,0 +1,77 @@
+"""What an exported model says about itself: provenance for machines, facts for its card."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from rope_jax.commands.run import Recipe
+from rope_jax.interop.model_card import CardFacts
+from rope_jax.rope.embedding import ScaleVector
+from rope_jax.training.config import TrainConfig
+
+
+def provenance(recipe: Recipe, method: str, steps: int) -> dict:
+    """Where the scale vector comes from, as the exported `config.json` keeps it.
+
+    Args:
+        recipe: how the model was extended.
+        method: name of the method.
+        steps: updates of fine-tuning; 0 for none.
+
+    Returns:
+        A JSON-able dictionary.
+    """
+    about = {
+        "method": method,
+        "original_context": recipe.measure.original,
+        "extended_context": recipe.measure.target,
+        "fine_tuning_steps": steps,
+    }
+    return about | ({"fine_tuning_data": recipe.corpus.name} if steps else {})
+
+
+def card(
+    recipe: Recipe,
+    method: str,
+    rope: ScaleVector,
+    steps: int,
+    *,
+    before: Mapping | None = None,
+    after: Mapping | None = None,
+) -> CardFacts:
+    """What the model's card states.
+
+    Args:
+        recipe: how the model was extended.
+        method: name of the method.
+        rope: scale vector.
+        steps: updates of fine-tuning; 0 for none.
+        before: record of the evaluation before fine-tuning; None for none.
+        after: record of the evaluation after it; None for none.
+
+    Returns:
+        The facts.
+    """
+    name, target = recipe.source.name, recipe.measure.target
+    return CardFacts(
+        title=f"{name or 'A small model'}, {target:,} tokens",
+        source=name or "A small model, pre-trained in the same run",
+        method=method,
+        rope=rope,
+        original=recipe.measure.original,
+        target=target,
+        training=_training(recipe.tuning[method], steps) if steps else "",
+        data=str(recipe.corpus),
+        before=before,
+        after=after,
+        evaluated_on=f"{recipe.corpus}, split {recipe.corpus.split}",
+    )
+
+
+def _training(config: TrainConfig, steps: int) -> str:
+    lora, optimizer = config.lora, config.optimizer
+    weights = f"low-rank updates (rank {lora.rank}, {', '.join(lora.targets)})" if lora else "all weights"
+    return (
+        f"Fine-tuned for {steps:,} steps of {config.global_batch} sequences of {config.length:,} tokens, {weights}, "
+        f"AdamW, learning rate {optimizer.learning_rate:g}, {optimizer.schedule}."
+    )

@@ -1,0 +1,192 @@
+"""The command `export`: a model with another scale vector, or a run of `extend`, for other engines."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import jax
+
+from rope_jax.commands.export_job import Formats, Job, Trained
+from rope_jax.commands.reporter import Reporter
+from rope_jax.commands.source import read_params
+from rope_jax.files import write_json
+from rope_jax.interop.gguf_convert import write_gguf
+from rope_jax.interop.gguf_extend import add_factors
+from rope_jax.interop.hf_config import read_config
+from rope_jax.interop.huggingface import write_model
+from rope_jax.interop.model_card import write_card
+from rope_jax.interop.peft_adapter import write_adapter
+from rope_jax.interop.rescale import rescale_folder
+from rope_jax.interop.verify import verify_config, verify_gguf, verify_logits
+from rope_jax.rope.embedding import ScaleVector
+from rope_jax.training.checkpoints import read_trained
+from rope_jax.training.state import Variables
+
+
+def export(job: Job, wanted: Formats, folder: Path, reporter: Reporter) -> dict:
+    """Writes every format, and verifies it if asked.
+
+    Args:
+        job: the model and its scale vector.
+        wanted: formats that `check` accepts.
+        folder: everything is written here.
+        reporter: shows progress.
+
+    Returns:
+        What `verify.json` holds: what was compared, by file. Empty without verification.
+
+    Raises:
+        VerificationError: naming the file and what differs.
+    """
+    exported, rope = None, job.rope
+    if "hf" in wanted.formats or ("gguf" in wanted.formats and job.trained):
+        exported = write_folder(job, wanted, folder / "export", reporter)
+        reporter.say(f"folder   {exported}")
+    if "gguf" in wanted.formats:
+        if job.trained:
+            # The weights of a run's folder have the attention factor folded in.
+            rope = read_config(exported).rope
+        write_gguf_file(
+            job,
+            wanted,
+            exported if job.trained else job.recipe.source.folder,
+            rope,
+            target=folder / "model.gguf",
+            reporter=reporter,
+        )
+        write_card(folder, job.facts, job.licensed)
+        reporter.say(f"gguf     {folder / 'model.gguf'}")
+    if "adapter" in wanted.formats:
+        write_peft(job, wanted, folder, reporter)
+        reporter.say(f"adapter  {folder / 'adapter'}, for the model in {folder / 'base'}")
+    if not wanted.verify:
+        return {}
+    results = {}
+    if exported:
+        results["export"] = verify_folder(job, wanted, exported, reporter)
+    if "gguf" in wanted.formats:
+        base, target = job.recipe.geometry.base, job.recipe.measure.target
+        verify_gguf(folder / "model.gguf", rope, base=base, context=target, folded=not wanted.gguf)
+        reporter.say("verified: model.gguf has rope_freqs.weight, the base and the context, and no further scaling")
+        results["model.gguf"] = "rope_freqs.weight"
+    write_json(folder / "verify.json", results)
+    return results
+
+
+def write_folder(job: Job, wanted: Formats, target: Path, reporter: Reporter) -> Path:
+    """The Hugging Face folder: the one that a run has exported already, or one written now.
+
+    Args:
+        job: the model and its scale vector.
+        wanted: whether to overwrite.
+        target: folder to create.
+        reporter: shows the bytes written.
+
+    Returns:
+        The folder.
+    """
+    if job.trained and job.trained.export:
+        return job.trained.export
+    source = job.recipe.source
+    with reporter.byte_bar("writing the folder") as progress:
+        common = {
+            "context": job.recipe.measure.target,
+            "provenance": job.provenance,
+            "extra_files": lambda place: write_card(place, job.facts, job.licensed),
+            "overwrite": wanted.overwrite,
+            "progress": progress,
+        }
+        if job.trained is None:
+            rescale_folder(source.folder, target, job.rope, **common)
+        else:
+            params, dtype = merged_params(job, job.trained, reporter), source.known.config.param_dtype
+            write_model(target, source.model, params, job.rope, **common, source=source.folder, dtype=dtype)
+    return target
+
+
+def merged_params(job: Job, trained: Trained, reporter: Reporter) -> dict:
+    """Sharded parameters of a checkpoint, low-rank updates merged."""
+    training, source = trained.training, job.recipe.source
+    frozen = read_params(source.folder, source.model, training.mesh, reporter) if training.config.lora else None
+    state = restore(job, trained)
+    return training.objective.result(state, Variables(frozen, job.rope), training.mesh).params
+
+
+def restore(job: Job, trained: Trained) -> dict:
+    """What a run trained: parameters, or low-rank updates, with the scale vector if that was learned too."""
+    return read_trained(trained.checkpoints, trained.training.abstract_state(job.rope).params, trained.step)
+
+
+def write_gguf_file(
+    job: Job, wanted: Formats, converted: Path, rope: ScaleVector, *, target: Path, reporter: Reporter
+) -> None:
+    """The GGUF file: the given one with factors, or a conversion of a folder.
+
+    Args:
+        job: the model.
+        wanted: the given file, or dtype and vocabulary of a conversion.
+        converted: folder to convert.
+        rope: scale vector for the file.
+        target: file to create.
+        reporter: shows the bytes written.
+    """
+    common = {"context": job.recipe.measure.target, "provenance": job.provenance, "overwrite": wanted.overwrite}
+    with reporter.byte_bar("writing the GGUF file") as progress:
+        if wanted.gguf:
+            base = job.recipe.geometry.base
+            add_factors(target, Path(wanted.gguf), rope, base=base, **common, progress=progress)
+        else:
+            how = {"dtype": wanted.dtype or None, "vocabulary": wanted.vocabulary}
+            write_gguf(target, converted, rope, **common, **how, progress=progress)
+
+
+def write_peft(job: Job, wanted: Formats, folder: Path, reporter: Reporter) -> None:
+    """`base`, the untrained model with the scale vector, and `adapter`, which belongs on it."""
+    source, training = job.recipe.source, job.trained.training
+    facts = dataclasses.replace(job.facts, training="", before=None, after=None)
+    common = {"provenance": job.provenance, "overwrite": wanted.overwrite}
+    with reporter.byte_bar("writing the base of the adapter") as progress:
+        rescale_folder(
+            source.folder,
+            folder / "base",
+            job.rope,
+            context=job.recipe.measure.target,
+            extra_files=lambda place: write_card(place, facts, job.licensed),
+            progress=progress,
+            **common,
+        )
+    state = restore(job, job.trained)
+    write_adapter(
+        folder / "adapter",
+        folder / "base",
+        source.model,
+        training.config.lora,
+        jax.device_get(state["weights"] if training.config.learn else state),
+        attention_factor=float(job.rope.attention_factor),
+        **common,
+    )
+
+
+def verify_folder(job: Job, wanted: Formats, exported: Path, reporter: Reporter) -> dict:
+    """Checks the config of a Hugging Face folder, and its logits in transformers.
+
+    Returns:
+        JSON-able results.
+
+    Raises:
+        VerificationError: naming the file and what differs.
+    """
+    verify_config(exported)
+    reporter.say("verified: config.json gives transformers and vLLM one vector and no further scale")
+    measure = job.recipe.measure
+    lengths = wanted.verify_lengths or tuple(dict.fromkeys((32, measure.original, measure.target)))
+    compared = verify_logits(exported, lengths, wanted.verify_dtype, wanted.seed)
+    if compared is None:
+        reporter.say("not verified: torch is not installed, so transformers cannot compute logits (pip install torch)")
+    for row in compared or ():
+        reporter.say(
+            f"verified: at {row['length']:,} tokens transformers' logits differ by {row['difference']:.2g}, "
+            f"largest {row['largest']:.2g}"
+        )
+    return {"config": "equal maxima", "logits": compared}

@@ -1,0 +1,211 @@
+"""What `export` exports and in which formats, with every check that comes before writing."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+from jax.sharding import Mesh
+
+from rope_jax.commands.cards import card, provenance
+from rope_jax.commands.fields import BEST, EXPORT_FORMATS
+from rope_jax.commands.run import Recipe
+from rope_jax.errors import InputError
+from rope_jax.files import read_record
+from rope_jax.interop.gguf_convert import check_gguf
+from rope_jax.interop.gguf_extend import check_extendable
+from rope_jax.interop.model_card import CardFacts
+from rope_jax.interop.peft_adapter import check_adapter
+from rope_jax.interop.verify import TOLERANCES
+from rope_jax.rope.embedding import ScaleVector
+from rope_jax.training.checkpoints import losses, read_trained
+from rope_jax.training.learn import from_logarithms
+from rope_jax.training.update import Training
+
+
+@dataclasses.dataclass(frozen=True)
+class Formats:
+    """What an export writes, and how it is verified.
+
+    Attributes:
+        formats: some of `EXPORT_FORMATS`.
+        gguf: GGUF file to put the factors into; empty converts the weights.
+        dtype: dtype of a converted GGUF file's matrices; empty keeps them.
+        vocabulary: whether a converted GGUF file holds the tokenizer.
+        overwrite: whether to replace earlier exports.
+        verify: whether to load what was written and compare.
+        verify_lengths: tokens to compare logits at; empty for 32 and both contexts.
+        verify_dtype: dtype to compare logits in.
+        seed: seed of the tokens that are compared.
+    """
+
+    formats: tuple[str, ...] = ("hf",)
+    gguf: str = ""
+    dtype: str = ""
+    vocabulary: bool = True
+    overwrite: bool = False
+    verify: bool = False
+    verify_lengths: tuple[int, ...] = ()
+    verify_dtype: str = "float32"
+    seed: int = 0
+
+    def __post_init__(self):
+        unknown = [format for format in self.formats if format not in EXPORT_FORMATS]
+        if unknown or not self.formats:
+            raise InputError(f"`formats` is {self.formats}: name some of {', '.join(EXPORT_FORMATS)}", field="formats")
+        if self.verify_dtype not in TOLERANCES:
+            raise InputError(f"`verify_dtype` is {self.verify_dtype!r}: use {' or '.join(TOLERANCES)}", "verify_dtype")
+        if self.gguf and "gguf" not in self.formats:
+            raise InputError("`gguf` is set, but `formats` has no 'gguf': add it", field="formats")
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """A checkpoint of a run of `extend`.
+
+    Attributes:
+        training: how the method was trained.
+        checkpoints: folder of the method's checkpoints.
+        step: the checkpoint.
+        export: model folder that the run has exported from it; None if there is none.
+    """
+
+    training: Training
+    checkpoints: Path
+    step: int
+    export: Path | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """An export, before anything is written.
+
+    Attributes:
+        recipe: how the model was extended.
+        method: name of the method.
+        rope: scale vector.
+        provenance: where the scale vector comes from.
+        facts: what the card states.
+        trained: the checkpoint; None for an extension without training.
+    """
+
+    recipe: Recipe
+    method: str
+    rope: ScaleVector
+    provenance: dict
+    facts: CardFacts
+    trained: Trained | None = None
+
+    @property
+    def licensed(self) -> Path | None:
+        """Folder to inherit a licence from; None for a model that was trained from random weights."""
+        return self.recipe.source.folder if self.recipe.source.path else None
+
+
+def check(job: Job, wanted: Formats, folder: Path) -> None:
+    """Checks that every format can hold the model and is free to be written.
+
+    Args:
+        job: the model and its scale vector.
+        wanted: formats.
+        folder: where they will be written.
+
+    Raises:
+        InputError: naming the argument or file at fault.
+    """
+    known, rope = job.recipe.source.known, job.rope
+    if np.ndim(rope.factors) == 2:
+        raise InputError(
+            "`factors` differ from layer to layer, which no stock config.json and no GGUF file can say: export a "
+            "method of one vector",
+            field="factors",
+        )
+    if "gguf" in wanted.formats:
+        check_gguf(known.config, rope, job.recipe.measure.target)
+        if wanted.gguf:
+            check_extendable(Path(wanted.gguf), rope, known.config.rope_base)
+    if "adapter" in wanted.formats:
+        lora = job.trained and job.trained.training.config.lora
+        if not lora:
+            raise InputError("`formats` has 'adapter', which only a run with LoRA (`rank`) has", field="formats")
+        check_adapter(known.config, lora)
+    names = {"hf": ["export"], "gguf": ["model.gguf"], "adapter": ["adapter", "base"]}
+    for target in (folder / name for format in wanted.formats for name in names[format]):
+        if target.exists() and not wanted.overwrite:
+            raise InputError(
+                f"{target} already exists: choose another `folder`, or set `overwrite` to True", field="overwrite"
+            )
+
+
+def untrained_job(recipe: Recipe) -> Job:
+    """The export of a model with another scale vector and its own weights."""
+    method = recipe.exported
+    rope = recipe.methods[method](recipe.geometry, recipe.measure).scale
+    return Job(recipe, method, rope, provenance(recipe, method, 0), card(recipe, method, rope, 0))
+
+
+def trained_job(recipe: Recipe, run: Path, method: str, step: int, mesh: Mesh) -> Job:
+    """The export of a run of `extend`.
+
+    Args:
+        recipe: how the run extends its model.
+        run: folder of the run.
+        method: one of its methods; empty for the one that it exports.
+        step: checkpoint; 0 for the newest, -1 for that of the lowest loss.
+        mesh: devices to restore on.
+
+    Returns:
+        The job.
+
+    Raises:
+        InputError: naming what the run does not have.
+    """
+    method = method or recipe.exported
+    if method not in recipe.methods:
+        raise InputError(f"`method` is {method!r}: the run in {run} has {', '.join(recipe.methods)}", field="method")
+    place = run / "methods" / method
+    scale = read_record(place / "scale.json")
+    if scale is None:
+        raise InputError(f"{place / 'scale.json'} is missing: resume the run until it has solved for {method}")
+    finished = run / "export"
+    whole = method == recipe.exported and not step and (finished / "config.json").is_file()
+    checkpoints, config = place / "checkpoints", recipe.tuning[method]
+    if not whole and not checkpoints.is_dir():
+        raise InputError(f"{checkpoints} is missing: resume the run until it fine-tunes {method}")
+    last = config.optimizer.steps
+    at = last if whole else checkpoint_step(checkpoints, step)
+    training = Training(recipe.source.model, config, mesh)
+    rope = ScaleVector.create(scale["factors"], scale["attention_factor"])
+    if config.learn:
+        vector = {"rope": training.abstract_state(rope).params["rope"]}
+        rope = from_logarithms(read_trained(checkpoints, vector, at)["rope"])
+    stages = ("before", "after") if at == last else ()
+    measured = {stage: read_record(place / f"{stage}.json") for stage in stages}
+    trained = Trained(training, checkpoints, at, finished if whole else None)
+    facts = card(recipe, method, rope, at, **measured)
+    return Job(recipe, method, rope, provenance(recipe, method, at), facts, trained)
+
+
+def checkpoint_step(checkpoints: Path, step: int) -> int:
+    """The step of a checkpoint, read off the folder names that Orbax gives.
+
+    Args:
+        checkpoints: folder of checkpoints.
+        step: wanted step; 0 for the newest, -1 for that of the lowest loss.
+
+    Returns:
+        The step.
+
+    Raises:
+        InputError: if there is no such checkpoint.
+    """
+    if step == BEST:
+        known = losses(checkpoints)
+        if not known:
+            raise InputError(f"`step` asks for the best of {checkpoints}, which has none", field="step")
+        return min(known, key=lambda step: (known[step], -step))
+    steps = sorted(int(path.name) for path in checkpoints.iterdir() if path.name.isdigit())
+    if not steps or (step and step not in steps):
+        raise InputError(f"`step` is {step}: {checkpoints} has {steps or 'none'}", field="step")
+    return step or steps[-1]

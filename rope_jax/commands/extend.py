@@ -1,0 +1,277 @@
+"""The command `extend`: solve, evaluate, fine-tune, evaluate, export."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Mapping
+
+import flax.linen as nn
+import jax
+import numpy as np
+
+from rope_jax import multihost
+from rope_jax.commands.cards import card, provenance
+from rope_jax.commands.fit import fit
+from rope_jax.commands.learned import LearnedMethod, learned_solution
+from rope_jax.commands.reporter import Reporter
+from rope_jax.commands.run import Recipe, Run
+from rope_jax.commands.source import read_params
+from rope_jax.errors import InputError
+from rope_jax.evaluation.benchmark import Subject
+from rope_jax.evaluation.record import stage_record
+from rope_jax.files import write_json
+from rope_jax.interop.huggingface import write_model
+from rope_jax.interop.model_card import write_card
+from rope_jax.model.llama import init_params
+from rope_jax.report.extension_page import extension_page
+from rope_jax.report.metrics import read_metrics
+from rope_jax.report.page import write_page
+from rope_jax.rope.embedding import ScaleVector, identity
+from rope_jax.rope.methods.explicit import Explicit
+from rope_jax.runs.software import versions
+from rope_jax.sharding import param_shardings
+from rope_jax.training.loop import Start
+from rope_jax.training.state import Variables
+from rope_jax.training.update import Training
+
+
+def extend(run: Run, reporter: Reporter) -> dict:
+    """Extends a model's context by every method of a run.
+
+    Interrupted anywhere, the same call resumes from the last finished stage or checkpoint.
+
+    Args:
+        run: the run.
+        reporter: shows progress, and says when to stop.
+
+    Returns:
+        What `results.json` holds.
+
+    Raises:
+        NonFiniteLoss: naming the step.
+    """
+    recipe, folder = run.recipe, run.folder
+    reporter.say(f"{run.name}: {_summary(run)}; everything goes to {folder.path}\n{_devices(run)}")
+    if run.pretraining and not folder.has("model"):
+        pretrain(run, reporter)
+
+    reporter.say("disturbance x 1000, and interpolated dimensions")
+    scales = {method: solve(run, method, reporter) for method in recipe.methods}
+
+    reporter.say("evaluating each scale vector before fine-tuning")
+    evaluate_before(run, scales, reporter)
+
+    reporter.say(f"fine-tuning at {recipe.measure.target:,} tokens")
+    for method, scale in scales.items():
+        evaluated = run.method_folder(method).has("after.json")
+        exported = method != recipe.exported or folder.has("export")
+        if evaluated and exported:
+            continue
+        tuned = fine_tune(run, method, scale, reporter)
+        evaluate(run, method, "after", tuned, reporter)
+        if not exported:
+            export(run, tuned, reporter)
+
+    results = write_report(run)
+    reporter.say(f"page     {folder / 'report.md'}\nexport   {folder / 'export'}\nnumbers  {folder / 'results.json'}")
+    return results
+
+
+def pretrain(run: Run, reporter: Reporter) -> None:
+    """Trains a small model from random weights and writes it as a Hugging Face folder."""
+    model, original = run.recipe.source.model, run.recipe.measure.original
+    reporter.say(f"pre-training a model of {run.parameters:,} parameters at {original} tokens")
+    rope = identity(model.head_dim)
+    training = Training(model, run.pretraining, run.mesh)
+    trained = fit(run, training, Start(rope, lambda: _random_params(run)), run.folder.at("pretrain"), reporter)
+    with reporter.byte_bar("writing the model") as progress:
+        write_model(
+            run.recipe.source.folder,
+            dataclasses.replace(model, context=original),
+            trained.params,
+            rope,
+            context=original,
+            provenance={"trained_by": "rope-jax", "steps": run.pretraining.optimizer.steps},
+            save_tokenizer=run.tokenizer.save,
+            dtype="float32",
+            progress=progress,
+        )
+
+
+def solve(run: Run, method: str, reporter: Reporter) -> ScaleVector:
+    """Finds a method's scale vector and records it with its disturbance."""
+    # Processes that solve on their own need not agree in the last bit, so that the record of the first holds.
+    record = run.method_folder(method).record("scale", lambda: solution_record(run, method, reporter))
+    reporter.say(f"  {method:<16} {record['disturbance_e3']:8.2f} {record['interpolated_dimensions']:6d}")
+    return ScaleVector.create(record["factors"], record["attention_factor"])
+
+
+def solution_record(run: Run, name: str, reporter: Reporter) -> dict:
+    """The content of a method's `scale.json`."""
+    method, record = run.recipe.methods[name], {}
+    if isinstance(method, LearnedMethod):
+        solution, losses = learned_solution(run, method, reporter)
+        record = {"losses": losses.tolist(), "start": method.start}
+    else:
+        solution = method(run.recipe.geometry, run.recipe.measure)
+    record |= {
+        "factors": np.asarray(solution.scale.factors, float).tolist(),
+        "attention_factor": float(solution.scale.attention_factor),
+        "disturbance": np.asarray(solution.disturbance, float).tolist(),
+        "disturbance_e3": 1e3 * float(np.mean(solution.disturbance)),
+        "interpolated_dimensions": solution.interpolated_dimensions,
+    }
+    if solution.selection is not None:
+        record["thresholds"] = np.asarray(solution.selection.thresholds, float).tolist()
+        record["margin"] = np.asarray(solution.selection.margin, float).tolist()
+    return record
+
+
+def evaluate_before(run: Run, scales: Mapping[str, ScaleVector], reporter: Reporter) -> None:
+    """Evaluates the model as it is under each scale vector."""
+    waiting = [method for method in scales if not run.method_folder(method).has("before.json")]
+    if waiting:
+        params = _read_source(run, reporter)
+        for method in waiting:
+            evaluate(run, method, "before", Variables(params, scales[method]), reporter)
+
+
+def evaluate(run: Run, method: str, stage: str, model: Variables, reporter: Reporter) -> None:
+    """Evaluates a model and records it as a method's stage."""
+    record = run.method_folder(method).record(stage, lambda: evaluation_record(run, model))
+    windows = (f"perplexity {result['perplexity']:.3f} at {window}" for window, result in record["perplexity"].items())
+    reporter.say(f"  {method:<16} {stage:<7} {', '.join(windows)}")
+
+
+def evaluation_record(run: Run, model: Variables) -> dict:
+    """The content of `before.json` and `after.json`."""
+    began = time.monotonic()
+    record = stage_record(run.evaluation, Subject(run.evaluation.setting, model.params, model.rope))
+    factors = np.asarray(model.rope.factors, float).tolist()
+    return {**record, "seconds": time.monotonic() - began, "factors": factors}
+
+
+def fine_tune(run: Run, method: str, scale: ScaleVector, reporter: Reporter) -> Variables:
+    """Fine-tunes at the extended context under a scale vector (section 4.1 of the paper)."""
+    training = Training(run.recipe.source.model, run.recipe.tuning[method], run.mesh)
+    start = Start(scale, lambda: _read_source(run, reporter))
+    tuned = fit(run, training, start, run.method_folder(method), reporter)
+    # On the host, like the vectors of other methods: evaluation compiles once for all of them.
+    return dataclasses.replace(tuned, rope=jax.device_get(tuned.rope))
+
+
+def export(run: Run, tuned: Variables, reporter: Reporter) -> None:
+    """Writes the first method's fine-tuned model as a Hugging Face folder, with its card."""
+    recipe, method = run.recipe, run.recipe.exported
+    steps = recipe.tuning[method].optimizer.steps
+    records = {stage: run.method_folder(method).recorded(stage) for stage in ("before", "after")}
+    facts = card(recipe, method, tuned.rope, steps, **records)
+    source = recipe.source.folder if recipe.source.path else None
+    with reporter.byte_bar("writing the folder") as progress:
+        write_model(
+            run.folder / "export",
+            recipe.source.model,
+            tuned.params,
+            tuned.rope,
+            context=recipe.measure.target,
+            provenance=provenance(recipe, method, steps),
+            extra_files=lambda place: write_card(place, facts, source),
+            source=recipe.source.folder,
+            dtype=recipe.source.known.config.param_dtype,
+            progress=progress,
+        )
+
+
+def write_report(run: Run) -> dict:
+    """Writes `results.json` and the page.
+
+    Args:
+        run: a run whose stages have all finished.
+
+    Returns:
+        What `results.json` holds: everything that was measured, with what is needed to repeat it.
+    """
+    recipe, model, corpus = run.recipe, run.recipe.source.model, run.recipe.corpus
+    folders = {method: run.method_folder(method) for method in recipe.methods}
+    methods = {m: {stage: f.recorded(stage) for stage in ("scale", "before", "after")} for m, f in folders.items()}
+    curves = {method: read_metrics(folder / "metrics.jsonl") for method, folder in folders.items()}
+    tuning = recipe.tuning[recipe.exported]
+    results = {
+        "name": run.name,
+        "command": run.command,
+        "context": {"original": recipe.measure.original, "target": recipe.measure.target},
+        "extension": {"intervals": recipe.measure.intervals, "n_hat": run.settings["solve"]["n_hat"]},
+        "model": {
+            "parameters": run.parameters,
+            "description": f"{model.num_layers} layers, width {model.hidden_size}",
+            "head_dim": model.head_dim,
+            "source": recipe.source.path or "pre-trained in this run",
+        },
+        "data": {"description": corpus.name + (f", {corpus.path}" if corpus.path else ""), "split": corpus.split},
+        "train": {"steps": tuning.optimizer.steps, "tokens_per_step": tuning.global_batch * tuning.length},
+        "eval": {"stride": run.settings["eval"]["stride"]},
+        "methods": methods,
+        "export": {"method": recipe.exported, "folder": "export"},
+        "versions": versions(),
+        "seconds": _seconds(run, methods, curves),
+        "config": run.settings,
+    }
+    if multihost.is_first():
+        write_json(run.folder / "results.json", results)
+        write_page(run.folder.path, extension_page(results, curves))
+    return results
+
+
+def check_exportable(recipe: Recipe) -> None:
+    """Checks that the exported method has one scale vector for all layers.
+
+    Args:
+        recipe: how the model is extended.
+
+    Raises:
+        InputError: if it has one per layer; `factors` are at fault.
+    """
+    method = recipe.methods[recipe.exported]
+    method = method.initial if isinstance(method, LearnedMethod) else method
+    if isinstance(method, Explicit) and np.ndim(method.factors) == 2:
+        raise InputError(
+            "`factors` holds a vector per layer, which no stock config.json can say, so that it cannot be "
+            "exported: give one vector, or compare this method with another that is exported",
+            field="factors",
+        )
+
+
+def _read_source(run: Run, reporter: Reporter) -> dict:
+    return read_params(run.recipe.source.folder, run.recipe.source.model, run.mesh, reporter)
+
+
+def _random_params(run: Run) -> dict:
+    model = run.recipe.source.model
+    initial = jax.jit(lambda key: nn.unbox(init_params(model, key)), out_shardings=param_shardings(model, run.mesh))
+    return initial(jax.random.key(run.seed))
+
+
+def _seconds(run: Run, methods: Mapping[str, Mapping], curves: Mapping[str, list[dict]]) -> dict[str, float]:
+    """Seconds of every stage."""
+    seconds = {}
+    pretraining = read_metrics(run.folder / "pretrain/metrics.jsonl")
+    if pretraining:
+        seconds["pre-training"] = sum(row["seconds"] for row in pretraining)
+    for method, record in methods.items():
+        seconds[f"fine-tuning {method}"] = sum(row["seconds"] for row in curves[method])
+        seconds[f"evaluating {method}"] = record["before"]["seconds"] + record["after"]["seconds"]
+    return seconds
+
+
+def _summary(run: Run) -> str:
+    measure = run.recipe.measure
+    return f"{measure.original:,} to {measure.target:,} tokens by {', '.join(run.recipe.methods)}"
+
+
+def _devices(run: Run) -> str:
+    """The devices of a run and how they compute attention."""
+    pieces = run.mesh.shape["context"]
+    ring = f" in a ring of {pieces} pieces of every sequence" if pieces > 1 else ""
+    attention = run.recipe.source.model.attention
+    return f"{run.mesh.size} x {jax.devices()[0].device_kind}; attention by '{attention}'{ring}"

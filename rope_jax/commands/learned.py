@@ -1,0 +1,72 @@
+"""The method 'learned': a scale vector by gradient descent through the model that is extended."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import jax
+import numpy as np
+
+from rope_jax.commands.reporter import Reporter
+from rope_jax.commands.source import read_params
+from rope_jax.data.pipeline import training_batches
+from rope_jax.rope.methods.method import Method, Solution
+from rope_jax.sharding import batch_sharding, place_rows, process_rows
+from rope_jax.training.learn import LearnConfig, learn
+from rope_jax.training.state import Variables
+
+if TYPE_CHECKING:
+    from rope_jax.commands.run import Run
+
+
+@dataclasses.dataclass(frozen=True)
+class LearnedMethod:
+    """How the scale vector is learned before fine-tuning, with frozen weights.
+
+    Attributes:
+        start: name of the method whose scale vector is the starting point.
+        initial: that method.
+        config: learning rate, and what is learned.
+        batch: sequences per step.
+        steps: gradient steps.
+    """
+
+    start: str
+    initial: Method
+    config: LearnConfig
+    batch: int
+    steps: int
+
+
+def learned_solution(run: Run, method: LearnedMethod, reporter: Reporter) -> tuple[Solution, np.ndarray]:
+    """Learns a scale vector on packed batches at the extended context.
+
+    Args:
+        run: model, texts and devices.
+        method: start and length of learning.
+        reporter: shows progress.
+
+    Returns:
+        The learned vector with its disturbance, and float32 `[steps]` losses in nats per token, each before its step.
+    """
+    recipe, source = run.recipe, run.recipe.source
+    base = Variables(
+        read_params(source.folder, source.model, run.mesh, reporter),
+        method.initial(recipe.geometry, recipe.measure).scale,
+    )
+    with jax.set_mesh(run.mesh):
+        rows = _batches(run, method, reporter)
+        learned = learn(base, source.model, rows, method.config, run.mesh)
+    return Solution.measured(recipe.geometry, recipe.measure, learned.scale), learned.losses
+
+
+def _batches(run: Run, method: LearnedMethod, reporter: Reporter) -> Iterator[dict]:
+    """The batches of all steps, on the devices."""
+    held, sharding = process_rows(run.mesh, method.batch), batch_sharding(run.mesh)
+    batches = training_batches(
+        run.documents, run.tokenizer, method.batch, run.recipe.measure.target, run.seed, rows=held, streams=run.streams
+    )
+    for _ in reporter.bar("learning factors")(range(method.steps)):
+        yield {name: place_rows(rows, held, method.batch, sharding, 0) for name, rows in next(batches).items()}

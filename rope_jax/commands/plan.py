@@ -1,0 +1,62 @@
+"""The command `extend --plan`: memory, communication and hours of fine-tuning, without an accelerator."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+
+import jax
+
+from rope_jax.commands.reporter import Reporter
+from rope_jax.model.config import LlamaConfig
+from rope_jax.plan.describe import describe
+from rope_jax.plan.plan import Plan, plan
+from rope_jax.rope.embedding import ScaleVector
+from rope_jax.sharding import make_mesh
+from rope_jax.training.config import TrainConfig
+from rope_jax.training.update import Training
+
+
+def plan_training(
+    name: str, model: LlamaConfig, config: TrainConfig, mesh: Mapping[str, int], *, own: ScaleVector, reporter: Reporter
+) -> Plan:
+    """Plans a training and reports the plan.
+
+    Args:
+        name: of the run, for the report.
+        model: config as an accelerator computes it.
+        config: configuration of the training.
+        mesh: axis to size.
+        own: scale vector, for its shape.
+        reporter: shows the plan.
+
+    Returns:
+        The plan.
+
+    Raises:
+        InputError: if the training does not fit the model or the mesh.
+    """
+    count = math.prod(mesh.values())
+    # Kernels compile on their own platform only.
+    kernel = "" if model.attention == "cpu" else f" instead of by '{model.attention}'"
+    model = dataclasses.replace(model, attention="cpu")
+    training = Training(model, config, make_mesh(**mesh, devices=jax.devices()[:count]))
+    training.check()
+    reporter.say(
+        f"{name}: compiling the training step for {count} virtual devices; attention is compiled in chunks, by 'cpu'"
+        f"{kernel}"
+    )
+    result = plan(training, own)
+    reporter.say(describe(result, model.remat))
+    return result
+
+
+def virtual_devices(count: int) -> None:
+    """Makes JAX see virtual CPU devices only. Call it before JAX looks for devices.
+
+    Args:
+        count: number of devices.
+    """
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_num_cpu_devices", count)

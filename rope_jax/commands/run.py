@@ -1,0 +1,118 @@
+"""What a run of `extend` is made of."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from rope_jax.commands.learned import LearnedMethod
+from rope_jax.commands.source import Source
+from rope_jax.data.source import TextSource
+from rope_jax.data.tokenizer import Tokenizer
+from rope_jax.evaluation.engine import Evaluation
+from rope_jax.model.llama import abstract_params
+from rope_jax.rope.geometry import Geometry
+from rope_jax.rope.measure import Measure
+from rope_jax.rope.methods.method import Method
+from rope_jax.runs.folder import RunFolder
+from rope_jax.training.config import TrainConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Corpus:
+    """The texts of a run, as reports name them.
+
+    Attributes:
+        name: name of the corpus.
+        path: its folder; empty for none.
+        split: split that is evaluated on.
+    """
+
+    name: str
+    path: str
+    split: str
+
+    def __str__(self) -> str:
+        if self.name == "text_folder" and self.path:
+            return f"texts of the folder {Path(self.path).resolve().name}"
+        return self.name
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """How a model is extended, as far as a config says. An export knows as much of the run that it exports.
+
+    Attributes:
+        source: the model.
+        geometry: its rotary geometry.
+        measure: original and target context, and how disturbance is measured.
+        methods: the methods by name; the first is exported.
+        tuning: fine-tuning of each method.
+        corpus: the texts.
+    """
+
+    source: Source
+    geometry: Geometry
+    measure: Measure
+    methods: Mapping[str, Method | LearnedMethod]
+    tuning: Mapping[str, TrainConfig]
+    corpus: Corpus
+
+    @property
+    def exported(self) -> str:
+        """Method that is exported."""
+        return next(iter(self.methods))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Run:
+    """A run, after every check that needs no long computation.
+
+    Attributes:
+        name: its name, for reports.
+        command: command line that repeats it.
+        settings: every field of its config, JSON-able.
+        folder: everything is written here.
+        recipe: how the model is extended.
+        pretraining: training of a small model first; None if the model is given.
+        tokenizer: the model's.
+        documents: documents to train on.
+        streams: streams that documents are distributed to.
+        seed: seed of weights and data order.
+        evaluation: benchmarks, ready to run.
+        mesh: devices.
+        profile: first and last step of each training to trace; None for none.
+    """
+
+    name: str
+    command: str
+    settings: Mapping[str, Any]
+    folder: RunFolder
+    recipe: Recipe
+    pretraining: TrainConfig | None
+    tokenizer: Tokenizer
+    documents: TextSource
+    streams: int
+    seed: int
+    evaluation: Evaluation
+    mesh: Mesh
+    profile: tuple[int, int] | None = None
+
+    def method_folder(self, method: str) -> RunFolder:
+        """The records of a method."""
+        return self.folder.at(f"methods/{method}")
+
+    @property
+    def parameters(self) -> int:
+        """Number of parameters of the model."""
+        return count(abstract_params(self.recipe.source.model))
+
+
+def count(tree: Any) -> int:
+    """Number of elements of a pytree of arrays."""
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))

@@ -1,0 +1,134 @@
+"""The model that a command starts from: its folder, and how this machine computes it."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import jax
+from jax.sharding import Mesh
+
+from rope_jax.commands.reporter import Reporter
+from rope_jax.data.tokenizer import Tokenizer, load_tokenizer
+from rope_jax.errors import InputError
+from rope_jax.interop.hf_config import SourceConfig
+from rope_jax.interop.huggingface import read_model
+from rope_jax.model.config import LlamaConfig
+from rope_jax.rope.embedding import ScaleVector
+from rope_jax.sharding import param_shardings
+
+
+@dataclasses.dataclass(frozen=True)
+class Compute:
+    """How a model is computed, which its files do not say. Attributes as of `LlamaConfig`, and 'auto'.
+
+    Attributes:
+        dtype: 'auto' is bfloat16, and float32 on a CPU, which emulates bfloat16.
+        param_dtype: 'auto' is the dtype of the stored weights.
+        rotary: arithmetic of rotary angles.
+        remat: gradient checkpointing.
+        scan_unroll: blocks per iteration of the scan over layers.
+        attention: 'auto' is 'splash' on a TPU, unless a ring has to respect a sliding window; else 'cpu'. It is never
+            'cudnn', which materialises a T x T mask for packed documents.
+        attention_chunk: queries and keys at a time.
+        ring: whether sequences are split over devices.
+    """
+
+    dtype: str = "auto"
+    param_dtype: str = "float32"
+    rotary: str = "float32"
+    remat: str = "full"
+    scan_unroll: int = 1
+    attention: str = "auto"
+    attention_chunk: int = 512
+    ring: bool = False
+
+    def of(self, model: LlamaConfig, platform: str | None = None) -> LlamaConfig:
+        """A model's config with these choices.
+
+        Args:
+            model: config as stored.
+            platform: such as 'gpu'; None for JAX's default here.
+
+        Returns:
+            The config to compute with.
+        """
+        platform = platform or jax.default_backend()
+        windowed_ring = self.ring and model.sliding_window is not None
+        choices = {
+            "dtype": "float32" if platform == "cpu" else "bfloat16",
+            "param_dtype": model.param_dtype,
+            "attention": "splash" if platform == "tpu" and not windowed_ring else "cpu",
+        }
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "ring"}
+        return dataclasses.replace(
+            model, **{name: choices[name] if value == "auto" else value for name, value in fields.items()}
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """The model before extension.
+
+    Attributes:
+        path: folder or Hub id as the user names it; empty for a small model that the run pre-trains.
+        folder: its folder.
+        known: what its `config.json` says.
+        model: its config as this command computes it.
+    """
+
+    path: str
+    folder: Path
+    known: SourceConfig
+    model: LlamaConfig
+
+    @property
+    def own(self) -> ScaleVector:
+        """The scaling that the model already carries."""
+        return self.known.rope
+
+    @property
+    def name(self) -> str:
+        """The model's name: a Hub id, or the last part of a path, whose rest concerns this machine alone."""
+        path = Path(self.path).expanduser()
+        return path.resolve().name if self.path and path.is_dir() else self.path
+
+    def load_tokenizer(self, tokenizer: str = "") -> Tokenizer:
+        """The model's tokenizer.
+
+        Args:
+            tokenizer: folder or file of another one; empty for the one in the model's folder.
+
+        Returns:
+            The tokenizer.
+
+        Raises:
+            InputError: if it has ids that the model lacks.
+        """
+        found = load_tokenizer(tokenizer or self.folder)
+        if found.vocab_size > self.model.vocab_size:
+            raise InputError(
+                f"`tokenizer` has {found.vocab_size} ids and the model in {self.folder} only "
+                f"{self.model.vocab_size}: use the tokenizer that the model was trained with",
+                field="tokenizer",
+            )
+        return found
+
+
+def read_params(folder: Path, model: LlamaConfig, mesh: Mesh, reporter: Reporter) -> dict:
+    """Reads the parameters of a model, each straight to the devices that hold it.
+
+    Args:
+        folder: model folder.
+        model: its config; `param_dtype` is the dtype to keep the weights in.
+        mesh: devices.
+        reporter: shows the bytes read.
+
+    Returns:
+        Parameters of `Llama(model)`, sharded over the mesh.
+
+    Raises:
+        InputError: if the folder cannot be read.
+    """
+    with reporter.byte_bar("reading the model") as advance:
+        return read_model(folder, param_shardings(model, mesh), model.param_dtype, advance).params

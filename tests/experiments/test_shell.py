@@ -1,0 +1,105 @@
+"""The command line: signals, and what a user reads and a script gets for what is wrong."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from absl import flags
+
+from experiments import shell
+from experiments.shell import Terminal, Terminated
+from rope_jax.training.loop import NonFiniteLoss, Stopped
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def test_signals_are_deferred_while_training():
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    deferred = Terminal().deferred_stop
+    for number in (signal.SIGTERM, signal.SIGINT):
+        with pytest.raises(Terminated, match="after step 3") as caught, deferred() as should_stop:
+            assert not should_stop()
+            os.kill(os.getpid(), number)
+            assert should_stop()
+            raise Stopped("stopped after step 3")
+        assert caught.value.number == number
+    # Another process was told, and this one stops with it.
+    with pytest.raises(Terminated, match="after step 4") as caught, deferred():
+        raise Stopped("stopped after step 4")
+    assert caught.value.number == signal.SIGTERM
+    # After the last step there is nothing left to save.
+    with pytest.raises(Terminated), deferred():
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
+
+
+@pytest.mark.slow
+def test_second_signal_stops_at_once():
+    code = (
+        "import time\nfrom experiments.shell import Terminal\n"
+        "with Terminal().deferred_stop():\n    print('ready', flush=True)\n    time.sleep(60)\n    time.sleep(60)\n"
+    )
+    child = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert child.stdout.readline() == "ready\n"
+    child.send_signal(signal.SIGTERM)
+    while "a second signal" not in child.stderr.readline():
+        assert child.poll() is None
+    child.send_signal(signal.SIGTERM)
+    assert child.wait(timeout=30) == -signal.SIGTERM
+
+
+@pytest.mark.filterwarnings("ignore:the load_module")  # of ml_collections
+@pytest.mark.parametrize(
+    ("error", "status", "said"),
+    [
+        (NonFiniteLoss("the loss is nan at step 3"), 1, "error: the loss is nan at step 3"),
+        (KeyboardInterrupt(), 130, "stopped; the same command resumes from"),
+        (Terminated(signal.SIGTERM, "stopped after step 3"), 143, "stopped after step 3; the same command resumes"),
+        (OSError(28, "No space left on device"), 1, "error: the disk is full"),
+    ],
+)
+def test_exit_status(monkeypatch, capsys, tmp_path, error, status, said):
+    def command(config, folder, name):
+        assert (name, folder) == ("export", tmp_path)
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(signal, "signal", lambda *_: None)
+        patch.setattr(shell.flags, "FLAGS", flags.FlagValues())
+        shell.flags.DEFINE_string("workdir", str(tmp_path), "", flag_values=shell.flags.FLAGS)
+        shell.config_flags.DEFINE_config_file(
+            "config", str(REPOSITORY / "configs/export.py"), flag_values=shell.flags.FLAGS
+        )
+        shell.flags.FLAGS(["command"])
+        with pytest.raises(SystemExit) as caught:
+            shell._guarded(["command"], command, False)
+    assert caught.value.code == status
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_command_line(tmp_path):
+    """What a user types: one message and a status for a wrong field, and for an unknown one."""
+    for flag, said in (
+        ("--config.solve.n_hat=7", "error: config.solve.n_hat is 7"),
+        ("--config.solve.nhat=8", 'Did you mean "n_hat"'),
+        ("--config=configs/nowhere.py", "configs/nowhere.py"),
+        ("--config.train.steps=many", "invalid literal for int()"),
+        ("stray", "unexpected argument 'stray'"),
+    ):
+        done = subprocess.run(
+            [sys.executable, "-m", "experiments.extend", f"--workdir={tmp_path}/run", flag],
+            cwd=REPOSITORY,
+            capture_output=True,
+            text=True,
+            env={**os.environ, "JAX_PLATFORMS": "cpu"},
+        )
+        assert done.returncode != 0
+        assert said in done.stderr
+        assert "Traceback" not in done.stderr
+        assert not (tmp_path / "run").exists()
