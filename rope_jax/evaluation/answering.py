@@ -28,11 +28,11 @@ def answer_samples(
     the others, because a row's answer may depend on its batch by rounding.
 
     Args:
-        samples: what is asked, with ids that differ.
+        samples: samples with distinct ids.
         subject: the model; its tokenizer's BOS, if any, goes in front of each prompt.
         score: score in [0, 1] of a prediction.
         path: file of predictions; None keeps nothing.
-        description: of the progress bar.
+        description: text of the progress bar.
 
     Returns:
         Predictions by sample id, of all samples.

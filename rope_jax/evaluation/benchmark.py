@@ -89,7 +89,7 @@ class Subject:
         setting: what it is measured in.
         params: parameters of `Llama(setting.model)`.
         rope: scale vector.
-        name: of the scale vector; its results are kept under it.
+        name: name of the scale vector; results are kept under it.
     """
 
     setting: Setting

@@ -137,17 +137,17 @@ def many_shot_samples(
         )
     asked = list(test)
     if spec.count < len(asked):
-        turns = _in_turn(test, Random(f"many-shot {task} {spec.seed}"))
-        asked = [next(turns) for _ in range(spec.count)]
+        drawn = _in_turn(test, Random(f"many-shot {task} {spec.seed}"))
+        asked = [next(drawn) for _ in range(spec.count)]
 
     def draft(index: int, rng: Random) -> Draft:
         numbers = dict(zip(labels, rng.sample(range(len(labels)), len(labels))))
-        turns = _in_turn(train, rng)
+        drawn = _in_turn(train, rng)
         shown: list[Example] = []
 
         def build(units: int) -> str:
             # Drawn as far as needed, so that fewer units are the first ones of more.
-            shown.extend(next(turns) for _ in range(units - len(shown)))
+            shown.extend(next(drawn) for _ in range(units - len(shown)))
             examples = "\n\n".join(f"{example.text}\nlabel: {numbers[example.label]}" for example in shown[:units])
             return TEMPLATE.format(examples=examples, text=asked[index].text)
 

@@ -71,7 +71,7 @@ def tail_nll(params, rope, tokens, wanted, *, config: LlamaConfig, chunk: int, t
         float32 `[B, tail]`, nats; 0 where nothing is wanted, and in the last column.
     """
     first = jnp.zeros(tokens.shape[0], jnp.int32)
-    hidden = _tail_states(params, config, rope, tokens, first, tail)
+    hidden = _tail_states(params, config, rope, (tokens, first), tail)
     targets = jnp.pad(tokens[:, 1:], ((0, 0), (0, 1)))
     wanted = wanted.at[:, -1].set(False)
     return token_nll(hidden, head_kernel(params, config), targets[:, -tail:], chunk, wanted[:, -tail:])
@@ -95,7 +95,7 @@ def make_continuation_scores(
     """
 
     def score(params, rope, tokens, first, targets):
-        hidden = _tail_states(params, config, rope, tokens, first, targets.shape[1])
+        hidden = _tail_states(params, config, rope, (tokens, first), targets.shape[1])
         head = head_kernel(params, config).astype(hidden.dtype)
         b, c = targets.shape
         size = min(chunk, c)
@@ -133,15 +133,16 @@ def make_next_token_scores(
     """
 
     def score(params, rope, tokens, first):
-        hidden = _tail_states(params, config, rope, tokens, first, 1)[:, 0]
+        hidden = _tail_states(params, config, rope, (tokens, first), 1)[:, 0]
         return jax.nn.log_softmax(logits(hidden, head_kernel(params, config)))
 
     compiled = _compiled(score, batch_sharding)
     return lambda params, rope, *rows: compiled(params, rope, *_spread(rows, batch_sharding))
 
 
-def _tail_states(params, config, rope, tokens, first, tail):
-    """Final states of the last `tail` tokens of rows that begin in column `first [B]`; what lies before is padding."""
+def _tail_states(params, config, rope, rows, tail):
+    """Final states of the last `tail` tokens of rows: tokens `[B, T]`, which begin in column first `[B]`."""
+    tokens, first = rows
     places = jnp.arange(tokens.shape[1])
     # Padding is a document of its own, which no other token sees.
     document = jnp.where(places >= first[:, None], 0, -1)

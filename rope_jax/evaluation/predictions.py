@@ -18,8 +18,8 @@ class Prediction:
     """What a model made of a sample.
 
     Attributes:
-        id: of the sample.
-        digest: digest of the sample.
+        id: id of the sample.
+        digest: digest of the sample, which changes with its prompt.
         prediction: generated text.
         score: in [0, 1].
         seconds: its share of the time of its batch.
@@ -48,7 +48,7 @@ def read_predictions(path: Path, samples: Sequence[Sample]) -> dict[str, Predict
         Predictions by sample id.
 
     Raises:
-        InputError: if a line is damaged or repeats an id, or is of a sample that is not asked or asked otherwise now.
+        InputError: if a line is damaged, repeats an id, or answers a sample that is not asked now or has changed.
     """
     if not path.exists():
         return {}
@@ -69,7 +69,7 @@ def read_predictions(path: Path, samples: Sequence[Sample]) -> dict[str, Predict
         if asked.get(row.id) != row.digest:
             raise InputError(
                 f"{path}:{number} answers another prompt than {row.id} has now: choose another `folder`, or delete "
-                "that file to predict anew"
+                "that file to predict again"
             )
         found[row.id] = row
     return found

@@ -97,7 +97,7 @@ def fill(template: str, context: str, question: str) -> str:
     """The prompt of a row.
 
     Args:
-        template: of its set.
+        template: template of its set.
         context: its `context`.
         question: its `input`.
 

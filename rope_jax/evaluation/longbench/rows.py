@@ -21,7 +21,7 @@ def find_rows(folder: Path, name: str) -> Path:
 
     Args:
         folder: the data folder.
-        name: of the set.
+        name: name of the set.
 
     Returns:
         `NAME_e.jsonl`, or `.jsonl.gz`, in the folder or its sub-folder `data`.
@@ -45,7 +45,7 @@ def read_rows(folder: Path, name: str) -> list[dict[str, Any]]:
 
     Args:
         folder: holds `NAME_e.jsonl` or `.jsonl.gz`, itself or in its sub-folder `data`.
-        name: of the set, as in `SETS`.
+        name: name of the set, one of `SETS`.
 
     Returns:
         Rows with `input`, `context`, `answers`, `length`, `all_classes` and `_id`, in the order of the file.
@@ -76,7 +76,7 @@ def check_row(row: dict[str, Any], where: str) -> None:
     """Checks the fields that scoring needs.
 
     Args:
-        row: of a data file or a prediction file.
+        row: row of a data file or a prediction file.
         where: file and line, for the message.
 
     Raises:

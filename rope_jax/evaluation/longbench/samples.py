@@ -44,7 +44,7 @@ def longbench_samples(
     """The samples of a set.
 
     Args:
-        name: of the set.
+        name: name of the set.
         rows: rows of the data file, from `read_rows`.
         template: its prompt, from `load_prompts`.
         tokenizer: the model's.

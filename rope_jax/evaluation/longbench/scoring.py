@@ -34,7 +34,7 @@ def score_prediction(name: str, prediction: str, answers: Sequence[str], classes
     """Scores a prediction by its best match among the answers.
 
     Args:
-        name: of the set.
+        name: name of the set.
         prediction: generated text.
         answers: accepted answers.
         classes: the row's `all_classes`; only trec has any.

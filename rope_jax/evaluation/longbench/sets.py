@@ -39,7 +39,7 @@ SETS: dict[str, LongBenchSet] = {
     "multi_news": LongBenchSet(metrics.rouge_l, 512),
     "trec": LongBenchSet(metrics.classification, 64, first_line=True),
     "triviaqa": LongBenchSet(metrics.qa_f1, 32, first_line=True),
-    # Models go on with the next dialogue, which the benchmark's own code cuts short while generating.
+    # Models continue with another dialogue; the benchmark's own code stops generating there.
     "samsum": LongBenchSet(metrics.rouge_l, 128, first_line=True, stop=("\n",), min_new_tokens=1),
     "passage_count": LongBenchSet(metrics.count, 32),
     "passage_retrieval_en": LongBenchSet(metrics.retrieval, 32),

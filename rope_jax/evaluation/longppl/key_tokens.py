@@ -70,7 +70,7 @@ def short_context_nll(
     its first `context` ones; so a token has between `context` and `context + stride - 1` tokens before it.
 
     Args:
-        nll: of the evaluator.
+        nll: NLLs under the evaluator.
         tokens: int32 `[n]`, the document, without BOS.
         bos_id: put in front of every window, which a model trained with it needs to predict anything; LongPPL's
             own code has it in front of the first one only. None for a model without.
@@ -92,7 +92,7 @@ def full_context_nll(nll: TokenNll, tokens: np.ndarray, bos_id: int | None) -> n
     """NLL of each token from all tokens before it.
 
     Args:
-        nll: of a model.
+        nll: NLLs under a model.
         tokens: int32 `[n]`, the document, without BOS.
         bos_id: put in front; None for a model without.
 
@@ -111,7 +111,7 @@ def key_tokens(
     """The key tokens of a document under the evaluator.
 
     Args:
-        nll: of the evaluator.
+        nll: NLLs under the evaluator.
         tokens: int32 `[n]`, the document in the evaluator's tokens, without BOS.
         bos_id: put in front of every window; None for a model without.
         context: least tokens of the short context.

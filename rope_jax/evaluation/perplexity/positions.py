@@ -96,7 +96,7 @@ def perplexity_by_position(
         bos_id: the tokenizer's BOS; None if it has none.
         edges: positions that bound the buckets, ascending from 1 to `window`; default `position_edges(window)`.
         batch_size: windows scored together.
-        resamples: of the bootstrap over windows.
+        resamples: number of bootstrap resamples, over windows.
         seed: seed of the bootstrap.
         progress: wraps the iterable of batches.
 

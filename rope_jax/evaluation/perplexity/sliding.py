@@ -87,7 +87,7 @@ def perplexity(
         batch_size: windows scored together.
         document_bytes: UTF-8 bytes of each document, for bits per byte.
         words: words of all documents together, for the word-level perplexity (`PG19_TEST_WORDS`).
-        resamples: of the bootstrap.
+        resamples: number of bootstrap resamples.
         seed: seed of the bootstrap.
         progress: wraps the iterable of batches.
 
