@@ -33,48 +33,45 @@ def test_gradient_of_the_logarithms_is_the_finite_difference(params, rotary):
     start = to_logarithms(ScaleVector.create(ntk(8, 2.0).factors))
 
     @jax.jit
+    @jax.value_and_grad
     def loss(logarithms):
         return mean_loss(Variables(params, from_logarithms(logarithms)), batch, config, 8)
 
-    gradient = jax.grad(loss)(start)
+    _, gradient = loss(start)
     for pair in range(4):
 
         def difference(step, pair=pair):
             ahead, behind = (
                 dataclasses.replace(start, factors=start.factors.at[pair].add(sign * step)) for sign in (1, -1)
             )
-            return (float(loss(ahead)) - float(loss(behind))) / (2 * step)
+            return (float(loss(ahead)[0]) - float(loss(behind)[0])) / (2 * step)
 
         # Richardson; a loss of about 5 in float32 is known to 5e-7, so its difference over 2e-2 to 5e-5.
         estimate = (4 * difference(2e-2) - difference(4e-2)) / 3
         assert float(gradient.factors[pair]) == pytest.approx(estimate, rel=2e-2, abs=2e-4)
 
 
-@pytest.mark.parametrize("per_layer", [False, True])
-def test_loss_falls_and_weights_stay(params, per_layer):
-    batch = next(Batches())
+def test_loss_falls_and_weights_stay(params):
+    batch, start = next(Batches()), ScaleVector.create(np.full(4, 2.0))
     before = jax.tree.map(np.array, params)
-    factors = np.full((2, 4) if per_layer else 4, 2.0)
-    start = ScaleVector.create(factors)
     learned = learn(Variables(params, start), SHARP, [batch] * 15, LearnConfig(learning_rate=0.05, loss_chunk=8))
     assert learned.losses.shape == learned.gradient_norms.shape == (15,)
     loss = jax.jit(lambda scale: mean_loss(Variables(params, scale), batch, SHARP, 8))
     assert learned.losses[0] == pytest.approx(float(loss(start)), rel=1e-5)
     assert float(loss(learned.scale)) < learned.losses[0] - 1e-3
-    assert learned.scale.factors.shape == factors.shape and float(learned.scale.factors.min()) > 0
+    assert learned.scale.factors.shape == (4,) and float(learned.scale.factors.min()) > 0
     assert float(learned.scale.attention_factor) == 1
     jax.tree.map(np.testing.assert_array_equal, params, before)
 
 
-def test_attention_factor_can_be_learned(params):
-    learned = learn(
-        Variables(params, ScaleVector.create(np.ones(4))),
-        SHARP,
-        [next(Batches())] * 2,
-        LearnConfig(learning_rate=0.01, attention_factor=True, loss_chunk=8),
-    )
+def test_a_vector_per_layer_and_the_attention_factor_can_be_learned(params):
+    start = ScaleVector.create(np.full((2, 4), 2.0))
+    config = LearnConfig(learning_rate=0.05, attention_factor=True, loss_chunk=8)
+    learned = learn(Variables(params, start), SHARP, [next(Batches())] * 15, config)
+    assert learned.losses[-1] < learned.losses[0] - 1e-3
+    assert learned.scale.factors.shape == (2, 4) and float(learned.scale.factors.min()) > 0
     # Adam's first steps are of the size of the learning rate.
-    assert abs(np.log(float(learned.scale.attention_factor))) > 0.005
+    assert abs(np.log(float(learned.scale.attention_factor))) > 0.02
 
 
 JOINT = TrainConfig(
