@@ -35,7 +35,7 @@ from jaxtyping import install_import_hook
 from tests.array_types import check_arrays
 
 # Shapes and dtypes of arrays in the signatures of these rooms are checked wherever tests call them.
-install_import_hook(["rope_jax.rope"], f"{check_arrays.__module__}.{check_arrays.__name__}")
+install_import_hook(["rope_jax.rope", "rope_jax.model"], f"{check_arrays.__module__}.{check_arrays.__name__}")
 
 jax.config.update("jax_num_cpu_devices", 8)
 

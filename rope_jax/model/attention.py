@@ -10,23 +10,17 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Array, Float, Int
 
 from rope_jax.model import cpu
+from rope_jax.model.arrays import GroupedQuery, Key, Query, Segments
 from rope_jax.model.cache import LayerCache
 from rope_jax.model.flash import MASKED, Cotangent, Mask, Tokens, attend_blocks, attend_blocks_gradient
 from rope_jax.model.remat import ATTENTION
 
 
 def causal_attention(
-    query: Float[Array, "b t h d"],
-    key: Float[Array, "b s k d"],
-    value: Float[Array, "b s k d"],
-    segment_ids: Int[Array, "b s"],
-    *,
-    chunk: int,
-    window: int | None = None,
-) -> Float[Array, "b t h d"]:
+    query: Query, key: Key, value: Key, segment_ids: Segments, *, chunk: int, window: int | None = None
+) -> Query:
     """Causal self-attention that never materialises T x T and never crosses a document boundary.
 
     Queries and keys meet one pair of blocks at a time, in the backward pass too: memory is O(T) in both directions.
@@ -48,14 +42,14 @@ def causal_attention(
     return heads_last(_self_attention(query, key, value, Mask(queries, keys, window), chunk))
 
 
-def by_head(query: Float[Array, "b t h d"], kv_heads: int) -> Float[Array, "b k g t d"]:
+def by_head(query: Query, kv_heads: int) -> GroupedQuery:
     """Queries grouped by key head and scaled by `D^-1/2`, as products with keys take them."""
     b, t, h, d = query.shape
     query = query * jnp.asarray(d**-0.5, query.dtype)
     return query.reshape(b, t, kv_heads, h // kv_heads, d).transpose(0, 2, 3, 1, 4)
 
 
-def heads_last(out: Float[Array, "b k g t d"]) -> Float[Array, "b t h d"]:
+def heads_last(out: GroupedQuery) -> Query:
     """The layout of the model's states, from that of `by_head`."""
     b, k, g, t, d = out.shape
     return out.transpose(0, 3, 1, 2, 4).reshape(b, t, k * g, d)
@@ -84,9 +78,7 @@ def _backward(chunk, residuals, d_out):
 _self_attention.defvjp(_forward, _backward)
 
 
-def cached_attention(
-    query: Float[Array, "b t h d"], cache: LayerCache, *, chunk: int, window: int | None = None
-) -> Float[Array, "b t h d"]:
+def cached_attention(query: Query, cache: LayerCache, *, chunk: int, window: int | None = None) -> Query:
     """Causal attention of the newest tokens over a cache that holds their keys and values already.
 
     Many queries take blocks of keys, up to the last that they may see: scores stay small, and empty slots cost nothing.

@@ -11,22 +11,16 @@ from collections.abc import Callable
 
 import jax
 from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Array, Float, Int
 
 from rope_jax.errors import InputError
+from rope_jax.model.arrays import Key, Query, Segments
 from rope_jax.model.attention import causal_attention
 from rope_jax.model.config import LlamaConfig
 from rope_jax.model.kernels import cudnn_attention, splash_attention, splash_piece
 from rope_jax.model.remat import ATTENTION
 
 
-def attend(
-    query: Float[Array, "b t h d"],
-    key: Float[Array, "b t k d"],
-    value: Float[Array, "b t k d"],
-    segment_ids: Int[Array, "b t"],
-    config: LlamaConfig,
-) -> Float[Array, "b t h d"]:
+def attend(query: Query, key: Key, value: Key, segment_ids: Segments, config: LlamaConfig) -> Query:
     """Causal self-attention by `config.attention`.
 
     Args:

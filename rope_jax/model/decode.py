@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 from functools import partial
 from operator import itemgetter
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -89,10 +90,10 @@ class Limits:
         unstopped: int32 scalar, the number of first steps in which `stops` have no probability.
     """
 
-    left: jax.Array
-    stops: jax.Array
-    steps: jax.Array
-    unstopped: jax.Array
+    left: Any
+    stops: Any
+    steps: Any
+    unstopped: Any
 
 
 @partial(jax.jit, static_argnames=("config", "replicated"), donate_argnames="cache")

@@ -16,7 +16,9 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Float32, Shaped
+from jaxtyping import Array, Shaped
+
+from rope_jax.model.arrays import GroupedKey, GroupedQuery, LogSum, Output
 
 # Finite, so that a row with every key masked stays finite instead of turning into NaN.
 MASKED = -0.7 * float(jnp.finfo(jnp.float32).max)
@@ -71,19 +73,14 @@ class Cotangent:
     shared: jax.Array
 
     @classmethod
-    def of(cls, out: Float[Array, "b k g t d"], log_sum, d_out) -> Cotangent:
+    def of(cls, out: GroupedQuery, log_sum: LogSum, d_out: GroupedQuery) -> Cotangent:
         """From the outputs of the softmax, the log of its sum, and the gradient of the outputs."""
         return cls(d_out, log_sum, jnp.sum(d_out.astype(jnp.float32) * out.astype(jnp.float32), axis=-1))
 
 
 def attend_blocks(
-    query: Float[Array, "b k g t d"],
-    key: Float[Array, "b k s d"],
-    value: Float[Array, "b k s d"],
-    mask: Mask,
-    *,
-    chunk: int,
-) -> tuple[Float32[Array, "b k g t d"], Float32[Array, "b k g t"]]:
+    query: GroupedQuery, key: GroupedKey, value: GroupedKey, mask: Mask, *, chunk: int
+) -> tuple[Output, LogSum]:
     """Softmax attention under a causal mask.
 
     Args:
@@ -130,18 +127,13 @@ def attend_blocks(
         return tuple(blocks.put_query(into, part, i) for into, part in zip(done, parts))
 
     results = jnp.zeros(query.shape), jnp.zeros(query.shape[:4])
-    return tuple(x[:, :, :, :length] for x in blocks.for_queries(of_queries, results))
+    out, log_sum = blocks.for_queries(of_queries, results)
+    return out[:, :, :, :length], log_sum[:, :, :, :length]
 
 
 def attend_blocks_gradient(
-    query: Float[Array, "b k g t d"],
-    key: Float[Array, "b k s d"],
-    value: Float[Array, "b k s d"],
-    mask: Mask,
-    cotangent: Cotangent,
-    *,
-    chunk: int,
-) -> tuple[Float32[Array, "b k g t d"], Float32[Array, "b k s d"], Float32[Array, "b k s d"]]:
+    query: GroupedQuery, key: GroupedKey, value: GroupedKey, mask: Mask, cotangent: Cotangent, *, chunk: int
+) -> tuple[Output, GroupedKey, GroupedKey]:
     """The gradient of `attend_blocks`, or of a part of a softmax over more keys than these.
 
     Args:

@@ -260,8 +260,11 @@ class _Answer:
     def _cut(self, before):
         """Ends after the first token with which the text holds a stop string."""
 
+        decode = self.stops.decode
+        assert decode is not None  # `Stops` checks it
+
         def stopped(count):
-            text = self.stops.decode(self.tokens[:count])
+            text = decode(self.tokens[:count])
             return any(string in text for string in self.stops.strings)
 
         if not stopped(len(self.tokens)):

@@ -1,16 +1,14 @@
-"""Attention by the kernels of accelerators, through their public interfaces.
-
-Shapes: B rows, T tokens, H query heads, K key heads, G = H / K, D head dimension; C tokens of a piece of a ring.
-"""
+"""Attention by the kernels of accelerators, through their public interfaces."""
 
 from __future__ import annotations
 
 from functools import partial
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Float32, Int
 
+from rope_jax.model.arrays import GroupedKey, GroupedQuery, Key, LogSum, Output, Query, Segments
 from rope_jax.model.flash import Mask, padded_to_multiple
 
 _to_128 = partial(padded_to_multiple, multiple=128)
@@ -18,14 +16,14 @@ _even = partial(padded_to_multiple, multiple=2)  # with a mask, cuDNN differenti
 
 
 def cudnn_attention(
-    query: Float[Array, "b t h d"],
-    key: Float[Array, "b t k d"],
-    value: Float[Array, "b t k d"],
-    segment_ids: Int[Array, "b t"],
+    query: Query,
+    key: Key,
+    value: Key,
+    segment_ids: Segments,
     *,
     window: int | None = None,
-    implementation: str = "cudnn",
-) -> Float[Array, "b t h d"]:
+    implementation: Literal["cudnn", "xla"] = "cudnn",
+) -> Query:
     """Causal self-attention by NVIDIA's cuDNN, through `jax.nn.dot_product_attention`.
 
     That interface knows no documents, and lengths alone (`key_value_seq_lengths`) cannot say where the second one of
@@ -65,14 +63,8 @@ def cudnn_attention(
 
 
 def splash_attention(
-    query: Float[Array, "b t h d"],
-    key: Float[Array, "b t k d"],
-    value: Float[Array, "b t k d"],
-    segment_ids: Int[Array, "b t"],
-    *,
-    window: int | None = None,
-    interpret: bool = False,
-) -> Float[Array, "b t h d"]:
+    query: Query, key: Key, value: Key, segment_ids: Segments, *, window: int | None = None, interpret: bool = False
+) -> Query:
     """Causal self-attention by JAX's kernel for TPUs; blocks that the causal mask or the window hides cost nothing.
 
     Args:
@@ -91,22 +83,16 @@ def splash_attention(
     # Padding at the end is not seen by the others under a causal mask.
     query, key, value = (_to_128(x, 2) for x in (query, key.swapaxes(1, 2), value.swapaxes(1, 2)))
     ids = _to_128(segment_ids, 1, mode="edge")
-    mask = _splash().CausalMask((query.shape[2],) * 2)
-    if window is not None:
-        mask = _splash().LocalMask(mask.shape, (window - 1, 0), 0)
-    out = _by_row(_kernel(mask, heads, interpret), query, key, value, (ids, ids))
+    shape = query.shape[2], query.shape[2]
+    splash = _splash()
+    mask = splash.CausalMask(shape) if window is None else splash.LocalMask(shape, (window - 1, 0), 0)
+    out = jnp.asarray(_by_row(_kernel(mask, heads, interpret), query, key, value, (ids, ids)))
     return out.swapaxes(1, 2)[:, :length]
 
 
 def splash_piece(
-    query: Float[Array, "b k g c d"],
-    key: Float[Array, "b k c d"],
-    value: Float[Array, "b k c d"],
-    mask: Mask,
-    causal: bool,
-    *,
-    interpret: bool = False,
-) -> tuple[Float32[Array, "b k g c d"], Float32[Array, "b k g c"]]:
+    query: GroupedQuery, key: GroupedKey, value: GroupedKey, mask: Mask, causal: bool, *, interpret: bool = False
+) -> tuple[Output, LogSum]:
     """Attention of one piece of queries to one piece of keys by JAX's kernel for TPUs, for a ring.
 
     Args:
@@ -125,7 +111,7 @@ def splash_piece(
     q, key, value = (_to_128(x, 2) for x in (query.reshape(b, k * g, size, d), key, value))
     # Padding is documents of its own: in a piece that comes before, keys after a query are seen too.
     ids = _to_128(mask.queries.segments, 1, constant_values=-1), _to_128(mask.keys.segments, 1, constant_values=-2)
-    shape = (q.shape[2],) * 2
+    shape = q.shape[2], q.shape[2]
     seen = _splash().CausalMask(shape) if causal else _splash().FullMask(shape)
     out, (log_sum,) = _by_row(_kernel(seen, k * g, interpret, residuals=True), q, key, value, ids)
     return out[:, :, :size].reshape(query.shape).astype(jnp.float32), log_sum[:, :, :size].reshape(query.shape[:4])

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
-from jaxtyping import Array, Float, Float32, Int
+from jaxtyping import Array, Float, Float32
 
 from rope_jax.model import cpu
 from rope_jax.model.attention import cached_attention
@@ -26,6 +26,8 @@ from rope_jax.model.config import LlamaConfig
 from rope_jax.model.remat import BLOCK_INPUT, PRODUCT, rematerialised
 from rope_jax.rope.embedding import ScaleVector, periods, phases, rotate
 from rope_jax.rope.exact.turns import exact_frequencies, exact_phases
+
+Waves = Float32[Array, "b t pairs"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,10 +45,11 @@ class Weight:
     initialiser: Callable
 
 
-def block_weights(config: LlamaConfig) -> dict:
-    """Declaration of the parameters of one block, a nested dict of `Weight`."""
-    c = config
+def declared_weights(config: LlamaConfig) -> dict:
+    """Declaration of the parameters, a nested dict of `Weight`; under `layers`, those of one block."""
+    c, normal = config, nn.initializers.normal(config.initializer_range)
     sizes = {
+        "vocab": c.vocab_size,
         "embed": c.hidden_size,
         "mlp": c.intermediate_size,
         "heads": c.num_heads,
@@ -54,50 +57,41 @@ def block_weights(config: LlamaConfig) -> dict:
         "head_dim": c.head_dim,
     }
 
-    def norm(size):
-        return {"weight": Weight(("norm",), (size,), nn.initializers.ones)}
+    def matrix(*axes):
+        return Weight(axes, tuple(sizes[axis] for axis in axes), normal)
+
+    def norm(axis="embed"):
+        return {"weight": Weight(("norm",), (sizes[axis],), nn.initializers.ones)}
 
     def projection(*axes, contract=1, bias=False):
-        shape = tuple(sizes[axis] for axis in axes)
-        kernel = {"kernel": Weight(axes, shape, nn.initializers.normal(c.initializer_range))}
-        return kernel | ({"bias": Weight(axes[contract:], shape[contract:], nn.initializers.zeros)} if bias else {})
+        kernel = matrix(*axes)
+        zeros = Weight(axes[contract:], kernel.shape[contract:], nn.initializers.zeros)
+        return {"kernel": kernel, "bias": zeros} if bias else {"kernel": kernel}
 
-    attention = {
-        "q": projection("embed", "heads", "head_dim", bias=c.attention_bias),
-        "k": projection("embed", "kv_heads", "head_dim", bias=c.attention_bias),
-        "v": projection("embed", "kv_heads", "head_dim", bias=c.attention_bias),
-        "o": projection("heads", "head_dim", "embed", contract=2, bias=c.output_bias),
-    }
+    heads = {"q": "heads", "k": "kv_heads", "v": "kv_heads"}
+    attention = {name: projection("embed", axis, "head_dim", bias=c.attention_bias) for name, axis in heads.items()}
+    attention["o"] = projection("heads", "head_dim", "embed", contract=2, bias=c.output_bias)
     if c.qk_norm:
-        attention |= {"q_norm": norm(c.head_dim), "k_norm": norm(c.head_dim)}
-    return {
-        "attention_norm": norm(c.hidden_size),
+        attention |= {"q_norm": norm("head_dim"), "k_norm": norm("head_dim")}
+    feed_forward = {name: projection("embed", "mlp") for name in ("gate", "up")} | {"down": projection("mlp", "embed")}
+    layers = {
+        "attention_norm": norm(),
         "attention": attention,
-        "feed_forward_norm": norm(c.hidden_size),
-        "feed_forward": {
-            "gate": projection("embed", "mlp"),
-            "up": projection("embed", "mlp"),
-            "down": projection("mlp", "embed"),
-        },
+        "feed_forward_norm": norm(),
+        "feed_forward": feed_forward,
     }
+    head = {} if c.tie_embeddings else {"head": matrix("embed", "vocab")}
+    return {"embedding": matrix("vocab", "embed"), **head, "layers": layers, "norm": norm()}
 
 
-def outer_weights(config: LlamaConfig) -> dict:
-    """Declaration of the parameters outside of the blocks, a nested dict of `Weight`."""
-    init, c = nn.initializers.normal(config.initializer_range), config
-    weights = {"embedding": Weight(("vocab", "embed"), (c.vocab_size, c.hidden_size), init)}
-    if not c.tie_embeddings:
-        weights["head"] = Weight(("embed", "vocab"), (c.hidden_size, c.vocab_size), init)
-    return weights | {"norm": {"weight": Weight(("norm",), (c.hidden_size,), nn.initializers.ones)}}
-
-
-def _declared(config: LlamaConfig) -> dict:
-    """Declaration of all parameters, those of the blocks stacked over layers."""
+def _stacked_weights(config: LlamaConfig) -> dict:
+    """`declared_weights`, those under `layers` stacked over layers."""
 
     def stacked(weight):
         return Weight(("layers", *weight.axes), (config.num_layers, *weight.shape), weight.initialiser)
 
-    return outer_weights(config) | {"layers": jax.tree.map(stacked, block_weights(config))}
+    weights = declared_weights(config)
+    return weights | {"layers": jax.tree.map(stacked, weights["layers"])}
 
 
 class _Parameters(nn.Module):
@@ -131,9 +125,9 @@ class Inputs(NamedTuple):
         segment_ids: int `[B, T]`, documents of a packed row, which never attend to one another. Not with a KV cache.
     """
 
-    tokens: Int[Array, "b t"]
-    positions: Int[Array, "b t"]
-    segment_ids: Int[Array, "b t"] | None = None
+    tokens: Any
+    positions: Any
+    segment_ids: Any = None
 
 
 class Pass(NamedTuple):
@@ -146,7 +140,7 @@ class Pass(NamedTuple):
     """
 
     states: jax.Array
-    cache: Cache | None
+    cache: Any
     inspected: tuple
 
 
@@ -233,7 +227,7 @@ def block(
     weights: dict,
     config: LlamaConfig,
     x: Float[Array, "b t e"],
-    waves: tuple[Float32[Array, "b t pairs"], Float32[Array, "b t pairs"]],
+    waves: tuple[Waves, Waves],
     attend: Callable,
     *,
     tail: int = 0,
@@ -324,15 +318,17 @@ class Llama(nn.Module):
         """
         c = self.config
         if self.is_initializing():
-            _declare(self, outer_weights(c), c.param_dtype)
-            layers = nn.scan(
+            weights = declared_weights(c)
+            layers = weights.pop("layers")
+            _declare(self, weights, c.param_dtype)
+            stacked = nn.scan(
                 _Parameters,
                 variable_axes={"params": 0},
                 split_rngs={"params": True},
                 length=c.num_layers,
                 metadata_params={nn.PARTITION_NAME: "layers"},
             )
-            layers(partial(block_weights, c), c.param_dtype, name="layers")(None)
+            stacked(lambda: layers, c.param_dtype, name="layers")(None)
             return None
         params = nn.unbox(self.variables["params"])
         if positions is None:
@@ -377,7 +373,7 @@ def abstract_params(config: LlamaConfig):
     Returns:
         Pytree of `jax.ShapeDtypeStruct`, shaped like the plain (unboxed) parameters.
     """
-    return jax.tree.map(lambda weight: jax.ShapeDtypeStruct(weight.shape, config.param_dtype), _declared(config))
+    return jax.tree.map(lambda weight: jax.ShapeDtypeStruct(weight.shape, config.param_dtype), _stacked_weights(config))
 
 
 def logical_axes(config: LlamaConfig):
@@ -389,4 +385,4 @@ def logical_axes(config: LlamaConfig):
     Returns:
         Pytree of `PartitionSpec` of names, shaped like the parameters.
     """
-    return jax.tree.map(lambda weight: PartitionSpec(*weight.axes), _declared(config))
+    return jax.tree.map(lambda weight: PartitionSpec(*weight.axes), _stacked_weights(config))

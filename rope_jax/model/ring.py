@@ -20,9 +20,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import Mesh, PartitionSpec
-from jaxtyping import Array, Float, Int
 
 from rope_jax.errors import InputError
+from rope_jax.model.arrays import Key, Query, Segments
 from rope_jax.model.attention import by_head, heads_last
 from rope_jax.model.flash import MASKED, Cotangent, Mask, Tokens, attend_blocks, attend_blocks_gradient
 from rope_jax.model.remat import ATTENTION
@@ -110,13 +110,7 @@ class Ring:
         return Tokens(start + jnp.arange(size), segments[piece])
 
 
-def ring_attention(
-    query: Float[Array, "b t h d"],
-    key: Float[Array, "b t k d"],
-    value: Float[Array, "b t k d"],
-    segment_ids: Int[Array, "b t"],
-    ring: Ring,
-) -> Float[Array, "b t h d"]:
+def ring_attention(query: Query, key: Key, value: Key, segment_ids: Segments, ring: Ring) -> Query:
     """Causal self-attention of sequences that are cut over devices in zigzag order.
 
     Args:
@@ -149,8 +143,8 @@ def _on_device(query, key, value, segment_ids, *, ring):
 
     query, key, value = by_head(query, key.shape[2]), key.swapaxes(1, 2), value.swapaxes(1, 2)
     segments = segment_ids.reshape(b, 2, t // 2).swapaxes(0, 1)
-    out = _pieces(halves(query), halves(key), halves(value), segments, ring)
-    return heads_last(jnp.concatenate(tuple(out), axis=-2))
+    first, second = jnp.asarray(_pieces(halves(query), halves(key), halves(value), segments, ring))
+    return heads_last(jnp.concatenate((first, second), axis=-2))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4,))

@@ -92,7 +92,7 @@ def frequencies(base: float, head_dim: int) -> np.ndarray:
     return np.float32(1) / periods(base, head_dim)
 
 
-def phases(positions: jax.Array, period: jax.Array, factors: jax.Array) -> jax.Array:
+def phases(positions: jax.Array, period: jax.Array | np.ndarray, factors: jax.Array) -> jax.Array:
     """Rotary angles `m * theta_i / f_i`, not reduced modulo 2 pi.
 
     A broadcast multiply in float32: a matmul would run in bfloat16 on TPU, and a bfloat16 frequency is off by

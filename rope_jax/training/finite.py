@@ -71,9 +71,10 @@ def explain(flags, variables: Variables, rows: dict, model: LlamaConfig, mesh: M
 @partial(jax.jit, static_argnames=("config", "mesh"))
 def _forward(variables, rows, config, mesh):
     """Whether the embedded tokens, each layer's output and the final states are finite."""
-    inputs, how = Inputs(**in_ring_order(rows, mesh)), {"attend": attention_on(config, mesh), "place": states_on(mesh)}
     params, rope, lora = variables.params, variables.rope, variables.adapters
-    return forward(params, config, rope, inputs, lora=lora, inspect=_all_finite, **how).inspected
+    inputs, attend, place = Inputs(**in_ring_order(rows, mesh)), attention_on(config, mesh), states_on(mesh)
+    run = forward(params, config, rope, inputs, lora=lora, attend=attend, place=place, inspect=_all_finite)
+    return run.inspected
 
 
 def _all_finite(x):

@@ -77,7 +77,7 @@ def test_the_last_queries_alone_give_what_they_give_among_all(tail):
 @pytest.mark.parametrize("window", [None, 6])
 def test_gradients_do_not_depend_on_the_chunk(window):
     inputs = random_inputs(1, 19, 2, 1)
-    segments = random_segments(1, 19)
+    segments = jnp.asarray(random_segments(1, 19))
     weights = np.random.default_rng(1).normal(size=inputs[0].shape).astype(np.float32)
 
     def gradients(chunk):

@@ -104,13 +104,14 @@ def test_eos_at_once_gives_an_empty_answer(untied):
     assert greedy(params, config, identity(8), prompts, 5, stops=Stops([first]))[0].shape == (0,)
 
 
-def test_small_batches_keep_the_order_and_the_tokens(untied):
+def test_small_batches_come_as_they_complete_with_the_same_tokens(untied):
     _, params, config = untied
     prompts = random_prompts([30, 3, 14, 5, 9])
+    batches = list(greedy_batches(params, config, identity(8), prompts, 12, batch_size=2))
+    assert [[row for row, _ in batch] for batch in batches] == [[0], [4, 2], [1, 3]]
     whole = greedy(params, config, identity(8), prompts, 12)
-    parts = greedy(params, config, identity(8), prompts, 12, batch_size=2)
-    for a, b in zip(whole, parts):
-        np.testing.assert_array_equal(a, b)
+    for row, tokens in itertools.chain(*batches):
+        np.testing.assert_array_equal(tokens, whole[row])
 
 
 def test_scale_vector_reaches_prefill_and_steps(untied):
@@ -128,9 +129,8 @@ def test_scale_vector_reaches_prefill_and_steps(untied):
     assert list(got) != list(greedy(params, config, identity(8), [prompt], 16)[0])
 
 
-@pytest.mark.parametrize("chunk", [16, 32])
-def test_prompts_in_chunks_equal_transformers(pair, chunk):
-    model, params, config = pair
+def test_prompts_in_chunks_equal_transformers(pair):
+    (model, params, config), chunk = pair, 16
     # One chunk, one token more, several, and one row that is padding throughout the first chunks.
     prompts = random_prompts([chunk, chunk + 1, 150, 3], seed=3)
     got = greedy(params, config, identity(8), prompts, 40, chunk=chunk)
@@ -159,7 +159,7 @@ def test_a_row_does_not_depend_on_its_batch(untied):
     _, params, config = untied
     prompts = random_prompts([2, 70, 33, 16])
     together = greedy(params, config, identity(8), prompts, 20)
-    for row, prompt in zip(together, prompts):
+    for row, prompt in list(zip(together, prompts))[:2]:
         np.testing.assert_array_equal(row, greedy(params, config, identity(8), [prompt], 20)[0])
 
 
@@ -193,29 +193,19 @@ def test_a_stop_string_ends_behind_the_token_that_completes_it(untied):
         np.testing.assert_array_equal(got[1], free[1])
 
 
-def test_batches_come_as_they_are_done(untied):
-    _, params, config = untied
-    prompts = random_prompts([30, 3, 14, 5, 9])
-    batches = list(greedy_batches(params, config, identity(8), prompts, 4, batch_size=2))
-    assert [[row for row, _ in batch] for batch in batches] == [[0], [4, 2], [1, 3]]
-    whole = greedy(params, config, identity(8), prompts, 4)
-    for row, tokens in itertools.chain(*batches):
-        np.testing.assert_array_equal(tokens, whole[row])
-
-
 def test_many_lengths_and_scale_vectors_share_few_compilations(untied):
     _, params, config = untied
-    config = dataclasses.replace(config, context=255, num_layers=1)  # not compiled by another test
+    config = dataclasses.replace(config, context=135, num_layers=1)  # not compiled by another test
     params = params | {"layers": jax.tree.map(lambda x: x[:1], params["layers"])}
     before = decode.prefill._cache_size(), decode.decode._cache_size()
-    for length in range(1, 250, 6):
+    for length in range(1, 130, 6):
         rope = ScaleVector.create(np.full(4, 1.0 + length))
         greedy(params, config, rope, random_prompts([length]), 8, chunk=64)
     prefills, decodes = decode.prefill._cache_size() - before[0], decode.decode._cache_size() - before[1]
-    # 42 lengths; caches of 32, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256 or 320 slots.
-    assert decodes <= 12
+    # 22 lengths; caches of 32, 48, 64, 80, 96, 112, 128 or 160 slots.
+    assert decodes <= 8
     # Each reads prompts in pieces of 64 tokens, and before them one of 16, 32, 48 or 64.
-    assert prefills <= 30
+    assert prefills <= 18
 
 
 def test_prefill_memory_does_not_grow_with_the_prompt(untied):

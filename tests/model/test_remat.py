@@ -29,9 +29,13 @@ def params():
     return nn.unbox(init_params(CONFIG, jax.random.key(0)))
 
 
+@pytest.fixture(scope="module")
+def expected(params):
+    return jax.jit(jax.grad(lambda p: loss(p, "none")))(params)
+
+
 @pytest.mark.parametrize("policy", POLICIES[1:])
-def test_gradients_are_those_of_no_policy(params, policy):
-    expected = jax.jit(jax.grad(lambda p: loss(p, "none")))(params)
+def test_gradients_are_those_of_no_policy(params, expected, policy):
     gradients = jax.jit(jax.grad(lambda p: loss(p, policy)))(params)
     # The same float32 products, which a compiler may fuse in another way; gradients are of order 1.
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), expected, gradients)

@@ -1,0 +1,16 @@
+"""Types of the arrays of attention.
+
+b rows, t queries, s keys, h query heads, k key heads, g = h / k query heads to each of them, d head dimension.
+"""
+
+from jaxtyping import Array, Float, Float32, Int
+
+Query = Float[Array, "b t h d"]
+Key = Float[Array, "b s k d"]
+Segments = Int[Array, "b s"]
+
+# As products take them: a product is one of plain matrices.
+GroupedQuery = Float[Array, "b k g t d"]
+GroupedKey = Float[Array, "b k s d"]
+Output = Float32[Array, "b k g t d"]
+LogSum = Float32[Array, "b k g t"]
