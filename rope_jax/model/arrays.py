@@ -3,11 +3,16 @@
 b rows, t queries, s keys, h query heads, k key heads, g = h / k query heads to each of them, d head dimension.
 """
 
+import numpy as np
 from jaxtyping import Array, Float, Float32, Int
+
+# Weights and documents may come from the host.
+HostOrDevice = Array | np.ndarray
+Head = Float[HostOrDevice, "e v"]
 
 Query = Float[Array, "b t h d"]
 Key = Float[Array, "b s k d"]
-Segments = Int[Array, "b s"]
+Segments = Int[HostOrDevice, "b s"]
 
 # As products take them: a product is one of plain matrices.
 GroupedQuery = Float[Array, "b k g t d"]

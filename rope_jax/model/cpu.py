@@ -11,12 +11,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Float32, Int32
 
+from rope_jax.model.arrays import HostOrDevice
+
 # States for which `projection` by sums was faster than a matrix product; for one state it was far slower.
 FEW_STATES = range(2, 33)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
-def product(x: Float[Array, "*in"], kernel: Float[Array, "*weight"], axes: int) -> Float[Array, "*out"]:
+def product(x: Float[Array, "*in"], kernel: Float[HostOrDevice, "*weight"], axes: int) -> Float[Array, "*out"]:
     """`jax.numpy.tensordot(x, kernel, axes)`, whose kernel gradient reads the wider array as it lies.
 
     The kernel's gradient multiplies two long arrays, of which XLA transposes the first. Autodiff begins with the
@@ -79,7 +81,7 @@ def vector_products(vectors: Float[Array, "b k g m"], matrices: Float[Array, "b 
     return jnp.einsum("bkgm,bkmn->bkgn", vectors, matrices, preferred_element_type=jnp.float32)
 
 
-def projection(states: Float[Array, "b e"], head: Float[Array, "v e"]) -> Float32[Array, "b v"]:
+def projection(states: Float[Array, "b e"], head: Float[HostOrDevice, "v e"]) -> Float32[Array, "b v"]:
     """`einsum("be,ve->bv")`, in float32.
 
     As sums, few states take 2.3 ms, and 3.0 ms as a matrix product (8 states of 288, 16,000 tokens, one core).
@@ -94,7 +96,9 @@ def projection(states: Float[Array, "b e"], head: Float[Array, "v e"]) -> Float3
     return jax.lax.platform_dependent(states, head, cpu=sums, default=plain)
 
 
-def most_likely(logits: Float32[Array, "b v"], banned: Bool[Array, " v"] | Bool[Array, "b v"]) -> Int32[Array, " b"]:
+def most_likely(
+    logits: Float32[Array, "b v"], banned: Bool[HostOrDevice, " v"] | Bool[HostOrDevice, "b v"]
+) -> Int32[Array, " b"]:
     """`argmax` over the tokens that are not banned; the first of equals.
 
     `argmax` reduces pairs, which a CPU does not vectorise; two plain reductions take a third of its time.

@@ -19,6 +19,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Float32
 
 from rope_jax.model import cpu
+from rope_jax.model.arrays import Head
 from rope_jax.model.attention import cached_attention
 from rope_jax.model.backends import attend as attend_by_config
 from rope_jax.model.cache import Cache
@@ -340,12 +341,12 @@ class Llama(nn.Module):
         return logits(states, head_kernel(params, c)) if project else states
 
 
-def head_kernel(params, config: LlamaConfig) -> Float[Array, "e v"]:
+def head_kernel(params, config: LlamaConfig) -> Head:
     """The kernel that projects states to the vocabulary: the embedding transposed if they are tied."""
     return params["embedding"].T if config.tie_embeddings else params["head"]
 
 
-def logits(states: Float[Array, "*rows e"], head: Float[Array, "e v"]) -> Float32[Array, "*rows v"]:
+def logits(states: Float[Array, "*rows e"], head: Head) -> Float32[Array, "*rows v"]:
     """Next-token logits of final states."""
     return jnp.dot(states, head.astype(states.dtype), preferred_element_type=jnp.float32)
 

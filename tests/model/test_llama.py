@@ -101,6 +101,7 @@ def test_factors_per_layer(params, apply):
             angles = jnp.arange(T)[None, :, None] * (1e4 ** (-jnp.arange(4) / 4) / factors)
             attend = partial(causal_attention, segment_ids=jnp.ones((B, T), int), chunk=64)
             weights = jax.tree.map(lambda leaf, i=i: leaf[i], params["layers"])
+            angles = jnp.broadcast_to(angles, (B, T, 4))
             waves = jnp.cos(angles), jnp.sin(angles)
             x, _ = block(weights, CONFIG, x, waves, lambda *qkv, attend=attend: (attend(*qkv), None))
         x = x * jax.lax.rsqrt(jnp.mean(x**2, -1, keepdims=True) + CONFIG.rms_norm_eps) * params["norm"]["weight"]
