@@ -74,7 +74,7 @@ def analysis(config: ConfigDict, name: str) -> Analysis:
             field="model.path",
         )
     given = {"explicit": bool(rope.factors), "abf": rope.new_base > 0}
-    chosen = {name: build.method(config, name) for name in METHODS if given.get(name, True)}
+    chosen = {name: build.solved_method(config, name) for name in METHODS if given.get(name, True)}
     build.check_methods(chosen, shape, contexts)
     return Analysis(name, build.settings(config), shape, contexts, chosen)
 

@@ -75,13 +75,13 @@ def benchmark(config: ConfigDict, name: str, **changes) -> Benchmark:
     """
     with renamed(names(name)):
         return BENCHMARKS[name](
-            **{argument: _plain(config, field) for argument, field in FIELDS[name].items()} | changes
+            **{argument: build.value(config, field) for argument, field in FIELDS[name].items()} | changes
         )
 
 
 def texts(config: ConfigDict) -> TextSelection:
     """The texts that the config names."""
-    return TextSelection(**{argument: _plain(config, field) for argument, field in TEXTS.items()})
+    return TextSelection(**{argument: build.value(config, field) for argument, field in TEXTS.items()})
 
 
 def setting(config: ConfigDict, model: LlamaConfig, tokenizer: Tokenizer, mesh: Mesh, **shared) -> Setting:
@@ -111,10 +111,3 @@ def setting(config: ConfigDict, model: LlamaConfig, tokenizer: Tokenizer, mesh: 
             compute=build.compute(config).of,
             **shared,
         )
-
-
-def _plain(config: ConfigDict, field: str):
-    value = config
-    for part in field.split("."):
-        value = value[part]
-    return tuple(value) if isinstance(value, (tuple, list)) else value

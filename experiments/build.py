@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 import shlex
 import sys
@@ -42,9 +41,17 @@ from rope_jax.training.optimizer import OptimizerConfig
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
+def value(config: ConfigDict, name: str) -> Any:
+    """The value of a field such as 'train.steps'; sequences are tuples."""
+    found: Any = config
+    for part in name.split("."):
+        found = found[part]
+    return tuple(found) if isinstance(found, list | tuple) else found
+
+
 def check(config: ConfigDict) -> None:
     """Checks every field on its own."""
-    check_fields({field.name: functools.reduce(getattr, field.name.split("."), config) for field in FIELDS})
+    check_fields({field.name: value(config, field.name) for field in FIELDS})
 
 
 def settings(config: ConfigDict) -> dict[str, Any]:
@@ -77,12 +84,10 @@ def source(config: ConfigDict, folder: Path, finished: bool = False) -> Source:
         place = resolve_model(path) if path else folder / "model"
         known = check_model(place) if path or finished else None
     known = known or _small_model(config)
-    for field, value, found in (
-        ("rope.base", config.rope.base, known.config.rope_base),
-        ("rope.head_dim", config.rope.head_dim, known.config.head_dim),
-    ):
-        if value and value != found:
-            raise InputError(f"`{field}` is {value:g}, but the model's is {found:g}: set it to 0", field=field)
+    for field, found in (("rope.base", known.config.rope_base), ("rope.head_dim", known.config.head_dim)):
+        given = value(config, field)
+        if given and given != found:
+            raise InputError(f"`{field}` is {given:g}, but the model's is {found:g}: set it to 0", field=field)
     return Source(path, place, known, compute(config).of(known.config))
 
 
@@ -99,15 +104,11 @@ def plan_source(config: ConfigDict) -> Source:
 
 def _small_model(config: ConfigDict) -> SourceConfig:
     p = config.pretrain
-    for field, value in (
-        ("pretrain.steps", p.steps),
-        ("rope.base", config.rope.base),
-        ("rope.head_dim", config.rope.head_dim),
-        ("context.original", config.context.original),
-    ):
-        if value <= 0:
+    for field in ("pretrain.steps", "rope.base", "rope.head_dim", "context.original"):
+        given = value(config, field)
+        if given <= 0:
             raise InputError(
-                f"`{field}` is {value} and `model.path` is empty: name a Hugging Face folder in `model.path`, or set "
+                f"`{field}` is {given} and `model.path` is empty: name a Hugging Face folder in `model.path`, or set "
                 f"`{field}` to pre-train a model first",
                 field=field,
             )
@@ -159,11 +160,18 @@ NO_OWN = {OWN: "it leaves the model as it is; use a method that extends"}
 
 def method(config: ConfigDict, name: str) -> Method | LearnedMethod:
     """A method with its parameters."""
-    if name == LEARNED:
-        fields = config.learn
-        return LearnedMethod(fields.start, method(config, fields.start), learning(config), fields.batch, fields.steps)
+    if name != LEARNED:
+        return solved_method(config, name)
+    fields = config.learn
+    return LearnedMethod(
+        fields.start, solved_method(config, fields.start), learning(config), fields.batch, fields.steps
+    )
+
+
+def solved_method(config: ConfigDict, name: str) -> Method:
+    """A method that needs no weights, with its parameters."""
     parameters = {field.name for field in dataclasses.fields(METHODS[name])}
-    values = {p: functools.reduce(getattr, f.split("."), config) for p, f in METHOD_FIELDS.items() if p in parameters}
+    values = {p: value(config, field) for p, field in METHOD_FIELDS.items() if p in parameters}
     if name == "explicit":
         values["factors"], values["attention_factor"] = _factors(config.rope.factors)
     return METHODS[name](**values)

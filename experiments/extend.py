@@ -190,16 +190,7 @@ def check_devices(config: ConfigDict, recipe: Recipe, pretraining: TrainConfig |
 
 
 def plan(config: ConfigDict, name: str, sizes: dict[str, int], reporter: Reporter) -> Plan:
-    """Plans the fine-tuning of a run on devices that need not be here.
-
-    Args:
-        config: the run's config.
-        name: of the run.
-        sizes: devices by mesh axis.
-        reporter: shows the plan.
-
-    Returns:
-        The plan.
+    """Plans the fine-tuning of a run on devices, by mesh axis, that need not be here.
 
     Raises:
         InputError: naming the field that cannot be used.
@@ -226,7 +217,7 @@ def mesh_sizes(flag: str, default: Mapping[str, int]) -> dict[str, int]:
     """
     if not flag:
         return {axis: max(size, 1) for axis, size in default.items()}
-    sizes = dict.fromkeys(AXES, 1)
+    sizes: dict[str, int] = dict.fromkeys(AXES, 1)
     for part in flag.split(","):
         axis, _, size = part.partition("=")
         if axis not in AXES or not size.isdecimal() or int(size) < 1:

@@ -104,14 +104,14 @@ def draw(folder: Path, geometry: Geometry, measure: Measure, solutions: Mapping[
         plots.save(figure, folder)
 
 
-def _shares(geometry: Geometry, measure: Measure, solution: Solution | None = None) -> dict[str, np.ndarray]:
+def _shares(geometry: Geometry, measure: Measure, solution: Solution | None = None) -> dict[str, list[float]]:
     """Shares of the intervals of two pairs: in pre-training, or at the extended context under a solution."""
     theta, length = geometry.theta(), measure.original
     if solution:
-        theta, length = geometry.scaled(solution.scale.factors), measure.target
+        theta, length = geometry.scaled(np.asarray(solution.scale.factors)), measure.target
     rows = np.asarray(angle_histograms(theta, length, measure.intervals)) / length
     pairs = [pair * len(rows) // 64 for pair in PAIRS]
-    return {f"pair {pair}": rows[pair] for pair in pairs}
+    return {f"pair {pair}": rows[pair].tolist() for pair in pairs}
 
 
 def sweep(analysis: Analysis, folder: Path, reporter: Reporter) -> dict:
@@ -163,6 +163,7 @@ def _method(analysis: Analysis, name: str) -> Method:
 def _by_interpolated_dimensions(analysis: Analysis) -> list[float]:
     """Mean disturbance for 2, 4, ... interpolated dimensions. The pairs that gain most are interpolated first."""
     selection = DPRopeArgmin()(analysis.geometry, analysis.measure).selection
+    assert selection is not None
     extrapolated, interpolated = np.asarray(selection.disturbance, np.float64)
     gains = np.sort(extrapolated - interpolated)[::-1]
     return (1e3 * (extrapolated.sum() - np.cumsum(gains)) / len(gains)).tolist()

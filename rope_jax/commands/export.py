@@ -39,26 +39,19 @@ def export(job: Job, wanted: Formats, folder: Path, reporter: Reporter) -> dict:
     Raises:
         VerificationError: naming the file and what differs.
     """
-    exported, rope = None, job.rope
+    exported, converted, rope = None, job.recipe.source.folder, job.rope
     if "hf" in wanted.formats or ("gguf" in wanted.formats and job.trained):
         exported = write_folder(job, wanted, folder / "export", reporter)
         reporter.say(f"folder   {exported}")
-    if "gguf" in wanted.formats:
         if job.trained:
             # The weights of a run's folder have the attention factor folded in.
-            rope = read_config(exported).rope
-        write_gguf_file(
-            job,
-            wanted,
-            exported if job.trained else job.recipe.source.folder,
-            rope,
-            target=folder / "model.gguf",
-            reporter=reporter,
-        )
+            converted, rope = exported, read_config(exported).rope
+    if "gguf" in wanted.formats:
+        write_gguf_file(job, wanted, converted, rope, target=folder / "model.gguf", reporter=reporter)
         write_card(folder, job.facts, job.licensed)
         reporter.say(f"gguf     {folder / 'model.gguf'}")
-    if "adapter" in wanted.formats:
-        write_peft(job, wanted, folder, reporter)
+    if "adapter" in wanted.formats and job.trained:
+        write_peft(job, job.trained, wanted, folder, reporter)
         reporter.say(f"adapter  {folder / 'adapter'}, for the model in {folder / 'base'}")
     if not wanted.verify:
         return {}
@@ -141,9 +134,10 @@ def write_gguf_file(
             write_gguf(target, converted, rope, **common, **how, progress=progress)
 
 
-def write_peft(job: Job, wanted: Formats, folder: Path, reporter: Reporter) -> None:
+def write_peft(job: Job, trained: Trained, wanted: Formats, folder: Path, reporter: Reporter) -> None:
     """`base`, the untrained model with the scale vector, and `adapter`, which belongs on it."""
-    source, training = job.recipe.source, job.trained.training
+    source, config = job.recipe.source, trained.training.config
+    assert config.lora is not None
     facts = dataclasses.replace(job.facts, training="", before=None, after=None)
     common = {"provenance": job.provenance, "overwrite": wanted.overwrite}
     with reporter.byte_bar("writing the base of the adapter") as progress:
@@ -156,13 +150,13 @@ def write_peft(job: Job, wanted: Formats, folder: Path, reporter: Reporter) -> N
             progress=progress,
             **common,
         )
-    state = restore(job, job.trained)
+    state = restore(job, trained)
     write_adapter(
         folder / "adapter",
         folder / "base",
         source.model,
-        training.config.lora,
-        jax.device_get(state["weights"] if training.config.learn else state),
+        config.lora,
+        jax.device_get(state["weights"] if config.learn else state),
         attention_factor=float(job.rope.attention_factor),
         **common,
     )

@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 
 from rope_jax.commands.cards import card, provenance
 from rope_jax.commands.fields import BEST, EXPORT_FORMATS
+from rope_jax.commands.learned import LearnedMethod
 from rope_jax.commands.run import Recipe
 from rope_jax.errors import InputError
 from rope_jax.files import read_record
@@ -140,9 +141,11 @@ def check(job: Job, wanted: Formats, folder: Path) -> None:
 
 def untrained_job(recipe: Recipe) -> Job:
     """The export of a model with another scale vector and its own weights."""
-    method = recipe.exported
-    rope = recipe.methods[method](recipe.geometry, recipe.measure).scale
-    return Job(recipe, method, rope, provenance(recipe, method, 0), card(recipe, method, rope, 0))
+    name = recipe.exported
+    method = recipe.methods[name]
+    assert not isinstance(method, LearnedMethod)
+    rope = method(recipe.geometry, recipe.measure).scale
+    return Job(recipe, name, rope, provenance(recipe, name, 0), card(recipe, name, rope, 0))
 
 
 def trained_job(recipe: Recipe, run: Path, method: str, step: int, mesh: Mesh) -> Job:

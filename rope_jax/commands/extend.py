@@ -80,10 +80,11 @@ def extend(run: Run, reporter: Reporter) -> dict:
 
 def pretrain(run: Run, reporter: Reporter) -> None:
     """Trains a small model from random weights and writes it as a Hugging Face folder."""
-    model, original = run.recipe.source.model, run.recipe.measure.original
+    model, original, config = run.recipe.source.model, run.recipe.measure.original, run.pretraining
+    assert config is not None
     reporter.say(f"pre-training a model of {run.parameters:,} parameters at {original} tokens")
     rope = identity(model.head_dim)
-    training = Training(model, run.pretraining, run.mesh)
+    training = Training(model, config, run.mesh)
     trained = fit(run, training, Start(rope, lambda: _random_params(run)), run.folder.at("pretrain"), reporter)
     with reporter.byte_bar("writing the model") as progress:
         write_model(
@@ -92,7 +93,7 @@ def pretrain(run: Run, reporter: Reporter) -> None:
             trained.params,
             rope,
             context=original,
-            provenance={"trained_by": "rope-jax", "steps": run.pretraining.optimizer.steps},
+            provenance={"trained_by": "rope-jax", "steps": config.optimizer.steps},
             save_tokenizer=run.tokenizer.save,
             dtype="float32",
             progress=progress,

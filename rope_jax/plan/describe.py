@@ -43,7 +43,7 @@ def describe(plan: Plan, remat: str) -> str:
 def _memory(plan: Plan, remat: str) -> list[str]:
     memory, compiled = plan.memory, plan.compiled
     lines = [f"memory       per device, GiB, in the {memory.largest} pass, which needs most (remat '{remat}')"]
-    largest = max(memory.terms, key=memory.terms.get)
+    largest = max(memory.terms, key=lambda term: memory.terms[term])
     for term, size in sorted(memory.terms.items(), key=lambda item: -item[1]):
         lines.append(f"  {term:<24}{size / GIB:>9.2f}{'  <- the largest' if term == largest else ''}")
     lines.append(f"  {'sum':<24}{memory.peak / GIB:>9.2f}")
