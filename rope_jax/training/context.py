@@ -1,4 +1,4 @@
-"""Context parallelism: sequences cut over the mesh's axis `context`.
+"""Sequence parallelism: sequences are sharded over the mesh axis `context`.
 
 The training step takes rows in their natural order. Within it, each row is laid out in the order of ring attention
 (`rope_jax.model.ring`), in which an even cut gives every device the same work. What looks at single tokens does not
@@ -27,7 +27,7 @@ def attention_on(config: LlamaConfig, mesh: Mesh | None) -> Callable:
 
     Args:
         config: model config.
-        mesh: from `make_mesh`; None for one device.
+        mesh: device mesh; None for one device.
 
     Returns:
         Function of query, key, value and segment ids, as `backends.attend`; with a context axis of more than one
@@ -57,7 +57,7 @@ def check_attention(config: LlamaConfig, mesh: Mesh) -> None:
 
     Args:
         config: model config.
-        mesh: from `make_mesh`.
+        mesh: device mesh.
 
     Raises:
         InputError: if its backend is not available, or has no ring for this model.
@@ -91,10 +91,10 @@ def in_ring_order(rows, mesh: Mesh | None):
 
     Args:
         rows: pytree of arrays `[B, T]`, in natural order.
-        mesh: from `make_mesh`; None for one device.
+        mesh: device mesh; None for one device.
 
     Returns:
-        The pytree in ring order, cut over the context axis; unchanged without one.
+        The pytree in ring order, sharded over the context axis; unchanged without one.
     """
     if mesh is None or not _cut(mesh):
         return rows
