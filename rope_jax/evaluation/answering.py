@@ -25,20 +25,8 @@ def answer_samples(
     """Predicts every sample that a file of predictions lacks, and appends to it batch by batch.
 
     An interruption does not change which samples share a batch: the missing rows of a batch are predicted again with
-    the others, because a row's answer may depend on its batch by rounding.
-
-    Args:
-        samples: samples with distinct ids.
-        subject: the model; its tokenizer's BOS, if any, goes in front of each prompt.
-        score: score in [0, 1] of a prediction.
-        path: file of predictions; None keeps nothing.
-        description: text of the progress bar.
-
-    Returns:
-        Predictions by sample id, of all samples.
-
-    Raises:
-        InputError: if the file is damaged or holds predictions of other samples.
+    the others, because a row's answer may depend on its batch by rounding. The tokenizer's BOS, if any, goes in front
+    of each prompt. Without a path nothing is kept. Returns the predictions by sample id.
     """
     setting = subject.setting
     tokenizer, batch_size = setting.tokenizer, setting.generate_batch

@@ -16,15 +16,7 @@ def normalise(text: str) -> str:
 
 
 def token_f1(prediction: str, reference: str) -> float:
-    """F1 between the bags of words of two answers after `normalise`.
-
-    Args:
-        prediction: the answer.
-        reference: the one it is compared with.
-
-    Returns:
-        `2 p r / (p + r)`, with precision p and recall r of the words in common; 0 if there are none.
-    """
+    """F1 between the bags of words of two normalised answers: `2 p r / (p + r)` with precision p and recall r."""
     words, wanted = normalise(prediction).split(), normalise(reference).split()
     common = sum((Counter(words) & Counter(wanted)).values())
     if common == 0:

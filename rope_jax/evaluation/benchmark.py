@@ -1,8 +1,7 @@
 """What a benchmark is: it asks a model questions and scores the answers, or it measures texts and tasks.
 
-To add one, write a frozen dataclass that derives from `Questions` or `Measurement` in a file of its own, with its
-parameters as fields, and give it a line in `rope_jax.evaluation.benchmarks`. `rope_jax.evaluation.engine` does the
-rest: it makes the samples, runs the model, resumes after an interruption and tabulates.
+A benchmark is a frozen dataclass that derives from `Questions` or `Measurement`, with its parameters as fields, and a
+line in `rope_jax.evaluation.benchmarks`; the engine makes its samples, runs the model, resumes and tabulates.
 """
 
 from __future__ import annotations
@@ -77,7 +76,7 @@ class Setting:
 
     @cached_property
     def token_nll(self) -> Callable[..., np.ndarray]:
-        """NLL of tokens, compiled once for all parameters and scale vectors: `make_token_nll`."""
+        """NLL of tokens in nats, compiled once for all parameters and scale vectors."""
         return make_token_nll(self.model, self.chunk, row_sharding(self.mesh))
 
 
@@ -87,7 +86,7 @@ class Subject:
 
     Attributes:
         setting: what it is measured in.
-        params: parameters of `Llama(setting.model)`.
+        params: parameters of the model.
         rope: scale vector.
         name: name of the scale vector; results are kept under it.
     """
@@ -104,7 +103,7 @@ class Subject:
 
     @property
     def generate(self) -> Callable:
-        """`greedy_batches` of this model."""
+        """Batches of greedy answers to prompts."""
         sharding = cache_sharding(self.setting.mesh)
         return partial(greedy_batches, self.params, self.setting.model, self.rope, cache_sharding=sharding)
 
@@ -169,18 +168,11 @@ class Measurement(abc.ABC):
     """A benchmark that measures texts or tasks, in stages that are kept one by one."""
 
     def check(self, setting: Setting) -> dict[str, InputError]:
-        """Checks, before weights are read, what can be measured.
-
-        Returns:
-            Tasks that cannot be measured, and why.
-
-        Raises:
-            InputError: if nothing can be measured.
-        """
+        """Tasks that cannot be measured, and why, found before weights are read; InputError if nothing can be."""
         return {}
 
     def of(self, setting: Setting) -> dict[str, str]:
-        """What it measures on: stages of something else are refused."""
+        """What it measures on; stages that were measured on something else are refused."""
         return {}
 
     def shared(self, setting: Setting) -> dict[str, Callable[[], dict]]:

@@ -9,34 +9,12 @@ from rope_jax.errors import InputError
 
 
 def missing_file(path: Path, what: str, command: str) -> InputError:
-    """The error for a data file that is not there.
-
-    Args:
-        path: where it was looked for.
-        what: what the file is and where it comes from.
-        command: shell command that gets it.
-
-    Returns:
-        The error, to be raised.
-    """
+    """The error for a data file that is not there, with the shell command that gets it."""
     return InputError(f"{path} is missing: {what}. Get it with\n  {command}")
 
 
 def named_path(owner: Any, field: str, what: str, command: str) -> Path:
-    """The path that an attribute names.
-
-    Args:
-        owner: has the attribute.
-        field: name of the attribute.
-        what: what it names.
-        command: shell command that gets it.
-
-    Returns:
-        The path.
-
-    Raises:
-        InputError: if the attribute is empty.
-    """
+    """The path that an attribute names; InputError with the shell command that gets it if the attribute is empty."""
     if not getattr(owner, field):
         raise InputError(f"`{field}` is empty: name {what}. Get it with\n  {command}", field=field)
     return Path(getattr(owner, field)).expanduser()

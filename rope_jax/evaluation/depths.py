@@ -25,14 +25,7 @@ def depth_grids(
     bins: int = 10,
     seed: int = 0,
 ) -> dict[str, dict]:
-    """A grid of mean scores for each task whose samples have a depth.
-
-    Args:
-        samples: the samples that were run.
-        scores: score in [0, 1] by sample id.
-        depth: of a sample, in [0, 1].
-        bins: strata of depth of equal width.
-        seed: seed of the bootstrap.
+    """A grid of mean scores in [0, 1], given by sample id, for each task whose samples have a depth in [0, 1].
 
     Returns:
         `{task: {"lengths": [...], "depths": [middle of each stratum], "mean": [lengths][depths], "interval": ...,

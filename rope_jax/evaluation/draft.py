@@ -29,8 +29,7 @@ class Draft:
         references: the answers, whatever the number of units.
         least: fewest units.
         most: most units; None for no limit.
-        refine: from the number of units that fits and the tokens then left over to prompts that may leave fewer,
-            the most promising ones first.
+        refine: from the units that fit and the tokens left over to prompts that may leave fewer, the best ones first.
         details: JSON-able, for the sample's `details`.
     """
 
@@ -44,14 +43,7 @@ class Draft:
 
 @dataclasses.dataclass(frozen=True)
 class FittedPrompt:
-    """A draft with its number of units settled.
-
-    Attributes:
-        prompt: the text.
-        tokens: of it.
-        units: of filler in it.
-        draft: what it was built from.
-    """
+    """A draft with its number of units settled, the prompt, and its tokens."""
 
     prompt: str
     tokens: int
@@ -79,17 +71,10 @@ class SampleSpec:
 def fit_draft(
     make: Callable[[Random], Draft], seed: str, count_tokens: Callable[[str], int], budget: int
 ) -> FittedPrompt:
-    """Draws prompts until one fills a budget, each with as many units as fit.
+    """Draws prompts until one fills 99% of the budget in tokens, each with as many units as fit.
 
-    Args:
-        make: draws a draft.
-        seed: text that seeds the draws, the same on every machine and in every process.
-        count_tokens: of a text.
-        budget: tokens that the prompt may have.
-
-    Returns:
-        The first prompt that fills 99% of the budget, or the best of 16; one of more tokens than the budget if
-        not even the smallest prompt fits.
+    `seed` is a text, so that draws are the same on every machine and in every process. Returns the first prompt that
+    fills the budget, or the best of 16; one of more tokens than the budget if not even the smallest prompt fits.
     """
     best = smallest = None
     for attempt in range(ATTEMPTS):
@@ -131,8 +116,8 @@ def fitted_samples(
 
     Args:
         make: draws the draft of sample i.
-        indices: numbers of the samples.
-        spec: how many samples of which length; there are fewer if `indices` ends before.
+        indices: numbers of the samples; there are fewer samples than wanted if they end before.
+        spec: how many samples of which length.
         benchmark: its name, for messages and seeds.
         task: its name; ids are `task/length/index`.
         max_new_tokens: tokens of the answer.
@@ -140,11 +125,9 @@ def fitted_samples(
         skip_too_long: whether a sample that does not fit is skipped, as long as another one fits.
 
     Returns:
-        The samples; the first is made at once, the others one by one. `details` holds those of the draft, the
-        prompt's `prompt_tokens` and the `units` of filler.
-
-    Raises:
-        InputError: if the smallest prompt does not fit.
+        The samples; the first is made at once, so that InputError comes at once if the smallest prompt does not fit,
+        the others one by one. `details` holds those of the draft, the prompt's `prompt_tokens` and the `units` of
+        filler.
     """
     name = f"{benchmark} {task}" if benchmark != task else task
     length = spec.length

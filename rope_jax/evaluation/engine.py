@@ -90,11 +90,7 @@ class Evaluation:
     not_run: tuple[NotRun, ...]
 
     def measure_shared(self) -> dict[str, dict[str, dict]]:
-        """Measures what does not depend on the model.
-
-        Returns:
-            Name of a benchmark to its shared records.
-        """
+        """Measures what does not depend on the model: name of a benchmark to its shared records."""
         return {
             name: measure_stages(
                 stages,
@@ -127,15 +123,7 @@ class Evaluation:
         )
 
     def answers(self, name: str, subject: Subject) -> tuple[list[Sample], dict[str, Prediction]]:
-        """Has a model answer a benchmark's questions.
-
-        Args:
-            name: of the benchmark, one of questions.
-            subject: what is asked.
-
-        Returns:
-            The samples, and predictions by sample id.
-        """
+        """Has a model answer the questions of the benchmark `name`: the samples, and predictions by sample id."""
         benchmark = self.benchmarks[name]
         assert isinstance(benchmark, Questions), f"{name} asks no questions"
         samples = [sample for read in self.samples[name] for sample in read()]

@@ -40,15 +40,10 @@ class Haystack:
     ends: tuple[int, ...]
 
     def hide(self, needles: Sequence[str], count: int, depths: Sequence[float]) -> str:
-        """The first words of the text with needles between its sentences; a short text starts over.
+        """The first `count` words of the text with needles between its sentences; a short text starts over.
 
-        Args:
-            needles: sentences to hide, in the order in which they shall stand.
-            count: words of the text; its last sentence may be cut short.
-            depths: for each needle the share of the sentences in front of it, in percent, ascending.
-
-        Returns:
-            The text.
+        Depths are ascending shares of the sentences in front of each needle, in percent. The last sentence may be cut
+        short.
         """
         rounds, rest = divmod(count, len(self.words))
         words = [*(self.words * rounds), *self.words[:rest]]
@@ -65,18 +60,7 @@ class Haystack:
 
 
 def make_haystack(texts: Iterable[str], max_words: int | None = None) -> Haystack:
-    """Joins texts into a haystack.
-
-    Args:
-        texts: in order; white space of any kind separates words.
-        max_words: stops after the text that reaches it; default all texts.
-
-    Returns:
-        The haystack.
-
-    Raises:
-        InputError: if the texts have no words.
-    """
+    """Joins texts into a haystack, up to the one that reaches `max_words`; InputError if they have no words."""
     words: list[str] = []
     ends: list[int] = []
     for text in texts:
@@ -91,18 +75,10 @@ def make_haystack(texts: Iterable[str], max_words: int | None = None) -> Haystac
 
 
 def read_haystack(path: Path, max_words: int) -> Haystack:
-    """Reads texts to hide needles in.
+    """Reads texts to hide needles in, up to the one that reaches `max_words`.
 
-    Args:
-        path: a folder of texts (`.txt` files, or `.jsonl` files with `text`, also gzip), read in order of their
-            names; or RULER's own `PaulGrahamEssays.json`.
-        max_words: no further text is read after that many; the longest prompt's number of tokens is enough.
-
-    Returns:
-        The haystack.
-
-    Raises:
-        InputError: if there is no such path, or it has no text.
+    The path is a folder of texts (`.txt` files, or `.jsonl` files with `text`, also gzip), read in order of their
+    names, or RULER's own `PaulGrahamEssays.json`. The longest prompt's number of tokens is words enough.
     """
     path = Path(path)
     if path.is_file():

@@ -80,18 +80,10 @@ class Example:
 
 
 def read_examples(path: Path, coarse: bool = False) -> tuple[Example, ...]:
-    """Reads labelled texts.
+    """Reads labelled texts, in the order of the file.
 
-    Args:
-        path: a file of TREC's question classification (`train_5500.label`, `TREC_10.label`: a line is
-            `COARSE:fine text`), or `.jsonl`, also gzip, with `text` and `label` on each line.
-        coarse: of TREC's labels only the part before the colon.
-
-    Returns:
-        The texts in the order of the file.
-
-    Raises:
-        InputError: if there is no such file, or a line is none of these, naming it.
+    A `.label` file of TREC's question classification has lines `COARSE:fine text`; `coarse` keeps only the part before
+    the colon. A `.jsonl` file, also gzip, has `text` and `label` on each line.
     """
     path = Path(path)
     if not path.is_file():
@@ -110,21 +102,17 @@ def read_examples(path: Path, coarse: bool = False) -> tuple[Example, ...]:
 def many_shot_samples(
     task: str, train: Sequence[Example], test: Sequence[Example], spec: SampleSpec
 ) -> Iterator[Sample]:
-    """Generates samples.
+    """Generates samples, each with its own examples, classes in turn, and its own numbers for the classes.
 
     Args:
         task: name of the data set, for the table.
         train: examples to show, of two classes at least.
-        test: texts to ask for, all of classes that `train` has.
-        spec: how many samples of which length; of more texts than that, classes are taken in turn.
+        test: texts to ask for, of classes that `train` has; of more than the samples wanted, classes are taken in turn.
+        spec: how many samples of which length.
 
     Returns:
-        The samples; the first is made at once, the others one by one. Every sample shows its own examples, classes
-        in turn, and has its own numbers for them. `details` holds the `class`, the prompt's `prompt_tokens`, and as
-        `units` the number of examples.
-
-    Raises:
-        InputError: if the classes do not fit together, or one example of each does not fit the length.
+        The samples; the first is made at once, the others one by one. `details` holds the `class`, the prompt's
+        `prompt_tokens`, and as `units` the number of examples.
     """
     labels = sorted({example.label for example in train})
     unknown = {example.label for example in test} - set(labels)

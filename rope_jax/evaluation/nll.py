@@ -22,22 +22,19 @@ def make_token_nll(
 ) -> Callable[..., np.ndarray]:
     """Compiles, once per shape of batch, the scoring that the perplexities need.
 
-    Rows need no mask for padding on the right: attention is causal, so nothing before it sees it.
+    Rows need no mask for padding on the right: attention is causal, so nothing before it sees it. What lies before the
+    first wanted column of the batch passes through the last layer as keys and values only, and chunks in which nothing
+    is wanted cost no logits; so batches whose rows want the same columns are the cheapest. A new scale vector
+    recompiles nothing.
 
     Args:
         config: model shape.
         chunk: tokens of a row whose logits are formed at a time.
-        batch_sharding: sharding of the leading axis of the batch, for instance
-            `NamedSharding(mesh, PartitionSpec(("data", "fsdp")))`, which its size must divide; default one
-            device or XLA's choice.
+        batch_sharding: sharding of the leading axis of the batch, which its size must divide; default one device.
 
     Returns:
-        `score(params, rope, tokens, wanted)`, with tokens int32 `[B, T]` and wanted bool `[B, T]`, gives
-        float32 `[B, T]`: at `[b, t]` the NLL in nats of `tokens[b, t + 1]` after `tokens[b, : t + 1]` where
-        that is wanted, else 0. What lies before the first wanted column of the batch passes through the last
-        layer as keys and values only, and chunks in which nothing is wanted cost no logits; so batches whose
-        rows want the same columns are the cheapest. A new scale vector recompiles nothing.
-        `functools.partial(score, params, rope)` is what `rope_jax.evaluation.perplexity` takes.
+        `score(params, rope, tokens, wanted)`: from int32 and bool `[B, T]` to float32 `[B, T]`, at `[b, t]` the NLL in
+        nats of `tokens[b, t + 1]` after `tokens[b, : t + 1]` where that is wanted, else 0.
     """
 
     compiled = _compiled(partial(tail_nll, config=config, chunk=chunk), batch_sharding, "tail")
@@ -56,19 +53,10 @@ def make_token_nll(
 
 
 def tail_nll(params, rope, tokens, wanted, *, config: LlamaConfig, chunk: int, tail: int):
-    """Negative log likelihoods of the tokens after each of the last ones of a row.
+    """NLL in nats of the tokens after each of the last `tail` columns, float32 `[B, tail]`.
 
-    Args:
-        params: parameters of `Llama`.
-        rope: scale vector.
-        tokens: int32 `[B, T]`.
-        wanted: bool `[B, T]`, which tokens' successors are scored.
-        config: model shape.
-        chunk: tokens of a row whose logits are formed at a time.
-        tail: columns that are given, the last ones.
-
-    Returns:
-        float32 `[B, tail]`, nats; 0 where nothing is wanted, and in the last column.
+    Tokens are int32 `[B, T]`, and bool `[B, T]` says whose successors are wanted; the NLL is 0 elsewhere and in the
+    last column.
     """
     first = jnp.zeros(tokens.shape[0], jnp.int32)
     hidden = _tail_states(params, config, rope, (tokens, first), tail)
@@ -82,16 +70,11 @@ def make_continuation_scores(
 ) -> Callable[..., tuple[jax.Array, jax.Array]]:
     """Compiles, once per shape, the scoring of given continuations.
 
-    Args:
-        config: model shape.
-        chunk: tokens of a row whose logits are formed at a time.
-        batch_sharding: as for `make_token_nll`.
-
     Returns:
-        `score(params, rope, tokens, first, targets)`, with tokens int32 `[B, T]` that end in the last column and
-        begin in column `first` (int32 `[B]`), and targets int32 `[B, C]` that follow the last C tokens (-1: none),
-        gives the sum of the log likelihoods of each row's targets, float32 `[B]`, and whether greedy decoding
-        would produce all of them, bool `[B]`.
+        `score(params, rope, tokens, first, targets)`: tokens int32 `[B, T]` end in the last column and begin in column
+        `first` (int32 `[B]`), and targets int32 `[B, C]` follow the last C tokens (-1: none). It gives the sum of the
+        log likelihoods of each row's targets, float32 `[B]`, and whether greedy decoding would produce all of them,
+        bool `[B]`.
     """
 
     def score(params, rope, tokens, first, targets):
@@ -121,15 +104,11 @@ def make_continuation_scores(
 def make_next_token_scores(
     config: LlamaConfig, batch_sharding: NamedSharding | None = None
 ) -> Callable[..., jax.Array]:
-    """Compiles, once per shape, the distribution of the token that comes next.
-
-    Args:
-        config: model shape.
-        batch_sharding: as for `make_token_nll`.
+    """Compiles, once per shape, the log probabilities of the token that comes next.
 
     Returns:
-        `score(params, rope, tokens, first)`, rows as for `make_continuation_scores`, gives log probabilities float32
-        `[B, V]`.
+        `score(params, rope, tokens, first)`: from rows int32 `[B, T]` that begin in column `first` and end in the last
+        one to float32 `[B, V]`.
     """
 
     def score(params, rope, tokens, first):

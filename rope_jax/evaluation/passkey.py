@@ -80,21 +80,11 @@ class Passkey(Questions):
 
 
 def passkey_samples(spec: SampleSpec, depths: int = 10, new_tokens: int = 10) -> Iterator[Sample]:
-    """Samples of one length, as long as fit it, one stratum of depth after another.
+    """Samples of one length, BOS included, as long as fit it, which depend on the seed and the length only.
 
-    They depend on the seed and the length only.
-
-    Args:
-        spec: how many samples of which length, here BOS included.
-        depths: strata of depth; sample i falls into stratum i modulo their number, anywhere within it.
-        new_tokens: tokens of the answer.
-
-    Returns:
-        The samples; the first is made at once, the others one by one. `details` holds the `depth`, the share of the
-        garbage in front of the key, in [0, 1), and the prompt's `prompt_tokens`.
-
-    Raises:
-        InputError: if the smallest prompt does not fit.
+    Sample i falls into stratum i modulo `depths`, anywhere within it. `details` holds the `depth`, the share of the
+    garbage in front of the key, in [0, 1), and the prompt's `prompt_tokens`. The first sample is made at once, the
+    others one by one; InputError if the smallest prompt does not fit.
     """
     rng = np.random.default_rng([spec.seed, spec.length])
     keys = rng.integers(KEYS[0], KEYS[1] + 1, spec.count)
@@ -134,16 +124,7 @@ def passkey_samples(spec: SampleSpec, depths: int = 10, new_tokens: int = 10) ->
 
 
 def prompt_text(key: int, n_garbage: int, depth: float) -> str:
-    """The five lines of the task.
-
-    Args:
-        key: the number to hide.
-        n_garbage: characters of garbage before and after it together.
-        depth: share of them in front, in [0, 1].
-
-    Returns:
-        The text, which ends where the answer begins.
-    """
+    """The five lines of the task, with a share `depth` of the characters of garbage in front of the key."""
     before = round(depth * n_garbage)
     # Both parts start at the first sentence: the script cuts each from the front of the endless text.
     return "\n".join((INSTRUCTION, garbage(before), NEEDLE.format(key=key), garbage(n_garbage - before), QUESTION))
@@ -179,9 +160,9 @@ def retrieval_grid(
         seed: seed of the samples, for the record.
 
     Returns:
-        JSON-able: `lengths`; `depths`, the lower and upper end of each stratum; `cells` `[lengths][depths]` and
-        `per_length` `[lengths]` of `successes`, `trials`, `rate` (None without a trial) and its 95% Wilson `interval`;
-        `trials`; `max_new_tokens` and `seed`.
+        JSON-able: `lengths`; `depths`, the ends of each stratum; `cells` `[lengths][depths]` and `per_length` of
+        `successes`, `trials`, `rate` (None without a trial) and its 95% Wilson `interval`; `trials`; `max_new_tokens`
+        and `seed`.
     """
     bins = benchmark.bins
     lengths = list(dict.fromkeys(sample.length for sample in samples))

@@ -38,17 +38,9 @@ def digest(sample: Sample) -> str:
 
 
 def read_predictions(path: Path, samples: Sequence[Sample]) -> dict[str, Prediction]:
-    """Reads what an earlier attempt has predicted; a last line cut short by a crash is removed from the file.
+    """Predictions of an earlier attempt by sample id; a last line cut short by a crash is removed from the file.
 
-    Args:
-        path: the file; there may be none yet.
-        samples: what is asked now.
-
-    Returns:
-        Predictions by sample id.
-
-    Raises:
-        InputError: if a line is damaged, repeats an id, or answers a sample that is not asked now or has changed.
+    InputError if a line is damaged, repeats an id, or answers a sample that is not asked now or has changed.
     """
     if not path.exists():
         return {}
@@ -76,12 +68,7 @@ def read_predictions(path: Path, samples: Sequence[Sample]) -> dict[str, Predict
 
 
 def append_predictions(path: Path, predictions: Iterable[Prediction]) -> None:
-    """Appends lines, and returns when they are on the disk.
-
-    Args:
-        path: the file; it and its folder are created.
-        predictions: in order.
-    """
+    """Appends lines, and returns when they are on the disk."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as file:
         file.write("".join(json.dumps(dataclasses.asdict(prediction)) + "\n" for prediction in predictions))

@@ -10,12 +10,8 @@ from rope_jax.evaluation.passkey import Passkey, retrieval_grid
 def stage_record(evaluation: Evaluation, subject: Subject) -> dict:
     """Measures a model with `perplexity`, token-weighted, and with `passkey` if the evaluation has it.
 
-    Args:
-        evaluation: the benchmarks.
-        subject: the model.
-
     Returns:
-        JSON-able: `perplexity` by window, `by_position`, and `passkey`, a `retrieval_grid` or None.
+        JSON-able: `perplexity` by window, `by_position`, and `passkey`: retrieval by length and depth, or None.
     """
     measured = evaluation.run("perplexity", subject)
     for record in measured.values():

@@ -17,8 +17,8 @@ class Sample:
         prompt: text to continue, without special tokens; a base model's BOS goes in front of it.
         references: accepted answers, or all parts of the one answer: the benchmark's scorer knows which.
         max_new_tokens: tokens to generate, greedily.
-        length: column of a table by length: tokens that prompt, BOS not counted, and answer may take together;
-            for LongBench-E the first number of words of the sample's bucket.
+        length: column of a table: tokens of prompt, BOS not counted, and answer; for LongBench-E the first number of
+            words of its bucket.
         stop: strings, the first of which ends the answer and is no part of it.
         min_new_tokens: tokens before which neither a stop string nor the end token may come.
         details: what the scorer, or a reader of the results, needs besides.

@@ -34,13 +34,6 @@ def mean_score(scores: Sequence[float], seed: int = 0) -> MeanScore:
 
     Scores that are all 0 or 1 get Wilson's interval, which is wide where few samples all agree; other ones the
     percentile interval of the bootstrap over samples.
-
-    Args:
-        scores: floats `[N]` in [0, 1].
-        seed: seed of the bootstrap.
-
-    Returns:
-        The mean and its interval.
     """
     values = np.asarray(scores, np.float64)
     if values.size == 0:
@@ -58,13 +51,8 @@ def mean_score(scores: Sequence[float], seed: int = 0) -> MeanScore:
 def mean_of_means(groups: Sequence[Sequence[float]], seed: int = 0) -> MeanScore:
     """Mean of the groups' means, each group with the same weight whatever its size, in percent.
 
-    Args:
-        groups: scores in [0, 1] of every group, for instance of a benchmark's tasks.
-        seed: seed of the bootstrap.
-
-    Returns:
-        The mean; its interval follows from those of the groups, which are held fixed. None for both if there is no
-        group or an empty one: a mean over fewer groups would be another quantity.
+    Its interval follows from those of the groups, which are held fixed. Both are None if there is no group or an empty
+    one: a mean over fewer groups would be another quantity.
     """
     cells = [mean_score(group, seed) for group in groups]
     if not all(cell.samples for cell in cells):
@@ -75,18 +63,11 @@ def mean_of_means(groups: Sequence[Sequence[float]], seed: int = 0) -> MeanScore
 def score_table(
     samples: Iterable[Sample], scores: Mapping[str, float], tasks: Sequence[str] | None = None, seed: int = 0
 ) -> dict[str, dict[str, MeanScore]]:
-    """A benchmark's table: mean scores by task and length.
+    """A benchmark's table, `{task: {length: mean}}` with ascending lengths, from scores in [0, 1] by sample id.
 
-    Args:
-        samples: the samples that were run.
-        scores: score in [0, 1] by sample id.
-        tasks: rows of the table; default those of the samples, in their order. A task that was not run has its
-            row, so that no average passes over it in silence.
-        seed: seed of the bootstrap.
-
-    Returns:
-        `{task: {length: mean}}`, lengths ascending; with more than one task also a row `average`: at each length
-        the mean of the tasks' means, None where a task has no sample.
+    Rows are `tasks`, by default those of the samples. A task that was not run has its row, so that no average passes
+    over it in silence. More than one task have a row `average`: at each length the mean of the tasks' means, None where
+    a task has no sample.
     """
     cells: dict[str, dict[int, list[float]]] = {task: {} for task in tasks or ()}
     for sample in samples:
@@ -103,14 +84,9 @@ def score_table(
 
 
 def average_of_run(table: Mapping[str, Mapping[str, MeanScore]]) -> dict[str, dict[str, MeanScore]]:
-    """The table, with a row for what was run where a task is missing, so that its average is None.
+    """The table, with a last row `average of those run` if an average is None because a task is missing.
 
-    Args:
-        table: of `score_table` or `rope_jax.evaluation.longbench.scoring.bucket_intervals`.
-
-    Returns:
-        The table itself if no average is missing; else with a last row `average of those run`, at each column the
-        mean of the tasks' means that there are: another quantity than the benchmark's average.
+    At each column it is the mean of the tasks' means that there are: another quantity than the benchmark's average.
     """
     rows = {task: dict(row) for task, row in table.items()}
     if all(cell.mean is not None for cell in rows.get(AVERAGE, {}).values()):

@@ -6,19 +6,11 @@ from collections.abc import Callable
 
 
 def largest_fit(count: Callable[[int], int], budget: int, least: int, most: int | None = None) -> int | None:
-    """The number of units that fills a budget: n fits, n + 1 does not.
+    """The largest n from `least` to `most` with `count(n) <= budget`; None if not even `least` fits.
 
-    Each step interpolates between the largest n known to fit and the smallest known not to, since tokens are
-    nearly proportional to units, and every other step halves the interval, which bounds the number of steps.
-
-    Args:
-        count: tokens of the prompt with n units, nearly non-decreasing in n.
-        budget: tokens that it may have.
-        least: fewest units with which there is a prompt.
-        most: most units that there are, if there is a limit.
-
-    Returns:
-        n with `count(n) <= budget`, and `count(n + 1) > budget` unless n is `most`; None if not even `least` fits.
+    `count` gives the tokens of the prompt with n units and is nearly non-decreasing. Each step interpolates between the
+    largest n known to fit and the smallest known not to, since tokens are nearly proportional to units, and every other
+    step halves the interval, which bounds the number of steps.
     """
     low, low_tokens = least, count(least)
     if low_tokens > budget:

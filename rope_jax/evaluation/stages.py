@@ -21,14 +21,11 @@ def measure_stages(
     Args:
         wanted: name of a stage to what gives its JSON-able record.
         path: JSON file of the stages; None keeps nothing.
-        of: what is measured on, which the file keeps as well.
+        of: what is measured on; InputError if the file was measured on something else.
         progress: wraps the iterable of the stages left to do.
 
     Returns:
         Name to record, with its `seconds`.
-
-    Raises:
-        InputError: if the file was measured on something else.
     """
     of = dict(of or {})
     saved = (read_record(path) if path else None) or {"of": of, "stages": {}}

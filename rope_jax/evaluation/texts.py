@@ -56,18 +56,7 @@ class TextSelection:
     document_tokens: int = 0
 
     def open(self, cache: Path, tokenizer: Tokenizer) -> Texts:
-        """Opens the corpus and tokenizes the documents.
-
-        Args:
-            cache: folder for what the corpus prepares.
-            tokenizer: the model's.
-
-        Returns:
-            The documents.
-
-        Raises:
-            InputError: if there are none.
-        """
+        """Opens the corpus, which prepares its files in `cache`, and tokenizes the documents."""
         if self.name != "python_stdlib" and not self.path:
             raise InputError("`path` is empty: name the folder of texts (.txt, .jsonl) to measure on", field="path")
         return self.tokenize(open_corpus(self.name, self.path, cache)[self.split], tokenizer)

@@ -9,14 +9,7 @@ TEMPLATE = "{instruction}\n\n{examples}\n\n{answer_format}\n\n<context>\n{contex
 
 @dataclasses.dataclass(frozen=True)
 class TaskPrompt:
-    """The texts of a task.
-
-    Attributes:
-        instruction: what to do.
-        examples: worked examples.
-        answer_format: how to answer.
-        labels: answers that the task has; what a prediction names of them is scored.
-    """
+    """The texts of a task; what a prediction names of the `labels`, which are its answers, is scored."""
 
     instruction: str
     examples: str
@@ -125,16 +118,7 @@ TASKS: dict[str, TaskPrompt] = {
 
 
 def babilong_prompt(task: str, context: str, question: str) -> str:
-    """The prompt of a question.
-
-    Args:
-        task: `qa1` .. `qa5`.
-        context: facts in running text.
-        question: the question.
-
-    Returns:
-        The text, which ends with the question.
-    """
+    """The prompt of a question, which ends with it, on facts in running text."""
     texts = TASKS[task]
     return TEMPLATE.format(
         instruction=texts.instruction,

@@ -22,22 +22,11 @@ TRIES = 100  # Excerpts without a usable sentence, after which the books are giv
 def babilong_samples(task: str, stories: Sequence[Story], books: Sequence[str], spec: SampleSpec) -> Iterator[Sample]:
     """Generates samples.
 
-    As in the official generator the facts of a story keep their order and stand at random places between the
-    sentences of a book, read from a random place on, of which those below ten tokens are left out. Unlike there,
-    prompt and answer together fill `length` in the model's own tokens, not GPT-2's.
-
-    Args:
-        task: `qa1` .. `qa5`.
-        stories: of the task.
-        books: texts of the background.
-        spec: how many samples of which length, no more than there are stories short enough.
-
-    Returns:
-        The samples; the first is made at once, the others one by one. `details` holds the `question`, the prompt's
-        `prompt_tokens`, and as `units` the number of words of background.
-
-    Raises:
-        InputError: if no story fits the length, or the books have no sentences.
+    As in the official generator the facts of a story keep their order and stand at random places between the sentences
+    of a book, read from a random place on, of which those below ten tokens are left out. Unlike there, prompt and
+    answer together fill `length` in the model's own tokens, not GPT-2's. The first sample is made at once, the others
+    one by one. `details` holds the `question`, the prompt's `prompt_tokens`, and as `units` the number of words of
+    background.
     """
     short = [story for story in stories if (len(story.facts) + 1) * TOKENS_PER_FACT <= spec.length]
     if not short:
@@ -74,13 +63,8 @@ def babilong_samples(task: str, stories: Sequence[Story], books: Sequence[str], 
 def babilong_score(sample: Sample, prediction: str) -> float:
     """Score of a prediction, as BABILong's authors compute it.
 
-    Args:
-        sample: of this module.
-        prediction: generated text.
-
-    Returns:
-        1 if of the task's labels, those in the question apart, the prediction's first sentence names the answer
-        and no other, else 0.
+    1 if of the task's labels, those in the question apart, the prediction's first sentence names the answer and no
+    other, else 0.
     """
     text = prediction.lower().split(".")[0].split("<context>")[0].split("<example>")[0]
     question = sample.details["question"].lower()

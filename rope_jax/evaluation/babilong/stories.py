@@ -21,13 +21,7 @@ BOOKS_COMMAND = "gsutil -m cp -r gs://deepmind-gutenberg/test {folder}"
 
 @dataclasses.dataclass(frozen=True)
 class Story:
-    """A question on what was told before.
-
-    Attributes:
-        facts: sentences, in order.
-        question: the question.
-        answer: one of the task's labels.
-    """
+    """A question on facts, which are sentences in order, and its answer, one of the task's labels."""
 
     facts: tuple[str, ...]
     question: str
@@ -35,21 +29,11 @@ class Story:
 
 
 def read_stories(folder: Path, task: str) -> tuple[Story, ...]:
-    """Reads the stories of a bAbI task.
+    """Reads the stories of a bAbI task: one for each question, with all sentences told before it.
 
-    A line is a number, a blank and a sentence; with a question also its answer and the numbers of the sentences
-    that tell it, each after a tab. The number 1 begins a new story.
-
-    Args:
-        folder: holds `qaN_*_test.txt` or `qaN_*_train.txt`, also gzip. Both, as BABILong's own samples come from
-            the larger train file, are read test file first.
-        task: `qa1` .. `qa5`.
-
-    Returns:
-        A story for each question, with all sentences told before it; other questions are left out.
-
-    Raises:
-        InputError: if there is no such file, or a line is of another form, naming it.
+    A line is a number, a blank and a sentence; with a question also its answer and the numbers of the sentences that
+    tell it, each after a tab. The number 1 begins a new story. The folder holds `qaN_*_test.txt` or `qaN_*_train.txt`,
+    also gzip; both, as BABILong's own samples come from the larger train file, are read test file first.
     """
     if task not in TASKS:
         raise InputError(f"`task` is {task!r}: use one of {', '.join(TASKS)}", field="task")
@@ -68,17 +52,7 @@ def read_stories(folder: Path, task: str) -> tuple[Story, ...]:
 
 
 def read_books(folder: Path) -> tuple[str, ...]:
-    """Reads the texts of a folder (`.txt`, or `.jsonl` with `text`, also gzip) to hide facts in.
-
-    Args:
-        folder: BABILong takes the test split of PG19.
-
-    Returns:
-        The texts, in the order of their names.
-
-    Raises:
-        InputError: if there is no such folder, or no text in it.
-    """
+    """Texts of a folder (`.txt`, or `.jsonl` with `text`, also gzip) to hide facts in, in the order of their names."""
     folder = Path(folder)
     if not folder.is_dir():
         raise missing_file(

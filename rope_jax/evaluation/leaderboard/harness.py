@@ -30,22 +30,10 @@ class HarnessModel(TemplateLM):
 
     Tokenizes and cuts as lm_eval's `hf` model does, so that scores compare: BOS in front where the tokenizer has one,
     and what is too long loses its beginning. Greedy only, which is all that the tasks here ask for.
-
-    Attributes:
-        max_length: tokens of a prompt and its continuation.
-        batch_size: rows scored or decoded together.
     """
 
     def __init__(self, subject: Subject):
-        """Prepares the model; nothing is computed yet.
-
-        Args:
-            subject: the model; its tokenizer needs a BOS or an EOS. Texts have at most the longest of the setting's
-                `lengths` in tokens.
-
-        Raises:
-            InputError: if the tokenizer has neither BOS nor EOS.
-        """
+        """Prepares the model; its tokenizer needs a BOS or an EOS."""
         super().__init__()
         setting = subject.setting
         tokenizer, sharding = setting.tokenizer, row_sharding(setting.mesh)

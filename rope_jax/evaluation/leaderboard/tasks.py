@@ -18,12 +18,9 @@ ARC_URL = "https://huggingface.co/datasets/allenai/ai2_arc"
 
 @dataclasses.dataclass(frozen=True)
 class LeaderboardTask:
-    """One column of the leaderboard.
+    """A column of the leaderboard, by lm_eval's name of its task (of its tasks' common beginning for MMLU).
 
-    Attributes:
-        name: of the column, and lm_eval's name of its task (of its tasks' common beginning for MMLU).
-        shots: worked examples in front of each question.
-        metric: lm_eval's name of what is reported.
+    `shots` are the worked examples in front of each question, `metric` is lm_eval's name of what is reported.
     """
 
     name: str
@@ -46,13 +43,13 @@ def harness_tasks(
     """A group of lm_eval's own tasks: `lm_eval.simple_evaluate(model, tasks=[harness_tasks()])`.
 
     Args:
-        folder: files of the questions, as `read_questions` takes them; None for the hub.
+        folder: files of the questions, as the data sets' authors publish them; None for the hub.
         tasks: columns wanted.
         subjects: of MMLU, such as `anatomy`; empty for all.
 
     Returns:
-        Under `task`, a dictionary for each task, and for each subject of MMLU: the task's name, its shots, and with a
-        folder what gives its questions.
+        Under `task`, a dictionary for each task, and for each subject of MMLU: its name, shots, and with a folder what
+        gives its questions.
 
     Raises:
         InputError: naming the file that is missing or wrong, where it comes from and how to get it.
@@ -77,22 +74,11 @@ def harness_tasks(
 
 
 def read_questions(folder: Path, name: str, shots: int) -> dict[str, list[dict]]:
-    """Questions of one task from a folder, as the hub's data sets have them.
+    """Questions of one task from a folder, as the hub's data sets have them: from the split's name to its rows.
 
     The folder holds `arc_challenge_test.jsonl` and `arc_challenge_train.jsonl` (lines with `query`, `choices`, `gold`,
     or the hub's), `hellaswag_val.jsonl`, `truthfulqa_mc_task.json`, `mmlu/dev/<subject>_dev.csv` and
     `mmlu/test/<subject>_test.csv`: what the data sets' authors publish.
-
-    Args:
-        folder: the folder.
-        name: lm_eval's name of the task.
-        shots: worked examples wanted, which some tasks take from a file of their own.
-
-    Returns:
-        From the split's name to its rows.
-
-    Raises:
-        InputError: as `harness_tasks`.
     """
     if name == "arc_challenge":
         splits = {"test": "arc_challenge_test.jsonl"} | ({"train": "arc_challenge_train.jsonl"} if shots else {})
@@ -114,15 +100,11 @@ def read_questions(folder: Path, name: str, shots: int) -> dict[str, list[dict]]
 
 
 def leaderboard_scores(results: Mapping, tasks: Sequence[LeaderboardTask] = LEADERBOARD) -> dict[str, dict]:
-    """The leaderboard's columns from lm_eval's results.
-
-    Args:
-        results: `simple_evaluate(...)["results"]`.
-        tasks: columns.
+    """The leaderboard's columns from lm_eval's results by task.
 
     Returns:
-        For each column that was run `score` in percent, its `standard_error`, `metric`, `shots` and number of
-        `tasks`; MMLU is the mean over its subjects, each counted once, as the board had it.
+        For each column that was run `score` in percent, its `standard_error`, `metric`, `shots` and number of `tasks`;
+        MMLU is the mean over its subjects, each counted once, as the board had it.
     """
     scores = {}
     for task in tasks:

@@ -15,7 +15,7 @@ from rope_jax.evaluation.answers import token_f1
 
 
 def qa_f1(prediction: str, answer: str, classes: list[str]) -> float:
-    """F1 between bags of words, as `rope_jax.evaluation.answers.token_f1`."""
+    """F1 between bags of normalised words."""
     return token_f1(prediction, answer)
 
 
@@ -50,7 +50,7 @@ def count(prediction: str, answer: str, classes: list[str]) -> float:
 
 
 def retrieval(prediction: str, answer: str, classes: list[str]) -> float:
-    """As `count`, with the number in the answer `Paragraph N`."""
+    """Share of the numbers in the prediction that are N of the answer `Paragraph N`; 0 without numbers."""
     wanted = re.search(r"Paragraph (\d+)", answer)
     if wanted is None:
         raise InputError(f"the answer {answer!r} of a passage_retrieval_en row is not of the form 'Paragraph N'")
@@ -60,8 +60,8 @@ def retrieval(prediction: str, answer: str, classes: list[str]) -> float:
 def code_similarity(prediction: str, answer: str, classes: list[str]) -> float:
     """Similarity of the first line of code to the answer, in steps of 0.01.
 
-    It is `fuzzywuzzy.fuzz.ratio` on top of `difflib`, not of Levenshtein: the ratio of the characters in the
-    longest matching blocks, found with difflib's heuristics.
+    It is `fuzzywuzzy.fuzz.ratio` on top of `difflib`, not of Levenshtein: the ratio of the characters in the longest
+    matching blocks, found with difflib's heuristics.
     """
     lines = prediction.lstrip("\n").split("\n")
     line = next((line for line in lines if not any(mark in line for mark in ("`", "#", "//"))), "")

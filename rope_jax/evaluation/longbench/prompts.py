@@ -24,17 +24,10 @@ _BLANK_LINE = ("triviaqa", "samsum")
 
 
 def load_prompts(folder: Path) -> dict[str, str]:
-    """The templates of all sets.
+    """The templates of all sets, with the fields `{context}` and `{input}`.
 
-    Args:
-        folder: the data folder; if it, or its sub-folder `config` or `data`, holds the official
-            `dataset2prompt.json`, that is read, otherwise the installed lm_eval.
-
-    Returns:
-        Set name to a template for `fill`, with the fields `{context}` and `{input}`.
-
-    Raises:
-        InputError: if there is neither, or a template is missing or has other fields.
+    The official `dataset2prompt.json` is read if the folder, or its sub-folder `config` or `data`, has it; otherwise
+    they come from the installed lm_eval.
     """
     folder = Path(folder)
     path = find_file(folder, OFFICIAL) or find_file(folder / "config", OFFICIAL)
@@ -53,17 +46,7 @@ def load_prompts(folder: Path) -> dict[str, str]:
 
 
 def official_prompts(path: Path) -> dict[str, str]:
-    """Reads the templates from LongBench's own `dataset2prompt.json`.
-
-    Args:
-        path: the file.
-
-    Returns:
-        As `load_prompts`.
-
-    Raises:
-        InputError: if it is not that file.
-    """
+    """Reads the templates from LongBench's own `dataset2prompt.json`."""
     value = read_json(path)
     if not isinstance(value, dict):
         raise InputError(f"{path} must hold an object: set name to prompt template")
@@ -71,14 +54,7 @@ def official_prompts(path: Path) -> dict[str, str]:
 
 
 def harness_prompts() -> dict[str, str]:
-    """The templates of the installed lm_eval, as the official ones have them.
-
-    Returns:
-        As `load_prompts`.
-
-    Raises:
-        InputError: if lm_eval is not installed or has no LongBench tasks.
-    """
+    """The templates of the installed lm_eval, as the official ones have them."""
     spec = importlib.util.find_spec("lm_eval")
     if spec is None or spec.origin is None:
         raise InputError("the package lm_eval is not installed: pip install 'rope-jax[eval]'")

@@ -41,17 +41,10 @@ def find_rows(folder: Path, name: str) -> Path:
 
 
 def read_rows(folder: Path, name: str) -> list[dict[str, Any]]:
-    """Reads the rows of a set.
+    """Reads the rows of a set from `NAME_e.jsonl` or `.jsonl.gz` in the folder or its sub-folder `data`.
 
-    Args:
-        folder: holds `NAME_e.jsonl` or `.jsonl.gz`, itself or in its sub-folder `data`.
-        name: name of the set, one of `SETS`.
-
-    Returns:
-        Rows with `input`, `context`, `answers`, `length`, `all_classes` and `_id`, in the order of the file.
-
-    Raises:
-        InputError: if there is no file, or a row lacks a field, naming file and line.
+    Rows have `input`, `context`, `answers`, `length`, `all_classes` and `_id`, and keep the order of the file.
+    InputError names the file that is missing, with the command that gets it, or the line that lacks a field.
     """
     if name not in SETS:
         raise InputError(f"`name` is {name!r}: use one of {', '.join(SETS)}", field="name")
@@ -73,15 +66,7 @@ def read_rows(folder: Path, name: str) -> list[dict[str, Any]]:
 
 
 def check_row(row: dict[str, Any], where: str) -> None:
-    """Checks the fields that scoring needs.
-
-    Args:
-        row: row of a data file or a prediction file.
-        where: file and line, for the message.
-
-    Raises:
-        InputError: if `answers`, `length` or `all_classes` is missing or of another type.
-    """
+    """Checks the fields that scoring needs of a row in `where`, a file and line."""
     if not (_strings(row.get("answers")) and row["answers"]):
         raise InputError(f'{where} has no "answers": it must be a list of strings')
     if type(row.get("length")) is not int:

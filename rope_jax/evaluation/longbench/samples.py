@@ -18,16 +18,11 @@ BUCKET_STARTS = {name: start for (name, _), start in zip(BUCKETS, (0, *(end for 
 
 
 def truncate_middle(tokenizer: Tokenizer, text: str, max_length: int) -> str:
-    """Cuts the middle out of a prompt that is too long.
-
-    Args:
-        tokenizer: the model's.
-        text: the prompt.
-        max_length: tokens, BOS included, that it may have; the benchmark takes the window less about 500.
+    """Cuts the middle out of a prompt of more than `max_length` tokens, BOS included.
 
     Returns:
-        The text itself if it fits; else the texts of its first and last `max_length // 2` ids, joined. The first
-        half counts BOS. Tokenised again the result may have a few more or fewer tokens, as in the benchmark.
+        The text itself if it fits; else the texts of its first and last `max_length // 2` ids, joined, where the first
+        half counts BOS. Tokenised again it may have a few more or fewer tokens, as in the benchmark.
     """
     ids = np.asarray(tokenizer.encode(text))
     if tokenizer.bos_id is not None:
@@ -41,18 +36,10 @@ def truncate_middle(tokenizer: Tokenizer, text: str, max_length: int) -> str:
 def longbench_samples(
     name: str, rows: Iterable[Mapping[str, Any]], template: str, tokenizer: Tokenizer, max_length: int
 ) -> list[Sample]:
-    """The samples of a set.
+    """The samples of a set, one for each row.
 
-    Args:
-        name: name of the set.
-        rows: rows of the data file, from `read_rows`.
-        template: its prompt, from `load_prompts`.
-        tokenizer: the model's.
-        max_length: tokens, BOS included, that a prompt may have.
-
-    Returns:
-        One sample a row. `length` is the first number of words of the bucket (0, 4000, 8000); `details` holds
-        `words`, the row's length, its `bucket`, and `classes`.
+    `length` is the first number of words of the bucket (0, 4000, 8000); `details` holds `words`, the row's length, its
+    `bucket`, and `classes`.
     """
     kind = SETS[name]
     return [
@@ -76,20 +63,12 @@ def longbench_samples(
 
 
 def longbench_score(sample: Sample, prediction: str) -> float:
-    """Score in [0, 1] of a prediction for a sample of `longbench_samples`."""
+    """Score in [0, 1] of a prediction."""
     return score_prediction(sample.task, prediction, sample.references, sample.details["classes"])
 
 
 def prediction_row(sample: Sample, prediction: str) -> dict[str, Any]:
-    """The line of a prediction file that `rope_jax.evaluation.longbench.scoring.score_folder` reads.
-
-    Args:
-        sample: of `longbench_samples`.
-        prediction: generated text.
-
-    Returns:
-        The fields of the benchmark's own files, and the sample's id.
-    """
+    """The line of a prediction file in the benchmark's own form, with the sample's id."""
     return {
         "id": sample.id,
         "pred": prediction,

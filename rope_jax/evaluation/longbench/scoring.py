@@ -19,29 +19,14 @@ from rope_jax.files import read_json_lines, write_json
 
 @dataclasses.dataclass(frozen=True)
 class Scored:
-    """A prediction's score.
-
-    Attributes:
-        length: words of the row, which decide the bucket.
-        score: in [0, 1].
-    """
+    """A prediction's score in [0, 1], and the words of its row, which decide the bucket."""
 
     length: int
     score: float
 
 
 def score_prediction(name: str, prediction: str, answers: Sequence[str], classes: Sequence[str] | None) -> float:
-    """Scores a prediction by its best match among the answers.
-
-    Args:
-        name: name of the set.
-        prediction: generated text.
-        answers: accepted answers.
-        classes: the row's `all_classes`; only trec has any.
-
-    Returns:
-        In [0, 1].
-    """
+    """Best score in [0, 1] of a prediction among the answers; of the sets only trec has classes."""
     kind = SETS[name]
     if kind.first_line:
         prediction = prediction.lstrip("\n").split("\n")[0]
@@ -49,29 +34,18 @@ def score_prediction(name: str, prediction: str, answers: Sequence[str], classes
 
 
 def bucket_scores(scored: Iterable[Scored]) -> dict[str, float]:
-    """Mean of each bucket as the benchmark prints it.
-
-    Args:
-        scored: scores of a set.
-
-    Returns:
-        Bucket name to percent, rounded to two digits; NaN for an empty bucket.
-    """
+    """Percent of each bucket of a set as the benchmark prints it, rounded to two digits; NaN for an empty one."""
     groups = _by_bucket(scored)
     return {name: round(100 * float(np.mean(group)), 2) if group else math.nan for name, group in groups.items()}
 
 
 def bucket_intervals(scored: Mapping[str, Iterable[Scored]], seed: int = 0) -> dict[str, dict[str, MeanScore]]:
-    """The benchmark's table with confidence intervals, and the paper's averages.
-
-    Args:
-        scored: scores by set.
-        seed: seed of the bootstrap.
+    """The benchmark's table with confidence intervals, and the paper's averages, from the scores of each set.
 
     Returns:
-        `{set: {bucket: mean}}`, each row ending with `average`, the mean of its buckets, and a last row
-        `average`: the means over the sets, of which the last is the mean over sets, then over buckets. An average
-        over something empty is None.
+        `{set: {bucket: mean}}`, each row ending with `average`, the mean of its buckets, and a last row `average`: the
+        means over the sets, of which the last is the mean over sets, then over buckets. An average over something empty
+        is None.
     """
     groups = {name: _by_bucket(rows) for name, rows in scored.items()}
     table = {}
@@ -85,20 +59,16 @@ def bucket_intervals(scored: Mapping[str, Iterable[Scored]], seed: int = 0) -> d
 
 
 def read_scored(folder: Path, progress: Callable[[Iterable], Iterable] = iter) -> dict[str, list[Scored]]:
-    """Scores every prediction file of a folder.
+    """Scores every prediction file of a folder: scores by set.
 
     Args:
-        folder: holds `SET.jsonl` or `SET.jsonl.gz` for some of the sets, with an object per line as the
-            benchmark's own code writes them: `pred`, `answers`, `all_classes` (may be missing or null) and
-            `length`. Files that are not JSON lines are ignored.
-        progress: wraps the list of all rows, for instance `tqdm`.
-
-    Returns:
-        Scores by set, in the order of `SETS`.
+        folder: holds `SET.jsonl` or `SET.jsonl.gz` for some of the sets, with an object per line as the benchmark's own
+            code writes them: `pred`, `answers`, `all_classes` (may be missing or null) and `length`. Other files are
+            ignored.
+        progress: wraps the list of all rows.
 
     Raises:
-        InputError: if there is no such folder or no prediction file in it, a file is none of the sets', or a line
-            lacks a field, naming the file and line; before anything is scored.
+        InputError: before anything is scored, naming the folder, file or line that is wrong.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -144,14 +114,14 @@ def write_scores(
     """Scores a folder of prediction files and writes the results.
 
     Args:
-        folder: folder of prediction files, as `read_scored` takes it.
-        output: folder, created if missing, in which `results.json` becomes `{"longbench_e": score_folder(folder)}`,
-            null standing for NaN, which JSON does not have, and `longbench_e.json` the table with intervals, the
-            averages and the sets without a file.
+        folder: holds files of the benchmark's own form, named after their set, such as `qasper.jsonl`.
+        output: folder, created if missing, in which `results.json` becomes `{"longbench_e": scores}`, null standing for
+            NaN, which JSON does not have, and `longbench_e.json` the table with intervals, the averages and the sets
+            without a file.
         progress: wraps the list of all rows, for instance `tqdm`.
 
     Returns:
-        As `score_folder`.
+        `{set: {"0-4k": percent, "4-8k": percent, "8k+": percent}}`, rounded to two digits; NaN for an empty bucket.
 
     Raises:
         InputError: if a prediction file is damaged, before anything is written, or the output cannot be written.

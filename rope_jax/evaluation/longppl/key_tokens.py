@@ -46,16 +46,10 @@ class LongPerplexity:
 
 
 def is_key(full_nll: np.ndarray, short_nll: np.ndarray, gain: float = GAIN, ceiling: float = CEILING) -> np.ndarray:
-    """Which tokens need a long context.
+    """Which tokens need a long context: `short - full > gain` and `full < ceiling`.
 
-    Args:
-        full_nll: float `[n]`, NLL under the evaluator from all tokens before, nats.
-        short_nll: float `[n]`, from the short context; NaN where it would be the full one.
-        gain: by how much the full context must lower the NLL.
-        ceiling: below which the NLL from the full context must be.
-
-    Returns:
-        bool `[n]`: `short - full > gain` and `full < ceiling`; False where there is no short context.
+    Takes NLLs under the evaluator in nats, float `[n]`, from all tokens before and from the short context; the latter
+    is NaN where it would be the full one, and no token is a key there.
     """
     full_nll, short_nll = np.asarray(full_nll, np.float64), np.asarray(short_nll, np.float64)
     return (short_nll - full_nll > gain) & (full_nll < ceiling)
@@ -64,21 +58,12 @@ def is_key(full_nll: np.ndarray, short_nll: np.ndarray, gain: float = GAIN, ceil
 def short_context_nll(
     nll: TokenNll, tokens: np.ndarray, bos_id: int | None, context: int = 4096, stride: int = 1024
 ) -> np.ndarray:
-    """NLL of each token from a short context.
+    """NLL of each token from a short context, float64 `[n]`; NaN for the first `context` tokens.
 
-    The text is cut into windows of `context + stride` tokens, `stride` apart, of which each scores the tokens beyond
-    its first `context` ones; so a token has between `context` and `context + stride - 1` tokens before it.
-
-    Args:
-        nll: NLLs under the evaluator.
-        tokens: int32 `[n]`, the document, without BOS.
-        bos_id: put in front of every window, which a model trained with it needs to predict anything; LongPPL's
-            own code has it in front of the first one only. None for a model without.
-        context: least tokens of the short context.
-        stride: tokens that share their context's beginning.
-
-    Returns:
-        float64 `[n]`; NaN for the first `context` tokens.
+    The document, int32 `[n]` without BOS, is cut into windows of `context + stride` tokens, `stride` apart, of which
+    each scores the tokens beyond its first `context` ones; so a token has between `context` and `context + stride - 1`
+    tokens before it. A BOS goes in front of every window, which a model trained with it needs to predict anything;
+    LongPPL's own code has it in front of the first one only.
     """
     tokens = np.asarray(tokens, np.int32)
     short = np.full(len(tokens), np.nan)
@@ -89,16 +74,7 @@ def short_context_nll(
 
 
 def full_context_nll(nll: TokenNll, tokens: np.ndarray, bos_id: int | None) -> np.ndarray:
-    """NLL of each token from all tokens before it.
-
-    Args:
-        nll: NLLs under a model.
-        tokens: int32 `[n]`, the document, without BOS.
-        bos_id: put in front; None for a model without.
-
-    Returns:
-        float64 `[n]`; NaN for the first token if nothing is in front of it.
-    """
+    """NLL of each token from all before it and BOS, float64 `[n]`; NaN for a first token without BOS in front."""
     tokens = np.asarray(tokens, np.int32)
     if bos_id is None:
         return np.concatenate([[np.nan], np.asarray(nll(tokens), np.float64)])[: len(tokens)]
@@ -108,32 +84,15 @@ def full_context_nll(nll: TokenNll, tokens: np.ndarray, bos_id: int | None) -> n
 def key_tokens(
     nll: TokenNll, tokens: np.ndarray, bos_id: int | None, context: int = 4096, stride: int = 1024
 ) -> np.ndarray:
-    """The key tokens of a document under the evaluator.
-
-    Args:
-        nll: NLLs under the evaluator.
-        tokens: int32 `[n]`, the document in the evaluator's tokens, without BOS.
-        bos_id: put in front of every window; None for a model without.
-        context: least tokens of the short context.
-        stride: tokens that share their context's beginning.
-
-    Returns:
-        bool `[n]`, the tokens that `is_key`.
-    """
+    """The key tokens of a document without BOS, in the evaluator's tokens, under the evaluator: bool `[n]`."""
     return is_key(full_context_nll(nll, tokens, bos_id), short_context_nll(nll, tokens, bos_id, context, stride))
 
 
 def long_perplexity(nlls: Sequence[np.ndarray], keys: Sequence[np.ndarray], seed: int = 0) -> LongPerplexity:
     """LongPPL over documents, every key token with the same weight.
 
-    Args:
-        nlls: for each document float `[n]`, the evaluated model's NLL of each token from all before it, nats; NaN
-            where there is none.
-        keys: for each document bool `[n]`, in the evaluated model's tokens.
-        seed: seed of the bootstrap.
-
-    Returns:
-        The perplexities.
+    For each document it takes the model's NLL of each token from all before it, float `[n]` in nats, NaN where there is
+    none, and which of the model's tokens are keys, bool `[n]`.
     """
     scored = [~np.isnan(nll) for nll in nlls]
     chosen = [np.asarray(key, bool) & here for key, here in zip(keys, scored)]
@@ -158,14 +117,9 @@ def long_perplexity(nlls: Sequence[np.ndarray], keys: Sequence[np.ndarray], seed
 
 
 def token_ends(tokenizer: Tokenizer, tokens: np.ndarray) -> np.ndarray:
-    """Where each token's text ends in the text of all.
+    """Where each token's text ends in the text of all, in characters: int64 `[n]`, ascending.
 
-    Args:
-        tokenizer: the tokens'.
-        tokens: int `[n]`.
-
-    Returns:
-        int64 `[n]`, ascending, in characters; a character that takes several tokens ends with the first of them.
+    A character that takes several tokens ends with the first of them.
     """
     ends = np.zeros(len(tokens), np.int64)
     first, before, offset = 0, 0, 0  # Of the stretch that is decoded together, and characters decoded before it.
@@ -181,15 +135,12 @@ def token_ends(tokenizer: Tokenizer, tokens: np.ndarray) -> np.ndarray:
 
 
 def transfer_keys(keys: np.ndarray, from_ends: np.ndarray, to_ends: np.ndarray) -> np.ndarray:
-    """Key tokens in another tokenizer's tokens of the same text.
+    """Key tokens in another tokenizer's tokens of the same text: those whose characters all belong to key tokens.
 
     Args:
         keys: bool `[n]`, key tokens of the evaluator.
-        from_ends: int `[n]`, `token_ends` of the evaluator's tokens.
-        to_ends: int `[m]`, `token_ends` of the other tokens.
-
-    Returns:
-        bool `[m]`: the tokens whose characters all belong to key tokens.
+        from_ends: int `[n]`, where the evaluator's tokens end in the text.
+        to_ends: int `[m]`, where the other tokens end.
     """
     from_ends, to_ends = np.asarray(from_ends), np.asarray(to_ends)
     length = int(max(from_ends.max(initial=0), to_ends.max(initial=0)))

@@ -16,16 +16,9 @@ from rope_jax.evaluation.perplexity.windows import Progress, TokenNll, Window, s
 class PositionBucket:
     """Perplexity of the tokens at positions `start .. end - 1` of their window.
 
-    A token's position is its index in the model's input, hence the number of tokens it is predicted from.
-
-    Attributes:
-        start: first position.
-        end: one past the last position.
-        tokens: scored tokens.
-        nll: their mean NLL, nats.
-        perplexity: exp(nll).
-        standard_error: of `nll`, by bootstrap over windows; None for a single window.
-        interval: 95% bootstrap interval of `perplexity` over windows; None for a single window.
+    A token's position is its index in the model's input, hence the number of tokens it is predicted from. `nll` is
+    their mean in nats, `perplexity` its exponential; `standard_error` of `nll` and the 95% `interval` of `perplexity`
+    are by bootstrap over windows, None for a single one.
     """
 
     start: int
@@ -41,11 +34,7 @@ class PositionBucket:
 class PositionPerplexity:
     """Perplexity as a function of position, every bucket over the same windows.
 
-    Attributes:
-        window: tokens of a window, BOS included.
-        windows: windows scored.
-        documents: documents that had at least one full window.
-        buckets: in order of position; they tile 1 .. window - 1.
+    `window` is in tokens, BOS included; `documents` had at least one full window; the buckets tile 1 .. window - 1.
     """
 
     window: int
@@ -55,15 +44,10 @@ class PositionPerplexity:
 
 
 def position_edges(window: int, context: int | None = None) -> tuple[int, ...]:
-    """Edges of log-spaced buckets of position: powers of two, and eighths of the original context around it.
+    """Edges of log-spaced buckets of position, ascending from 1 to `window`: powers of two.
 
-    Args:
-        window: tokens of a window.
-        context: tokens the model was pre-trained on; buckets an eighth of it wide run from half to twice it, and
-            buckets half of it wide beyond.
-
-    Returns:
-        Ascending, from 1 to `window`.
+    Around the context that the model was pre-trained on there are more: buckets an eighth of it wide from half to twice
+    it, and half of it wide beyond.
     """
     edges = {2**k for k in range(window.bit_length())}
     if context is not None:
@@ -94,17 +78,11 @@ def perplexity_by_position(
         documents: int `[n]` each, without special tokens.
         window: tokens of a window, BOS included.
         bos_id: the tokenizer's BOS; None if it has none.
-        edges: positions that bound the buckets, ascending from 1 to `window`; default `position_edges(window)`.
+        edges: positions that bound the buckets, ascending from 1 to `window`; default powers of two.
         batch_size: windows scored together.
         resamples: number of bootstrap resamples, over windows.
         seed: seed of the bootstrap.
         progress: wraps the iterable of batches.
-
-    Returns:
-        A bucket for each pair of neighbouring edges.
-
-    Raises:
-        InputError: if no document fills a window, or the edges do not ascend from 1 to `window`.
     """
     if window < 2:
         raise InputError(f"`window` is {window}: it must be at least 2", field="window")

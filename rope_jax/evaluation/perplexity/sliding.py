@@ -80,23 +80,16 @@ def perplexity(
     Args:
         token_nll: NLLs of tokens.
         documents: int `[n]` each, without special tokens.
-        window: L', longest input to the model in tokens, BOS included.
-        stride: S, tokens between windows.
+        window: longest input to the model in tokens, BOS included.
+        stride: tokens between windows, below `window`.
         bos_id: the tokenizer's BOS; None if it has none.
-        convention: one of `CONVENTIONS`.
+        convention: how NLLs are averaged.
         batch_size: windows scored together.
         document_bytes: UTF-8 bytes of each document, for bits per byte.
-        words: words of all documents together, for the word-level perplexity (`PG19_TEST_WORDS`).
+        words: words of all documents together, for the word-level perplexity.
         resamples: number of bootstrap resamples.
         seed: seed of the bootstrap.
         progress: wraps the iterable of batches.
-
-    Returns:
-        The perplexity with its interval and counts.
-
-    Raises:
-        InputError: if the convention is unknown, the window or stride unusable, `document_bytes` of another length
-            than `documents`, or no token can be scored.
     """
     if convention not in CONVENTIONS:
         raise InputError(

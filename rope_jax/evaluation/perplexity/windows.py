@@ -24,23 +24,12 @@ class Window(NamedTuple):
 
 
 def sliding_windows(n_tokens: int, window: int, stride: int, full_last: bool = True) -> list[Window]:
-    """Windows that score every token of a document exactly once.
+    """Windows that score every token of a document, BOS not counted, exactly once.
 
     The first window scores all its tokens, each later one the `stride` tokens beyond the window before it, or what is
-    left of them. A document shorter than the window is one window.
-
-    Args:
-        n_tokens: tokens of the document, BOS not counted.
-        window: document tokens that a window holds at most.
-        stride: tokens that each later window scores, 1 .. window.
-        full_last: True moves the last window back so that it is full and gives its tokens as much left context as
-            the windows allow; False starts it a stride after the one before, so that it is short.
-
-    Returns:
-        The windows in order; none for an empty document.
-
-    Raises:
-        InputError: if the stride is not within 1 .. window.
+    left of them. A document shorter than the window is one window. `full_last` moves the last window back so that it is
+    full and gives its tokens as much left context as the windows allow; otherwise it starts a stride after the one
+    before, so that it is short.
     """
     if not 1 <= stride <= window:
         raise InputError(
@@ -64,17 +53,10 @@ def score_windows(
     batch_size: int,
     progress: Progress,
 ) -> Iterator[np.ndarray]:
-    """Scores windows in their order, in batches of one shape.
-
-    Args:
-        token_nll: NLLs of tokens.
-        windows: documents, int `[n]`, each with a window on it.
-        bos_id: put in front of every window; None for a model without.
-        batch_size: windows scored together.
-        progress: wraps the iterable of batches.
+    """NLLs in nats of windows on documents, in their order, in batches of one shape with BOS, if any, in front.
 
     Yields:
-        float64 `[<= batch_size, T]` NLL in nats, a row per window; 0 where nothing is scored.
+        float64 `[<= batch_size, T]`, a row per window; 0 where nothing is scored.
     """
     lead = 0 if bos_id is None else 1
     length = max(w.end - w.start for _, w in windows) + lead

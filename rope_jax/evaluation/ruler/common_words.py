@@ -18,16 +18,7 @@ LONG = 4096  # Lengths from which on words are repeated more often.
 
 
 def common_words_draft(rng: Random, words: WordList, length: int) -> Draft:
-    """Draws the common words and a worked example.
-
-    Args:
-        rng: generator of all draws.
-        words: to draw from.
-        length: tokens of prompt and answer.
-
-    Returns:
-        The draft; units are words of the list that are not common.
-    """
+    """Draws the common words and a worked example; units are words of the list that are not common."""
     often, seldom = (30, 3) if length >= LONG else (6, 1)
     others, example_often, example_seldom = (30, 10, 3) if length >= LONG else (10, 3, 1)
     drawn = list(islice(words.stream(rng), COMMON + others))

@@ -27,12 +27,7 @@ LEAST = math.ceil(ZETA / (1 / 16 - 1 / 25))
 def frequent_words_draft(rng: Random, prompt_tokens: int) -> Draft:
     """Draws a vocabulary.
 
-    Args:
-        rng: generator of all draws.
-        prompt_tokens: that the prompt may have.
-
-    Returns:
-        The draft; a unit is a coded word before rounding down: rank k appears `floor(n / (zeta(2) k^2))` times.
+    A unit is a coded word before rounding down: rank k appears `floor(n / (zeta(2) k^2))` times.
     """
     vocabulary: dict[str, None] = {}  # Ordered, unlike a set, in every process.
     while len(vocabulary) < max(prompt_tokens // TOKENS_PER_WORD, 5):

@@ -49,17 +49,7 @@ class NeedleTask:
 
 
 def needle_draft(task: NeedleTask, rng: Random, words: WordList, essays: Haystack | None) -> Draft:
-    """Draws keys, values and places.
-
-    Args:
-        task: the variant.
-        rng: generator of all draws.
-        words: keys are compounds of these.
-        essays: for the haystack `essay`.
-
-    Returns:
-        The draft; units are words of an essay, otherwise lines.
-    """
+    """Draws keys, values and places; units are words of an essay, otherwise lines."""
     used: set[str] = set()
 
     def draw(kind: str) -> str:

@@ -27,7 +27,7 @@ TRIES = 4
 
 @dataclasses.dataclass(frozen=True)
 class Question:
-    """A question.
+    """A question with its accepted answers.
 
     Attributes:
         text: the question.
@@ -51,17 +51,7 @@ class QuestionSet:
 
 
 def read_squad(path: Path) -> QuestionSet:
-    """Reads the answerable questions of SQuAD 2.0.
-
-    Args:
-        path: `dev-v2.0.json`, also gzip.
-
-    Returns:
-        The questions; other paragraphs of the same article distract first.
-
-    Raises:
-        InputError: if there is no such file or it is not SQuAD's.
-    """
+    """Reads the answerable questions of SQuAD 2.0; other paragraphs of the same article distract first."""
     path = Path(path)
     if not path.is_file():
         raise missing_file(path, "the questions of SQuAD 2.0 (dev set)", SQUAD_COMMAND.format(path=path))
@@ -69,17 +59,7 @@ def read_squad(path: Path) -> QuestionSet:
 
 
 def read_hotpotqa(path: Path) -> QuestionSet:
-    """Reads the questions of HotpotQA's distractor setting.
-
-    Args:
-        path: `hotpot_dev_distractor_v1.json`, also gzip.
-
-    Returns:
-        The questions; all ten documents of a question must be in its prompt.
-
-    Raises:
-        InputError: if there is no such file or it is not HotpotQA's.
-    """
+    """Reads the questions of HotpotQA's distractor setting; all ten documents of a question must be in its prompt."""
     path = Path(path)
     if not path.is_file():
         raise missing_file(path, "the questions of HotpotQA (dev set)", HOTPOTQA_COMMAND.format(path=path))
@@ -89,16 +69,9 @@ def read_hotpotqa(path: Path) -> QuestionSet:
 def question_draft(
     rng: Random, source: QuestionSet, question: Question, document_tokens: Callable[[int], int]
 ) -> Draft:
-    """Draws the documents that distract.
+    """Draws the documents that distract, given approximate tokens of a document by its index.
 
-    Args:
-        rng: generator of all draws.
-        source: the set.
-        question: one of its questions.
-        document_tokens: tokens of a document by its index, approximately.
-
-    Returns:
-        The draft; units are documents. More than there are repeat.
+    Units are documents; more than there are repeat.
     """
     needed = set(question.documents) | set(question.related)
     related = [i for i in question.related if i not in question.documents]

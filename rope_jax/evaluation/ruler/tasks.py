@@ -51,13 +51,9 @@ FILES = {
 
 @dataclasses.dataclass(frozen=True)
 class Sources:
-    """What prompts are made of; tasks whose source is None cannot be run.
+    """What prompts are made of: words, text to hide needles in, and questions of qa_1 and qa_2.
 
-    Attributes:
-        words: for keys and lists.
-        essays: text to hide needles in.
-        squad: questions of qa_1.
-        hotpotqa: questions of qa_2.
+    Tasks whose source is None cannot be run.
     """
 
     words: WordList
@@ -73,20 +69,11 @@ def needed_file(task: str) -> str:
 
 
 def ruler_samples(task: str, spec: SampleSpec, sources: Sources) -> Iterator[Sample]:
-    """Generates the samples of a task, as long as fit a length.
+    """Generates the samples of a task, as long as fit a length; the first is made at once, the others one by one.
 
-    Args:
-        task: one of `TASKS`.
-        spec: how many samples of which length; RULER has 500. A QA task takes the questions in the order of their
-            file, skips those whose documents do not fit, and has no more samples than there are others.
-        sources: what prompts are made of.
-
-    Returns:
-        The samples; the first is made at once, the others one by one. `details` holds the prompt's
-        `prompt_tokens`, the `units` of filler, and where words were drawn the name of their list, `words`.
-
-    Raises:
-        InputError: if there is no such task, its source is missing, or not even its smallest prompt fits.
+    A QA task takes the questions in the order of their file, skips those whose documents do not fit, and has no more
+    samples than there are others. `details` holds the prompt's `prompt_tokens`, the `units` of filler, and where words
+    were drawn the name of their list, `words`.
     """
     if task not in TASKS:
         raise InputError(f"`task` is {task!r}: use one of RULER's, {', '.join(TASKS)}", field="task")
@@ -106,16 +93,7 @@ def ruler_samples(task: str, spec: SampleSpec, sources: Sources) -> Iterator[Sam
 
 
 def ruler_score(sample: Sample, prediction: str) -> float:
-    """Score of a prediction for a sample of `ruler_samples`.
-
-    Args:
-        sample: the sample.
-        prediction: generated text.
-
-    Returns:
-        In [0, 1]: the share of the references that it contains, upper and lower case being the same; for the QA
-        tasks whether it contains one of them.
-    """
+    """Share of the references that a prediction contains, upper and lower case being the same; for QA whether any."""
     text = prediction.lower()
     found = [reference.lower() in text for reference in sample.references]
     return float(any(found)) if sample.task in QUESTION_TASKS else sum(found) / len(found)

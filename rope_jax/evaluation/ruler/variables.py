@@ -24,15 +24,7 @@ EXAMPLE_LINES = 5  # Its fewest lines of noise.
 
 
 def variables_draft(rng: Random, count_tokens: Callable[[str], int]) -> Draft:
-    """Draws a chain and a worked example.
-
-    Args:
-        rng: generator of all draws.
-        count_tokens: of a text, which decides how long the example is.
-
-    Returns:
-        The draft; units are lines of noise.
-    """
+    """Draws a chain and a worked example, whose length tokens decide; units are lines of noise."""
     used = {"VAR"}
     example, names = _chain(rng, EXAMPLE_NAME, used)
     lines = largest_fit(lambda n: count_tokens(example(n)), EXAMPLE_TOKENS, EXAMPLE_LINES) or EXAMPLE_LINES

@@ -54,14 +54,7 @@ wool worm writer zebra
 
 @dataclasses.dataclass(frozen=True)
 class WordList:
-    """Words by kind, each kind sorted and without repetition.
-
-    Attributes:
-        name: where they are from, for the record.
-        adjectives: such as `green`.
-        nouns: such as `house`.
-        verbs: such as `run`; may be empty.
-    """
+    """Words by kind, each kind sorted and without repetition; `name` says where they are from."""
 
     name: str
     adjectives: tuple[str, ...]
@@ -73,14 +66,7 @@ class WordList:
         return f"{rng.choice(self.adjectives)}-{rng.choice(self.nouns)}"
 
     def stream(self, rng: Random) -> Iterator[str]:
-        """All single words in random order, then, where they do not suffice, compounds.
-
-        Args:
-            rng: of the draws.
-
-        Yields:
-            Distinct words; there are `count` of them.
-        """
+        """All single words in random order, then, where they do not suffice, compounds: `count` distinct words."""
         yield from rng.sample(self.single, len(self.single))
         seen = set()
         while len(seen) < self.count - len(self.single):
