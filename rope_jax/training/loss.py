@@ -148,7 +148,7 @@ def _device_gradient(hidden, kernel, targets, weights, chunk, mesh):
             d_h, d_kernel = grads
             start = number * width
             part = jax.lax.dynamic_slice_in_dim(logits, start, width, axis=1)
-            hit = start + jnp.arange(width) == t[:, None]
+            hit = (start + jnp.arange(width) == t[:, None]).astype(jnp.float32)
             # Rounded to the dtype of the products, as autodiff of the product would.
             d_part = ((jnp.exp(part - log_total[:, None]) - hit) * w[:, None]).astype(h.dtype)
             rows = jax.lax.dynamic_slice_in_dim(kernel, start, width)
