@@ -21,6 +21,7 @@ from jax.sharding import Mesh
 from rope_jax.errors import InputError
 from rope_jax.model.config import LlamaConfig
 from rope_jax.rope.embedding import ScaleVector
+from rope_jax.training.optimizer import apply_gradients
 from rope_jax.training.state import TrainState, Variables, create_state
 from rope_jax.training.step import mean_loss
 
@@ -117,6 +118,6 @@ def _step(state: TrainState, params, rows, *, model, config, mesh):
     value, gradient = jax.value_and_grad(loss)(state.params)
     if not config.attention_factor:
         gradient = dataclasses.replace(gradient, attention_factor=jnp.zeros_like(gradient.attention_factor))
-    updates, opt_state = optax.adam(config.learning_rate).update(gradient, state.opt_state)
-    logarithms = optax.apply_updates(state.params, updates)
+    optimizer = optax.adam(config.learning_rate)
+    logarithms, opt_state = apply_gradients(optimizer, gradient, state.opt_state, state.params)
     return TrainState(state.step + 1, logarithms, opt_state), (value, optax.tree.norm(gradient))

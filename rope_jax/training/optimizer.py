@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 
+import jax
 import optax
 
 from rope_jax.errors import InputError
@@ -89,3 +90,21 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
         mu_dtype=config.mu_dtype,
     )
     return optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw) if config.clip_norm else adamw
+
+
+def apply_gradients(optimizer: optax.GradientTransformation, grads, opt_state, params):
+    """One update.
+
+    Args:
+        optimizer: the optimizer.
+        grads: gradients, shaped like the parameters.
+        opt_state: its state.
+        params: parameters.
+
+    Returns:
+        The next parameters and optimizer state.
+    """
+    # Optax raises its decays, Python floats, to an integer count.
+    with jax.numpy_dtype_promotion("standard"):
+        updates, opt_state = optimizer.update(grads, opt_state, params)
+    return optax.apply_updates(params, updates), opt_state

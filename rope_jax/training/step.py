@@ -15,6 +15,7 @@ from rope_jax.sharding import states_on
 from rope_jax.training.context import attention_on, in_ring_order
 from rope_jax.training.finite import all_finite, finite
 from rope_jax.training.loss import cross_entropy, next_token_targets
+from rope_jax.training.optimizer import apply_gradients
 from rope_jax.training.state import TrainState, Variables
 
 
@@ -81,8 +82,7 @@ def train_step(
     zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), state.params)
     (grads, nll, count), _ = jax.lax.scan(accumulate, (zeros, jnp.float32(0), jnp.float32(0)), batch)
     grads = jax.tree.map(lambda g: g / count, grads)
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
+    params, opt_state = apply_gradients(optimizer, grads, state.opt_state, state.params)
     metrics = {"loss": nll / count, "tokens": count, "grad_norm": optax.tree.norm(grads)}
     after = TrainState(state.step + 1, params, opt_state)
     if check_finite:

@@ -37,11 +37,12 @@ def reference_step(params, rows, optimizer, opt_state):
     def loss(params):
         logits = Llama(CONFIG).apply({"params": params}, rows["tokens"], ROPE, rows["positions"], rows["segment_ids"])
         nll = optax.softmax_cross_entropy_with_integer_labels(logits[:, :-1], rows["tokens"][:, 1:])
-        mask = rows["segment_ids"][:, :-1] == rows["segment_ids"][:, 1:]
+        mask = (rows["segment_ids"][:, :-1] == rows["segment_ids"][:, 1:]).astype(nll.dtype)
         return jnp.sum(nll * mask) / jnp.sum(mask)
 
     value, grads = jax.value_and_grad(loss)(params)
-    updates, opt_state = optimizer.update(grads, opt_state, params)
+    with jax.numpy_dtype_promotion("standard"):  # optax's own arithmetic
+        updates, opt_state = optimizer.update(grads, opt_state, params)
     return optax.apply_updates(params, updates), opt_state, value
 
 
