@@ -5,7 +5,7 @@ python -m experiments.evaluate --config.model.path=runs/tiny --config.suite=perp
 python -m experiments.evaluate --score DIR --workdir OUT      # LongBench-E's prediction files, without a model
 
 MODEL is a Hugging Face folder or hub id, or the folder of a run of experiments.extend. Every prediction is kept as it
-is made: interrupted anywhere, the same command goes on, and later ones may add suites and methods. The workdir then
+is made: interrupted anywhere, the same command resumes, and later ones may add suites and methods. The workdir then
 holds `report.md`, `results.json` with every number, and `predictions/`.
 """
 

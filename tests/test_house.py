@@ -195,7 +195,7 @@ RULES = [
     private_names,
     dialect,
 ]
-DEBTS = {config_paths_in_the_library, long_files, many_parameters, private_names, dialect}
+DEBTS = {many_parameters}
 
 
 @pytest.mark.parametrize(

@@ -18,8 +18,7 @@ from rope_jax.sharding import spec
 COLUMNS = 4096
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(4, 5))
-def cross_entropy(hidden, head, targets, weights, chunk, mesh: Mesh | None = None):
+def cross_entropy(hidden, head, targets, weights, chunk: int, *, mesh: Mesh | None = None):
     """Weighted sum of next-token negative log likelihoods; divide by the second value for their mean.
 
     When differentiated, one pass over the chunks forms both loss and gradients, because logits are expensive to
@@ -37,8 +36,7 @@ def cross_entropy(hidden, head, targets, weights, chunk, mesh: Mesh | None = Non
     Returns:
         Pair of float32 scalars: sum of weighted NLL in nats, sum of weights.
     """
-    device = _on_each(mesh, _device_nll, TOKENS, chunk)
-    return jnp.sum(device(hidden, _kernel(head, hidden), targets, weights != 0) * weights), jnp.sum(weights)
+    return _cross_entropy(hidden, head, targets, weights, (chunk, mesh))
 
 
 def token_nll(hidden, head, targets, chunk, wanted=None):
@@ -56,7 +54,7 @@ def token_nll(hidden, head, targets, chunk, wanted=None):
     """
     if wanted is None:
         wanted = jnp.ones(targets.shape, bool)
-    return _device_nll(hidden, _kernel(head, hidden), targets, wanted, chunk, None)
+    return _device_nll(hidden, _kernel(head, hidden), targets, wanted, chunk=chunk, mesh=None)
 
 
 def next_token_targets(tokens, segment_ids):
@@ -80,7 +78,15 @@ def next_token_targets(tokens, segment_ids):
 TOKENS, STATES, KERNEL = ("batch", "length"), ("batch", "length", None), ("vocab", "embed")
 
 
-def _cross_entropy_forward(hidden, head, targets, weights, chunk, mesh):
+@partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _cross_entropy(hidden, head, targets, weights, layout: tuple[int, Mesh | None]):
+    chunk, mesh = layout
+    device = _on_each(mesh, _device_nll, TOKENS, chunk)
+    return jnp.sum(device(hidden, _kernel(head, hidden), targets, weights != 0) * weights), jnp.sum(weights)
+
+
+def _cross_entropy_forward(hidden, head, targets, weights, layout):
+    chunk, mesh = layout
     device = _on_each(mesh, _device_gradient, (TOKENS, STATES, KERNEL), chunk)
     nll, d_hidden, d_kernel = device(hidden, _kernel(head, hidden), targets, weights)
     # Residuals cannot hold a dtype: an empty array carries that of `head`.
@@ -88,18 +94,18 @@ def _cross_entropy_forward(hidden, head, targets, weights, chunk, mesh):
     return (jnp.sum(nll * weights), jnp.sum(weights)), residuals
 
 
-def _cross_entropy_backward(chunk, mesh, residuals, cotangents):
+def _cross_entropy_backward(layout, residuals, cotangents):
     d_hidden, d_head, nll, like_head = residuals
     of_sum, of_weights = cotangents
     return (
-        (d_hidden * of_sum).astype(d_hidden.dtype),
+        (d_hidden.astype(jnp.float32) * of_sum).astype(d_hidden.dtype),
         (d_head * of_sum).astype(like_head.dtype),
         None,
         nll * of_sum + of_weights,
     )
 
 
-cross_entropy.defvjp(_cross_entropy_forward, _cross_entropy_backward)
+_cross_entropy.defvjp(_cross_entropy_forward, _cross_entropy_backward)
 
 
 def _on_each(mesh, function, outs, chunk):
@@ -117,7 +123,7 @@ def _on_each(mesh, function, outs, chunk):
     )
 
 
-def _device_nll(hidden, kernel, targets, wanted, chunk, mesh):
+def _device_nll(hidden, kernel, targets, wanted, *, chunk, mesh):
     """NLL of the wanted tokens, float32 `[B, T]`."""
 
     def step(_, inputs):
@@ -133,7 +139,7 @@ def _device_nll(hidden, kernel, targets, wanted, chunk, mesh):
     return _join(nll, targets.shape[1])
 
 
-def _device_gradient(hidden, kernel, targets, weights, chunk, mesh):
+def _device_gradient(hidden, kernel, targets, weights, *, chunk, mesh):
     """NLL `[B, T]` of all tokens, and the gradients of their weighted sum in states and kernel."""
     width = _slice(kernel.shape[0])
 

@@ -39,7 +39,7 @@ def summed_loss(
     params, rope, lora = variables.params, variables.rope, variables.adapters
     inputs, attend, place = Inputs(**rows), attention_on(model, mesh), states_on(mesh)
     hidden = forward(params, model, rope, inputs, lora=lora, attend=attend, place=place).states
-    return cross_entropy(hidden, head_kernel(params, model), targets, weights, loss_chunk, mesh)
+    return cross_entropy(hidden, head_kernel(params, model), targets, weights, loss_chunk, mesh=mesh)
 
 
 def mean_loss(

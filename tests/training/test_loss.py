@@ -40,7 +40,7 @@ def reference(hidden, head, targets, weights):
 
 
 def mean_loss(hidden, head, weights, targets, chunk, mesh=None):
-    total, count = cross_entropy(hidden, head, targets, weights, chunk, mesh)
+    total, count = cross_entropy(hidden, head, targets, weights, chunk, mesh=mesh)
     return total / count
 
 
