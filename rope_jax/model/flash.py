@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Shaped
 
-from rope_jax.model.arrays import GroupedKey, GroupedQuery, LogSum, Output
+from rope_jax.model.arrays import GroupedKey, GroupedQuery, HostOrDevice, LogSum, Output
 
 # Finite, so that a row with every key masked stays finite instead of turning into NaN.
 MASKED = -0.7 * float(jnp.finfo(jnp.float32).max)
@@ -37,7 +37,7 @@ class Tokens:
     """
 
     places: jax.Array
-    segments: jax.Array
+    segments: HostOrDevice
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=("queries", "keys"), meta_fields=("window",))
@@ -306,12 +306,12 @@ def _even(size: int, chunk: int) -> tuple[int, int]:
     return count, -(-size // count)
 
 
-def padded(x: Shaped[Array, "*old"], axis: int, size: int, **how) -> Shaped[Array, "*new"]:
+def padded(x: Shaped[HostOrDevice, "*old"], axis: int, size: int, **how) -> Shaped[Array, "*new"]:
     """The array with `axis` padded at its end to `size`; `how` is of `jax.numpy.pad`, default zeros."""
     return jnp.pad(x, [(0, size - length if a == axis else 0) for a, length in enumerate(x.shape)], **how)
 
 
-def padded_to_multiple(x: Shaped[Array, "*old"], axis: int, multiple: int, **how) -> Shaped[Array, "*new"]:
+def padded_to_multiple(x: Shaped[HostOrDevice, "*old"], axis: int, multiple: int, **how) -> Shaped[Array, "*new"]:
     """The array with `axis` padded at its end to a multiple; `how` is of `jax.numpy.pad`, default zeros."""
     return padded(x, axis, -(-x.shape[axis] // multiple) * multiple, **how)
 
