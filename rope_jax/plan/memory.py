@@ -1,8 +1,8 @@
 """Memory of a training step on one device, term by term.
 
-Parameters, moments and batch are counted from their shardings. Saved activations are read off the traced VJP of the
-model, on one device's part of the heads, the rows and their tokens. Working memory is estimated from shapes: a compiler
-may need less, by fusing, or more, by keeping copies.
+Parameters, optimizer state and batch are counted from their shardings. Saved activations are read off the traced VJP of
+the model, on one device's part of the heads, the rows and their tokens. Working memory is estimated from shapes: a
+compiler may need less, by fusing, or more, by keeping copies.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Memory:
     """Bytes on one device, by name.
 
     Attributes:
-        arguments: arrays that exist between steps: weights, moments, the batch.
+        arguments: arrays that exist between steps: weights, optimizer state, the batch.
         backward: additional arrays during the backward pass of a block.
         loss: additional arrays during the loss and its gradient.
         update: additional arrays during the optimizer's update.
@@ -74,7 +74,7 @@ def account(training: Training, rope: ScaleVector) -> Memory:
     frozen = training.objective.frozen(training.abstract_base(rope))
     arguments = {
         "weights": on_device(state.params),
-        "moments": on_device(state.opt_state, kind="device"),
+        "optimizer state": on_device(state.opt_state, kind="device"),
         "batch": on_device((training.abstract_rows(), frozen.rope, state.step)),
     }
     if frozen.params is not None:
@@ -110,7 +110,7 @@ def account(training: Training, rope: ScaleVector) -> Memory:
     }
     update = {"gradients": gradients}
     if config.offload_optimizer:
-        update["moments on their way"] = on_device(state.opt_state, kind=HOST)
+        update["optimizer state in transit"] = on_device(state.opt_state, kind=HOST)
     host = on_device(state.opt_state, kind=HOST) + (kept if offloaded else 0)
     return Memory(arguments, backward, loss, update, host)
 

@@ -23,7 +23,7 @@ class Compiled:
     """The step as compiled on this machine, bytes on one device.
 
     Attributes:
-        arguments: bytes of weights, moments and batch.
+        arguments: bytes of weights, optimizer state and batch.
         donated: bytes of these that the results overwrite.
         temporary: bytes of everything else. A CPU forms bfloat16 products from float32 copies, so that it exceeds an
             accelerator's.

@@ -29,7 +29,7 @@ LORA = dataclasses.replace(JOINT, lora=LoraConfig(2, 4.0, ("q", "v")))
 def check_arguments(result):
     assert sum(result.memory.arguments.values()) == result.compiled.arguments
     # The state is donated: the results take no memory of their own, but for the metrics.
-    state = result.memory.arguments["weights"] + result.memory.arguments["moments"]
+    state = result.memory.arguments["weights"] + result.memory.arguments["optimizer state"]
     assert state <= result.compiled.donated <= state + 64
 
 
@@ -64,8 +64,8 @@ def test_what_is_offloaded_is_in_the_hosts_memory():
     device, host = (
         account(Training(CONFIG, dataclasses.replace(RUN, offload_optimizer=o), mesh), ROPE) for o in (False, True)
     )
-    moved = device.arguments["moments"] - host.arguments["moments"]
-    assert host.host == moved == host.update["moments on their way"] > 0 == device.host
+    moved = device.arguments["optimizer state"] - host.arguments["optimizer state"]
+    assert host.host == moved == host.update["optimizer state in transit"] > 0 == device.host
     offload = account(Training(dataclasses.replace(CONFIG, remat="offload"), RUN, mesh), ROPE)
     assert offload.host == device.backward["kept activations"]
 
