@@ -27,14 +27,7 @@ def is_first() -> bool:
 
 
 def gather(value: Any) -> list:
-    """Gathers a value from every process. A collective: every process must call it.
-
-    Args:
-        value: JSON-serialisable value of any size; it may differ between processes.
-
-    Returns:
-        The values in the order of processes.
-    """
+    """Gathers a JSON-serialisable value from each process, in their order. A collective: every process must call it."""
     if jax.process_count() == 1:
         return [value]
     data = np.frombuffer(json.dumps(value).encode(), np.uint8)
@@ -47,17 +40,10 @@ def gather(value: Any) -> list:
 
 
 def together(action: Callable[[], T]) -> T:
-    """Runs an action in every process; if it fails in one, all of them raise, so that none waits forever.
+    """Runs an action, which must not communicate, in every process and returns this process's result.
 
-    Args:
-        action: called in every process; it must not communicate.
-
-    Returns:
-        This process's result.
-
-    Raises:
-        InputError: if it failed in another process, with that process's message. An exception of this process is
-            raised unchanged.
+    If it fails in one, all of them raise, so that none waits forever: this process's exception unchanged, another's as
+    an InputError with its message.
     """
     if jax.process_count() == 1:
         return action()
@@ -86,29 +72,21 @@ def in_turn(action: Callable[[], T]) -> T:
 
 
 def from_first(action: Callable[[], Any]) -> Any:
-    """Runs an action in process 0 only, such as reading or writing a file, and broadcasts its result.
-
-    Args:
-        action: returns a JSON-serialisable value.
-
-    Returns:
-        The value, in every process.
-
-    Raises:
-        InputError: if it failed in process 0 and this is another process.
-    """
+    """Runs an action in process 0, and gives its JSON-serialisable result, or its failure, to every process."""
     return gather(together(lambda: action() if is_first() else None))[0]
 
 
 def ask_all(question: Callable[[], bool], mesh: Mesh) -> Callable[[], bool]:
     """Starts a vote on whether the question holds in any process, without blocking: devices count after their work.
 
+    A single process asks only once the answer is read.
+
     Args:
-        question: called in every process; with a single process, only once the answer is read.
+        question: called in every process.
         mesh: mesh of all devices of all processes.
 
     Returns:
-        Function that waits for the answer, which is the same in every process.
+        Function that waits for the answer.
     """
     if jax.process_count() == 1:
         return question
@@ -140,12 +118,9 @@ class Processes:
     timeout: int = 300
 
     def __post_init__(self):
-        given = {
-            "coordinator": bool(self.coordinator),
-            "processes": self.processes != 0,
-            "process": self.process != -1,
-        }
-        named, missing = [[n for n, is_given in given.items() if is_given == wanted] for wanted in (True, False)]
+        absent = {"coordinator": "", "processes": 0, "process": -1}
+        missing = [name for name, value in absent.items() if getattr(self, name) == value]
+        named = [name for name in absent if name not in missing]
         if self.auto and named:
             raise InputError(f"`{named[0]}` and `auto` are both set: use one of them", field=named[0])
         if not self.auto and not named and self.local_devices:
@@ -174,27 +149,20 @@ class Processes:
         """Joins the other processes, if there are any. Call it before JAX looks for devices.
 
         Args:
-            several: whether the command can run in several processes.
-
-        Raises:
-            InputError: if the command cannot, or the other processes are not found.
+            several: whether the command can run in several processes; an InputError if it cannot, and there are some.
         """
         if not (self.coordinator or self.auto):
             return
         field = "auto" if self.auto else "coordinator"
         if not several:
             raise InputError(f"`{field}` is set, but this command runs in one process: start it on one host", field)
-        address = {}
-        if self.coordinator:
-            address = {
-                "coordinator_address": self.coordinator,
-                "num_processes": self.processes,
-                "process_id": self.process,
-                "cluster_detection_method": "deactivate",
-            }
         try:
             jax.distributed.initialize(
-                **address,
+                # What is None is detected.
+                coordinator_address=self.coordinator or None,
+                num_processes=None if self.auto else self.processes,
+                process_id=None if self.auto else self.process,
+                cluster_detection_method=None if self.auto else "deactivate",
                 local_device_ids=list(self.local_devices) or None,
                 initialization_timeout=self.timeout,
                 shutdown_timeout_seconds=_SHUTDOWN_SECONDS,

@@ -42,12 +42,9 @@ def make_mesh(data: int, fsdp: int, tensor: int, devices=None, *, context: int =
     Args:
         data: number of replicas; at most one of the sizes may be -1, which takes the devices that are left.
         fsdp: number of shards of parameters and optimizer state.
-        tensor: number of shards of heads and feed-forward width.
+        tensor: number of shards of heads, feed-forward width and vocabulary.
         devices: devices to use; default all.
         context: number of pieces of every sequence in training.
-
-    Returns:
-        The mesh.
 
     Raises:
         InputError: if the sizes do not multiply to the number of devices.
@@ -79,35 +76,12 @@ def make_mesh(data: int, fsdp: int, tensor: int, devices=None, *, context: int =
 
 
 def param_shardings(config: LlamaConfig, mesh: Mesh):
-    """Shardings of the model's parameters.
-
-    Args:
-        config: model config.
-        mesh: device mesh.
-
-    Returns:
-        Pytree of `NamedSharding`, shaped like the parameters.
-
-    Raises:
-        InputError: if a dimension does not divide over its mesh axis.
-    """
+    """Shardings of the model's parameters; an InputError if a dimension does not divide over its mesh axis."""
     return shardings_of(abstract_params(config), logical_axes(config), mesh)
 
 
 def shardings_of(abstract, specs, mesh: Mesh):
-    """Shardings of a pytree whose axes have logical names.
-
-    Args:
-        abstract: pytree of shapes.
-        specs: `PartitionSpec` of logical names for each, a pytree of the same structure.
-        mesh: device mesh.
-
-    Returns:
-        Pytree of `NamedSharding` of the same structure.
-
-    Raises:
-        InputError: if a dimension does not divide over its mesh axis.
-    """
+    """Shardings of a pytree of shapes, from `PartitionSpec`s of logical names in a pytree of the same structure."""
 
     def sharding(path, leaf, logical):
         sharding = named(mesh, *logical)
@@ -134,16 +108,10 @@ def named(mesh: Mesh, *names: str | None) -> NamedSharding:
 
 
 def states_on(mesh: Mesh | None) -> Callable:
-    """How hidden states lie on a mesh in training: as the rows that they are states of, whole along E.
+    """A function that shards hidden states `[B, T, E]` in training like their rows, whole along E.
 
     Without it the compiler leaves them cut as the embedding's rows are, along E over `fsdp`, and then adds up partial
     products of activations in every layer where gathering the layer's weights moves a fraction of that.
-
-    Args:
-        mesh: device mesh; None for one device.
-
-    Returns:
-        Function of `[B, T, E]` that gives the same, laid out.
     """
     if mesh is None or mesh.size == 1:
         return lambda x: x
@@ -151,15 +119,7 @@ def states_on(mesh: Mesh | None) -> Callable:
 
 
 def batch_sharding(mesh: Mesh, leading: int = 0) -> NamedSharding:
-    """Sharding of a training batch: rows over `data` and `fsdp`, their tokens over `context`.
-
-    Args:
-        mesh: device mesh.
-        leading: number of unsharded axes before the rows, such as that of microbatches.
-
-    Returns:
-        The sharding.
-    """
+    """Sharding of a training batch `[..., B, T]` with a number of unsharded leading axes, such as microbatches."""
     return named(mesh, *(None,) * leading, "batch", "length")
 
 
@@ -169,15 +129,7 @@ def row_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def process_rows(mesh: Mesh, rows: int) -> tuple[int, ...]:
-    """Rows of a batch that the devices of this process hold; other processes may hold some of them too.
-
-    Args:
-        mesh: device mesh.
-        rows: number of rows of the (micro)batch over all processes.
-
-    Returns:
-        Row numbers, ascending.
-    """
+    """Ascending numbers of the rows of a (micro)batch that this process holds; others may hold some of them too."""
     sharding = NamedSharding(mesh, PartitionSpec(ROWS["batch"]))
     held: Any = sharding.addressable_devices_indices_map((rows,)).values()
     return tuple(sorted({row for (cut,) in held for row in range(rows)[cut]}))
@@ -189,12 +141,9 @@ def place_rows(values: np.ndarray, held: tuple[int, ...], rows: int, sharding: N
     Args:
         values: this process's rows of the batch.
         held: their numbers in the batch, as `process_rows` returns them.
-        rows: number of rows of the batch over all processes.
+        rows: number of rows over all processes.
         sharding: sharding of the batch.
         axis: axis of the rows.
-
-    Returns:
-        The global array.
     """
     place = {row: index for index, row in enumerate(held)}
     shape = (*values.shape[:axis], rows, *values.shape[axis + 1 :])
@@ -219,16 +168,13 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def check_batch(mesh: Mesh, rows: int, field: str, axis: str = "batch") -> None:
-    """Checks that rows divide over the mesh.
+    """Checks that the rows of a (micro)batch over all processes divide over the mesh.
 
     Args:
         mesh: device mesh.
-        rows: number of rows of one (micro)batch over all processes.
-        field: the caller's argument that holds the number of rows.
+        rows: number of rows.
+        field: the caller's argument that holds it, which the InputError names.
         axis: 'batch' for rows to train on, 'rows' for rows to evaluate.
-
-    Raises:
-        InputError: if they do not; `field` is at fault.
     """
     count = shards(mesh, axis)
     if rows < 1 or rows % count:

@@ -2,63 +2,37 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import tokenizers
 
-_SPECIAL_TOKENS = ("<s>", "</s>")
+from rope_jax.data.huggingface_tokenizer import write_tokenizer
 
 
 class ByteTokenizer:
     """Ids 0 to 255 are the bytes, 256 is `<s>`, 257 is `</s>`."""
 
-    vocab_size = 258
-    bos_id = 256
-    eos_id = 257
+    vocab_size: int = 258
+    bos_id: int | None = 256
+    eos_id: int | None = 257
 
     def encode(self, text: str) -> np.ndarray:
-        """The bytes of a text's UTF-8, int32 `[bytes]`."""
         return np.frombuffer(text.encode("utf-8"), np.uint8).astype(np.int32)
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-        """Decodes ids without special tokens; invalid UTF-8 becomes U+FFFD."""
         return bytes(int(i) for i in ids if 0 <= i < 256).decode("utf-8", errors="replace")
 
     def save(self, folder: str | Path) -> None:
-        """Writes `tokenizer.json` and `tokenizer_config.json`, from which `AutoTokenizer` gives the same ids.
-
-        Like LLaMA's tokenizer, it prepends `<s>` unless called with `add_special_tokens=False`.
-
-        Args:
-            folder: created if missing.
-        """
-        # GPT-2's byte-level alphabet, with the printable name of byte b at id b and without merges.
-        tokenizer = tokenizers.Tokenizer(
-            tokenizers.models.BPE(vocab={name: byte for byte, name in enumerate(_byte_names())}, merges=[])
-        )
+        """Writes a `tokenizer.json` of GPT-2's byte-level alphabet, with byte b at id b and without merges."""
+        alphabet = {name: byte for byte, name in enumerate(_byte_names())}
+        tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=alphabet, merges=[]))
         tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
         tokenizer.decoder = tokenizers.decoders.ByteLevel()
-        tokenizer.add_special_tokens(
-            [tokenizers.AddedToken(token, special=True, normalized=False) for token in _SPECIAL_TOKENS]
-        )
-        tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
-            single="<s> $A", pair="<s> $A <s> $B:1", special_tokens=[("<s>", self.bos_id)]
-        )
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        tokenizer.save(str(folder / "tokenizer.json"))
-        config = {
-            "tokenizer_class": "PreTrainedTokenizerFast",
-            "bos_token": "<s>",
-            "eos_token": "</s>",
-            "clean_up_tokenization_spaces": False,
-            # "<s>" within a text is three bytes.
-            "split_special_tokens": True,
-        }
-        (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
+        # "<s>" within a text is three bytes.
+        config = {"bos_token": "<s>", "eos_token": "</s>", "split_special_tokens": True}
+        write_tokenizer(Path(folder), tokenizer, special=("<s>", "</s>"), bos=("<s>", 256), config=config)
 
 
 def _byte_names() -> list[str]:

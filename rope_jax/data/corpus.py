@@ -10,6 +10,7 @@ import io
 import itertools
 import json
 import shutil
+from collections import Counter
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,19 +38,15 @@ Documents = Callable[[], Iterator[Document]]
 def open_corpus(name: str, path: str | Path, cache_dir: str | Path) -> Splits:
     """Opens a corpus. Prepares it first if `cache_dir` has no complete copy of the present content.
 
-    `text_folder` is the `.txt`, `.txt.gz`, `.jsonl` and `.jsonl.gz` files below `path`. Sub-folders `train`,
-    `validation` and `test` become the splits. Without them, the tenth of the documents with the lowest hash of the id
-    (at least one) becomes `validation` and the rest `train`; a single document is split after nine tenths of its
-    characters. `python_stdlib` is the sources of the running Python's standard library, split by hash.
-    `pg19` is a copy that TFDS prepared below `path`.
+    `text_folder` is the text and JSON-lines files below `path`. Sub-folders `train`, `validation` and `test` become the
+    splits. Without them, the tenth of the documents with the lowest hash of the id (at least one) becomes `validation`
+    and the rest `train`; a single document is split after nine tenths of its characters. `python_stdlib` is the sources
+    of the running Python's standard library, split by hash. `pg19` is a copy that TFDS prepared below `path`.
 
     Args:
         name: one of `NAMES`.
         path: folder of the corpus; ignored for `python_stdlib`.
         cache_dir: holds prepared copies, each in a folder named after its content; ignored for `pg19`.
-
-    Returns:
-        Split name to a random-access source of `{"id": str, "text": str}`, in document order.
 
     Raises:
         InputError: if the folder, a file in it or the prepared copy is unusable.
@@ -74,17 +71,12 @@ def open_corpus(name: str, path: str | Path, cache_dir: str | Path) -> Splits:
     if not _is_complete(builder):
         documents = {split: functools.partial(read, root, files) for split, files in groups.items()}
         builder = _prepare(_plan(documents, title), data_dir)
-    return Splits.of(builder, title)
+    return Splits(builder, title)
 
 
 @dataclasses.dataclass(frozen=True)
 class SplitPlan:
-    """The content of a split.
-
-    Attributes:
-        documents: iterates over the documents, in order.
-        shards: number of documents in each shard.
-    """
+    """The documents of a split, in order, and how many of them each shard holds."""
 
     documents: Documents
     shards: tuple[int, ...]
@@ -94,10 +86,7 @@ class TextCorpus(tfds.core.ShardBasedBuilder):
     """TFDS builder of documents `{"id", "text"}`.
 
     A `GeneratorBasedBuilder` would sort its examples, above 1 GB in files that it opens through TensorFlow. Shards
-    take the documents in their own order.
-
-    Attributes:
-        plans: split name to plan; needed to prepare, not to read.
+    take the documents in their own order. `plans` by split are needed to prepare, not to read.
     """
 
     VERSION = tfds.core.Version("1.0.0")
@@ -193,14 +182,8 @@ def _part_of_one(read: Documents, title: str, part: str) -> Iterator[Document]:
 
 
 def _shards(sizes: Sequence[int]) -> tuple[int, ...]:
-    """Numbers of consecutive documents that together reach `_SHARD_BYTES`."""
-    shards, documents, size = [], 0, 0
-    for document in sizes:
-        documents, size = documents + 1, size + document
-        if size >= _SHARD_BYTES:
-            shards.append(documents)
-            documents, size = 0, 0
-    return (*shards, documents) if documents else tuple(shards)
+    """Numbers of consecutive documents that end within the same `_SHARD_BYTES`."""
+    return tuple(Counter(end // _SHARD_BYTES for end in itertools.accumulate(sizes)).values())
 
 
 def _shard_iterators(split: str, plan: SplitPlan) -> list[Callable[[], Iterator[tuple[int, dict[str, str]]]]]:

@@ -1,14 +1,15 @@
-"""A tokenizer from a Hugging Face folder."""
+"""Tokenizers in Hugging Face folders, read and written."""
 
 from __future__ import annotations
 
-import dataclasses
+import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tokenizers
 
 from rope_jax.errors import InputError
 
@@ -25,38 +26,13 @@ _FILES = (
 )
 
 
-@dataclasses.dataclass(frozen=True)
 class HuggingFaceTokenizer:
-    """A tokenizer that transformers loaded.
+    """A tokenizer that transformers loads from a folder, without the network and without running code from it."""
 
-    Attributes:
-        folder: where it was loaded from.
-        tokenizer: the transformers tokenizer.
-        vocab_size: number of ids, added tokens included.
-        bos_id: id that begins a document, or None.
-        eos_id: id that ends a document, or None.
-    """
-
-    folder: Path
-    tokenizer: Any
-    vocab_size: int
-    bos_id: int | None
-    eos_id: int | None
-
-    @classmethod
-    def load(cls, folder: str | Path) -> HuggingFaceTokenizer:
-        """Loads from a folder, without the network and without running code from it.
-
-        Args:
-            folder: holds `tokenizer.json` and `tokenizer_config.json`, or an older layout.
-
-        Raises:
-            InputError: if transformers cannot load it.
-        """
+    def __init__(self, folder: Path):
         # Importing transformers takes seconds, and the other tokenizers do without.
         from transformers import AutoTokenizer
 
-        folder = Path(folder)
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         except Exception as error:  # The tokenizers package raises bare Exception.
@@ -65,37 +41,72 @@ class HuggingFaceTokenizer:
                 f"transformers cannot load the tokenizer in {folder} ({reason}); it must be complete and of a class "
                 "that transformers itself has (code in the folder is never run)"
             ) from error
-        backend = getattr(tokenizer, "backend_tokenizer", None)
-        if backend is not None:
+        self.folder = folder
+        self._tokenizer: Any = tokenizer
+        self._backend: Any = getattr(tokenizer, "backend_tokenizer", None)
+        if self._backend is not None:
             # A tokenizer.json may ask for truncation and padding, which would change documents silently.
-            backend.no_truncation()
-            backend.no_padding()
-            backend.encode_special_tokens = True
-        ids = tokenizer.get_vocab().values()
-        return cls(folder, tokenizer, max(ids) + 1, tokenizer.bos_token_id, tokenizer.eos_token_id)
+            self._backend.no_truncation()
+            self._backend.no_padding()
+            self._backend.encode_special_tokens = True
+        self.vocab_size: int = max(self._tokenizer.get_vocab().values()) + 1
+        self.bos_id: int | None = self._tokenizer.bos_token_id
+        self.eos_id: int | None = self._tokenizer.eos_token_id
 
     def encode(self, text: str) -> np.ndarray:
-        """Encodes a text of any length without special tokens, as int32 `[tokens]`."""
-        backend = getattr(self.tokenizer, "backend_tokenizer", None)
-        if backend is not None:
+        if self._backend is not None:
             # transformers would warn about texts longer than its config's maximum.
-            ids = backend.encode(text, add_special_tokens=False).ids
+            ids = self._backend.encode(text, add_special_tokens=False).ids
         else:
-            ids = self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True, verbose=False)
+            ids = self._tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True, verbose=False)
         return np.asarray(ids, np.int32)
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-        """Decodes ids without special tokens; invalid UTF-8 becomes U+FFFD."""
         # `clean_up_tokenization_spaces` would drop spaces before full stops.
-        return self.tokenizer.decode(
+        return self._tokenizer.decode(
             [int(i) for i in ids], skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
 
     def save(self, folder: str | Path) -> None:
-        """Copies the tokenizer's data files byte for byte into `folder`, which is created if missing."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
+        """Copies the tokenizer's data files byte for byte."""
+        Path(folder).mkdir(parents=True, exist_ok=True)
         for name in _FILES:
-            source, target = self.folder / name, folder / name
-            if source.exists() and not (target.exists() and source.samefile(target)):
-                shutil.copyfile(source, target)
+            if (self.folder / name).exists():
+                copy_file(self.folder / name, Path(folder) / name)
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """Copies a file, unless it is the target."""
+    if not (target.exists() and source.samefile(target)):
+        shutil.copyfile(source, target)
+
+
+def write_tokenizer(
+    folder: Path,
+    tokenizer: tokenizers.Tokenizer,
+    *,
+    special: Sequence[str],
+    bos: tuple[str, int] | None,
+    config: Mapping[str, Any],
+) -> None:
+    """Writes `tokenizer.json` and `tokenizer_config.json`, from which `AutoTokenizer` gives the same ids.
+
+    Like LLaMA's tokenizer, it prepends BOS unless called with `add_special_tokens=False`.
+
+    Args:
+        folder: created if missing.
+        tokenizer: model, normaliser and decoder.
+        special: special tokens.
+        bos: the one that begins a document and its id, or None.
+        config: further fields of `tokenizer_config.json`.
+    """
+    tokenizer.add_special_tokens([tokenizers.AddedToken(token, special=True, normalized=False) for token in special])
+    if bos is not None:
+        tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
+            single=f"{bos[0]} $A", pair=f"{bos[0]} $A {bos[0]} $B:1", special_tokens=[bos]
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    # LlamaTokenizer of transformers 5 ignores the normaliser in tokenizer.json.
+    fields = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False} | dict(config)
+    (folder / "tokenizer_config.json").write_text(json.dumps(fields, indent=2) + "\n")

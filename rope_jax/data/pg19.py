@@ -11,16 +11,10 @@ from rope_jax.errors import InputError
 
 
 def open_pg19(path: str | Path) -> Splits:
-    """Opens a prepared copy of PG19. Preparing it takes TensorFlow and the network; reading takes neither.
+    """Opens the prepared copy in sub-folder `pg19` of a TFDS data folder; the id of a book is its Gutenberg number.
 
-    Args:
-        path: TFDS data folder, which holds the copy in its sub-folder `pg19`.
-
-    Returns:
-        `train`, `validation` and `test`, each a source of `{"id", "text"}`; the id is the Gutenberg number.
-
-    Raises:
-        InputError: if there is no copy in the random-access format. The message holds the command that makes one.
+    Preparing takes TensorFlow and the network; reading takes neither. An InputError for a copy that is missing or not
+    in the random-access format holds the command that makes one.
     """
     root = Path(path).absolute()
     # Without a copy TFDS would return a builder that can only download.
@@ -40,7 +34,7 @@ def open_pg19(path: str | Path) -> Splits:
             "and set `path` to that folder",
             field="path",
         )
-    return Splits.of(builder, f"PG19 in {root}", id_field="book_id", text_field="book_text")
+    return Splits(builder, f"PG19 in {root}", ("book_id", "book_text"))
 
 
 def _how_to_prepare(root: Path) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import grain
 import numpy as np
@@ -23,12 +23,8 @@ _WINDOW_ROWS = 1 << 13
 _READ_AHEAD = grain.ReadOptions(num_threads=4, prefetch_buffer_size=16)
 
 
-class Source(Protocol):
-    """Random access to documents `{"id": str, "text": str}`, such as a split of a corpus."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int) -> Mapping[str, str]: ...
+# Random access to documents `{"id": str, "text": str}`, such as a split of a corpus.
+Source = grain.sources.RandomAccessDataSource[Mapping[str, str]]
 
 
 class TrainingBatches:
@@ -44,41 +40,25 @@ class TrainingBatches:
         kept: Mapping[int, Sequence[int]],
         description: Mapping[str, Any],
     ):
-        self._streams = dict(streams)
-        self._kept = {stream: np.asarray(rows) for stream, rows in kept.items()}
-        self._description = dict(description)
+        self._streams, self._kept, self._description = streams, kept, description
 
     def __iter__(self) -> TrainingBatches:
         return self
 
     def __next__(self) -> dict[str, np.ndarray]:
-        parts = {stream: next(batches) for stream, batches in self._streams.items()}
-
-        def joined(field):
-            return np.concatenate([parts[stream][field][rows] for stream, rows in self._kept.items()])
-
-        return {
-            "tokens": joined("tokens"),
-            "segment_ids": joined("tokens_segment_ids"),
-            "positions": joined("tokens_positions"),
-        }
+        parts = [(next(batches), self._kept[stream]) for stream, batches in self._streams.items()]
+        fields = {"tokens": "tokens", "segment_ids": "tokens_segment_ids", "positions": "tokens_positions"}
+        return {name: np.concatenate([part[field][rows] for part, rows in parts]) for name, field in fields.items()}
 
     def get_state(self) -> dict[str, Any]:
-        """The position after the batches taken so far, as a dictionary that survives JSON.
-
-        `join_states` makes a position of the whole run from those of all processes.
-        """
+        """This process's position after the batches taken so far, as a dictionary that survives JSON."""
         positions = {str(stream): batches.get_state() for stream, batches in self._streams.items()}
         return {"pipeline": dict(self._description), "positions": positions}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Resumes with the batch that would have followed `state`.
+        """Resumes with the batch that would have followed `state`, a whole run's position.
 
-        Args:
-            state: a whole run's position, from an iterator with the same arguments; `rows` may differ.
-
-        Raises:
-            InputError: if another argument differs.
+        An InputError tells of an argument other than `rows` that differs from those of the iterator that gave it.
         """
         saved = state["pipeline"]
         for field, value in self._description.items():
@@ -97,14 +77,7 @@ class TrainingBatches:
 
 
 def join_states(states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Joins the positions of all processes into that of the run.
-
-    Args:
-        states: results of `TrainingBatches.get_state`, after equally many batches in each process.
-
-    Returns:
-        The state for `TrainingBatches.set_state`, in any process of any number of them.
-    """
+    """Joins the positions of all processes, after equally many batches, into that of a run of any number of them."""
     positions = {stream: position for state in states for stream, position in state["positions"].items()}
     return {**states[0], "positions": dict(sorted(positions.items(), key=lambda item: int(item[0])))}
 
@@ -124,21 +97,18 @@ def training_batches(
     Documents are wrapped in BOS and EOS (if the tokenizer has them), concatenated, and cut every `length` tokens. The
     batches do not depend on the number of processes; each process asks for its rows.
 
-    Documents are divided into streams, the same in every epoch. Each stream fills its share of every batch. A process
+    Documents are divided into streams, the same in every epoch, each of which fills its share of every batch. A process
     packs only the streams of its rows: with one stream every process reads all documents; with as many streams as
     processes, each reads its own.
 
     Args:
-        source: the documents.
+        source: documents.
         tokenizer: applied on the fly, in threads.
         batch_size: rows B of a batch over all processes.
         length: tokens T of a row.
         seed: of the order, from 0 to 2^32 - 1.
         rows: rows of every batch that this iterator gives, ascending; None gives all.
         streams: a divisor of `batch_size`.
-
-    Returns:
-        The iterator, at its beginning.
 
     Raises:
         InputError: if there are fewer documents than streams, or an argument is out of its range.
@@ -194,28 +164,23 @@ def token_documents(
     """Tokenises the first documents of a split, for evaluation.
 
     Args:
-        source: the documents.
+        source: documents.
         tokenizer: applied without special tokens.
         max_tokens: budget over all documents. The one that exceeds it is cut, and no further one is read.
-        per_document: largest number of tokens of a document; None keeps all.
+        per_document: largest number of a document's tokens to keep.
 
     Returns:
-        Id and int32 `[tokens]` of each document that is not empty, in the order of `source`.
-
-    Raises:
-        InputError: if the budget is not positive.
+        Id and int32 `[tokens]` of each document that is not empty.
     """
     if max_tokens < 1:
         raise InputError(f"`max_tokens` is {max_tokens}: it must be at least 1", field="max_tokens")
     documents: list[tuple[str, np.ndarray]] = []
-    left = max_tokens
-    for index in range(len(source)):
-        document = source[index]
-        tokens = tokenizer.encode(document["text"])[:per_document][:left]
+    for document in map(source.__getitem__, range(len(source))):
+        tokens = tokenizer.encode(document["text"])[:per_document][:max_tokens]
         if len(tokens):
             documents.append((document["id"], tokens))
-            left -= len(tokens)
-        if not left:
+            max_tokens -= len(tokens)
+        if not max_tokens:
             break
     return documents
 

@@ -14,14 +14,14 @@ class TextSource:
     """The documents of a split as `{"id": str, "text": str}`: a random-access data source in Grain's sense.
 
     Attributes:
-        records: TFDS data source, a sequence of feature dictionaries.
+        records: TFDS data source.
         id_field: feature that becomes `id`.
         text_field: feature that becomes `text`.
     """
 
     records: Sequence[Mapping[str, Any]]
-    id_field: str = "id"
-    text_field: str = "text"
+    id_field: str
+    text_field: str
 
     def __len__(self) -> int:
         return len(self.records)
@@ -33,17 +33,14 @@ class TextSource:
 
 
 class Splits(dict[str, TextSource]):
-    """Split name to source. Looking up a split that does not exist raises an InputError with those that do."""
+    """Split name to source, of a prepared TFDS builder whose features `fields` are id and text.
 
-    def __init__(self, sources: Mapping[str, TextSource], corpus: str):
-        super().__init__(sources)
+    Looking up a split that does not exist raises an InputError with those that do.
+    """
+
+    def __init__(self, builder: Any, corpus: str, fields: tuple[str, str] = ("id", "text")):
+        super().__init__({split: TextSource(builder.as_data_source(split), *fields) for split in builder.info.splits})
         self.corpus = corpus
-
-    @classmethod
-    def of(cls, builder: Any, corpus: str, **fields: str) -> Splits:
-        """The splits of a prepared TFDS builder, with `fields` of `TextSource`."""
-        sources = {split: TextSource(builder.as_data_source(split), **fields) for split in builder.info.splits}
-        return cls(sources, corpus)
 
     def __missing__(self, split: str) -> TextSource:
         raise InputError(

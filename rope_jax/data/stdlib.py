@@ -16,14 +16,7 @@ _SKIPPED_FOLDERS = frozenset({"test", "tests", "idle_test", "site-packages", "di
 
 
 def list_sources() -> tuple[Path, tuple[Path, ...]]:
-    """Finds the library's Python sources, documentation included (`pydoc_data/topics.py`).
-
-    Returns:
-        The library's folder, and the files below it sorted by relative path.
-
-    Raises:
-        InputError: if this Python comes without sources.
-    """
+    """The library's folder, and its Python sources by relative path, with documentation (`pydoc_data/topics.py`)."""
     root = Path(sysconfig.get_path("stdlib")).resolve()
     found = []
     for folder, folders, files in os.walk(root):
@@ -43,15 +36,7 @@ def list_sources() -> tuple[Path, tuple[Path, ...]]:
 
 
 def read_sources(root: Path, paths: Sequence[Path]) -> Iterator[Document]:
-    """Reads sources in the encoding that each declares. The few that do not decode are left out.
-
-    Args:
-        root: folder that document ids are relative to.
-        paths: files below it.
-
-    Yields:
-        One document per file that holds more than whitespace.
-    """
+    """Reads files below `root` in the encoding that each declares. Undecodable and empty ones are left out."""
     for path in paths:
         try:
             with tokenize.open(path) as file:

@@ -30,16 +30,9 @@ class Document:
 
 
 def list_text_files(root: Path) -> tuple[Path, ...]:
-    """Lists the regular files below a folder that end in one of `ENDINGS`. Hidden ones are left out.
+    """The files below a folder that end in one of `ENDINGS`, by relative path. Hidden ones are left out.
 
-    Args:
-        root: the folder.
-
-    Returns:
-        Paths, sorted by their path relative to `root`.
-
-    Raises:
-        InputError: if the folder cannot be read or a symbolic link leads out of it.
+    An InputError tells of a folder that cannot be read and of a symbolic link that leads out of it.
     """
     root = root.resolve()
     found = []
@@ -68,7 +61,7 @@ def read_documents(root: Path, paths: Sequence[Path]) -> Iterator[Document]:
         paths: files below it.
 
     Yields:
-        The documents that hold more than whitespace, in the order of `paths`.
+        The documents that hold more than whitespace.
 
     Raises:
         InputError: if a file cannot be read, is not UTF-8, or has a line that is not an object with `text`.

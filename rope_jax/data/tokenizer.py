@@ -25,17 +25,12 @@ class Tokenizer(Protocol):
         eos_id: id that ends a document, or None.
     """
 
-    @property
-    def vocab_size(self) -> int: ...
-
-    @property
-    def bos_id(self) -> int | None: ...
-
-    @property
-    def eos_id(self) -> int | None: ...
+    vocab_size: int
+    bos_id: int | None
+    eos_id: int | None
 
     def encode(self, text: str) -> np.ndarray:
-        """Encodes text without special tokens, as int32 `[tokens]`."""
+        """Encodes a text of any length without special tokens, as int32 `[tokens]`."""
         ...
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
@@ -43,7 +38,7 @@ class Tokenizer(Protocol):
         ...
 
     def save(self, folder: str | Path) -> None:
-        """Writes into `folder` the files from which transformers' `AutoTokenizer` loads this tokenizer."""
+        """Writes into `folder`, created if missing, the files from which `AutoTokenizer` loads this tokenizer."""
         ...
 
 
@@ -54,9 +49,6 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
         path: `bytes` for the byte tokenizer; a sentencepiece model (`*.model`) or a folder whose only tokenizer
             file is `tokenizer.model`; or a Hugging Face folder.
 
-    Returns:
-        The tokenizer.
-
     Raises:
         InputError: if there is no tokenizer at `path`, or it cannot be loaded without running foreign code.
     """
@@ -64,7 +56,7 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
         return ByteTokenizer()
     path = Path(path)
     if path.is_file() and path.suffix == ".model":
-        return SentencePieceTokenizer.load(path)
+        return SentencePieceTokenizer(path)
     if not path.is_dir():
         raise InputError(
             f"`path` is {path}, neither 'bytes', nor a folder, nor a sentencepiece .model file; download the tokenizer "
@@ -72,9 +64,9 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
             field="path",
         )
     if any((path / name).exists() for name in ("tokenizer.json", "tokenizer_config.json")):
-        return HuggingFaceTokenizer.load(path)
+        return HuggingFaceTokenizer(path)
     if (path / "tokenizer.model").exists():
-        return SentencePieceTokenizer.load(path / "tokenizer.model")
+        return SentencePieceTokenizer(path / "tokenizer.model")
     raise InputError(
         f"`path`: {path} has no tokenizer.json, tokenizer_config.json or tokenizer.model; "
         "name the folder that has one of them, or 'bytes'",

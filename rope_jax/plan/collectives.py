@@ -22,13 +22,7 @@ _GROUPS = re.compile(r"replica_groups=(?:\{\{([\d,]+)\}|\[\d+,(\d+)\]|mesh\[([^\
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """All collectives of one kind in one run of a program.
-
-    Attributes:
-        kind: one of `KINDS`.
-        count: number of them per device.
-        bytes: bytes that each device sends in all of them.
-    """
+    """All collectives of one kind in one run of a program: their number per device, and the bytes that it sends."""
 
     kind: str
     count: int
@@ -39,13 +33,14 @@ def collectives(text: str) -> tuple[Collective, ...]:
     """Counts the collectives of a program, times the trip counts of the loops around them.
 
     A device sends the bytes of ring algorithms among n devices: (n - 1) / n of the result of an all-gather or
-    all-to-all, n - 1 times the result of a reduce-scatter, and 2 (n - 1) / n of the result of an all-reduce.
+    all-to-all, n - 1 times the result of a reduce-scatter, and 2 (n - 1) / n of the result of an all-reduce. A loop
+    without a known trip count counts once.
 
     Args:
         text: HLO of a compiled program, `compiled.as_text()`.
 
     Returns:
-        One entry for each kind that occurs, in the order of `KINDS`. A loop without a known trip count counts once.
+        One entry for each kind that occurs, in the order of `KINDS`.
     """
     found, calls, entry = defaultdict(list), defaultdict(list), None
     name = None

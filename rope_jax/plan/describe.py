@@ -7,15 +7,7 @@ from rope_jax.plan.plan import Plan
 
 
 def describe(plan: Plan, remat: str) -> str:
-    """The plan as a table.
-
-    Args:
-        plan: the plan.
-        remat: gradient checkpointing that it was made with.
-
-    Returns:
-        Lines of text.
-    """
+    """The plan, made with gradient checkpointing `remat`, as lines of text."""
     trained = f"; {plan.trained:,} numbers are trained" if plan.trained != plan.parameters else ""
     mesh = ", ".join(f"{axis} {size}" for axis, size in plan.mesh.items() if size > 1) or "one device"
     lines = [
@@ -26,7 +18,7 @@ def describe(plan: Plan, remat: str) -> str:
         "collectives  per device and step, as compiled for CPUs: in float32, and with all-reduce where other compilers",
         "             use reduce-scatter, so that accelerators send less",
     ]
-    lines += [f"  {c.kind:<24}{c.bytes / GIB:>9.2f} GiB in {c.count:,}" for c in plan.compiled.collectives]
+    lines += [f"  {c.kind:<24}{c.bytes / GIB:>9.2f} GiB in {c.count:,}" for c in plan.collectives]
     lines += [
         f"chips        fits: {MARGIN} times the sum, and the compiled program, are within {USABLE:.0%} of its memory",
         f"             close: only the sum is. Hours at {EFFICIENCY:.0%} of peak FLOPs, and at the links' full speed",
@@ -41,17 +33,16 @@ def describe(plan: Plan, remat: str) -> str:
 
 
 def _memory(plan: Plan, remat: str) -> list[str]:
-    memory, compiled = plan.memory, plan.compiled
+    memory = plan.memory
     lines = [f"memory       per device, GiB, in the {memory.largest} pass, which needs most (remat '{remat}')"]
-    largest = max(memory.terms, key=lambda term: memory.terms[term])
-    for term, size in sorted(memory.terms.items(), key=lambda item: -item[1]):
-        lines.append(f"  {term:<24}{size / GIB:>9.2f}{'  <- the largest' if term == largest else ''}")
+    for place, (term, size) in enumerate(sorted(memory.terms.items(), key=lambda item: -item[1])):
+        lines.append(f"  {term:<24}{size / GIB:>9.2f}{'' if place else '  <- the largest'}")
     lines.append(f"  {'sum':<24}{memory.peak / GIB:>9.2f}")
     if memory.host:
         lines.append(f"  {'in the host':<24}{memory.host / GIB:>9.2f}")
-    held = compiled.arguments + compiled.temporary
     return [
         *lines,
-        f"  {'compiled for a CPU':<24}{held / GIB:>9.2f}  arguments {compiled.arguments / GIB:.2f} (donated "
-        f"{compiled.donated / GIB:.2f}), temporary {compiled.temporary / GIB:.2f}; {compiled.seconds:.0f} s",
+        f"  {'compiled for a CPU':<24}{(plan.arguments + plan.temporary) / GIB:>9.2f}  arguments "
+        f"{plan.arguments / GIB:.2f} (donated {plan.donated / GIB:.2f}), temporary {plan.temporary / GIB:.2f}; "
+        f"{plan.seconds:.0f} s",
     ]

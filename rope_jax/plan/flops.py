@@ -20,14 +20,7 @@ def model_flops(config: LlamaConfig, length: int) -> float:
     """FLOPs of one token's forward and backward pass on average, without recomputation.
 
     6 per weight in a matrix product (arXiv 2001.08361; all but the embedding, which is looked up), and for attention
-    12 H D per layer and visible key, half of `length` on average: documents may be as long as rows.
-
-    Args:
-        config: model config.
-        length: tokens of a row.
-
-    Returns:
-        FLOPs per token.
+    12 H D per layer and visible key, half of `length`, the tokens of a row: documents may be as long.
     """
     params = abstract_params(config)
     weights = sum(leaf.size for leaf in jax.tree.leaves(params["layers"]))
@@ -46,9 +39,6 @@ def key_blocks(config: LlamaConfig, length: int, devices: int = 1) -> float:
         config: model config.
         length: tokens of a row, one document.
         devices: number of devices that a row is sharded over, each of which holds two pieces in ring order.
-
-    Returns:
-        The mean over all products of pieces, or over the whole row on one device.
     """
     size = length // (2 * devices) if devices > 1 else length
     n, rows, m, columns = block_sizes(size, size, config.attention_chunk)
@@ -60,12 +50,11 @@ def key_blocks(config: LlamaConfig, length: int, devices: int = 1) -> float:
 def product_flops(jaxpr, trips: float = 1.0) -> float:
     """FLOPs of all matrix products of a program, with the body of each scan times its length.
 
+    A multiply-add counts 2. Of the branches of a condition, the largest counts.
+
     Args:
         jaxpr: `jax.core.Jaxpr` or `ClosedJaxpr`, such as `jax.jit(f).trace(...).jaxpr`.
         trips: trip count of the body of a `while`, which a jaxpr lacks; `key_blocks` for a training step.
-
-    Returns:
-        2 per multiply-add. Of the branches of a condition, the largest counts.
     """
     jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
     total = 0.0

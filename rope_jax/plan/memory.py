@@ -27,14 +27,10 @@ from rope_jax.training.update import HOST, Training
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-    """Bytes on one device, by name.
+    """Bytes on one device, by name: of arrays that exist between steps, and of further ones in each part of a step.
 
-    Attributes:
-        arguments: arrays that exist between steps: weights, optimizer state, the batch.
-        backward: additional arrays during the backward pass of a block.
-        loss: additional arrays during the loss and its gradient.
-        update: additional arrays during the optimizer's update.
-        host: bytes in host memory for this device.
+    The parts are the backward pass of a block, the loss with its gradient, and the optimizer's update. `host` is bytes
+    in host memory for this device.
     """
 
     arguments: dict[str, int]
@@ -60,25 +56,17 @@ class Memory:
 
 
 def account(training: Training, rope: ScaleVector) -> Memory:
-    """The memory of a training step.
-
-    Args:
-        training: the run.
-        rope: scale vector, for its shape.
-
-    Returns:
-        The account.
-    """
+    """The memory of a run's training step; of the scale vector only the shape counts."""
     config, mesh, model = training.config, training.mesh, training.model
     state = training.abstract_state(rope)
     frozen = training.objective.frozen(training.abstract_base(rope))
     arguments = {
-        "weights": on_device(state.params),
-        "optimizer state": on_device(state.opt_state, kind="device"),
-        "batch": on_device((training.abstract_rows(), frozen.rope, state.step)),
+        "weights": _on_device(state.params),
+        "optimizer state": _on_device(state.opt_state, kind="device"),
+        "batch": _on_device((training.abstract_rows(), frozen.rope, state.step)),
     }
     if frozen.params is not None:
-        arguments["frozen weights"] = on_device(frozen.params)
+        arguments["frozen weights"] = _on_device(frozen.params)
 
     gradients = sum(4 * math.prod(leaf.sharding.shard_shape(leaf.shape)) for leaf in jax.tree.leaves(state.params))
     local = _Local.of(training)
@@ -110,8 +98,8 @@ def account(training: Training, rope: ScaleVector) -> Memory:
     }
     update = {"gradients": gradients}
     if config.offload_optimizer:
-        update["optimizer state in transit"] = on_device(state.opt_state, kind=HOST)
-    host = on_device(state.opt_state, kind=HOST) + (kept if offloaded else 0)
+        update["optimizer state in transit"] = _on_device(state.opt_state, kind=HOST)
+    host = _on_device(state.opt_state, kind=HOST) + (kept if offloaded else 0)
     return Memory(arguments, backward, loss, update, host)
 
 
@@ -122,16 +110,8 @@ def measured(mesh: Mesh) -> int | None:
     return max(peaks, default=None)
 
 
-def on_device(tree, kind: str | None = None) -> int:
-    """Bytes of a pytree on each device.
-
-    Args:
-        tree: arrays, or `jax.ShapeDtypeStruct` with shardings.
-        kind: counts only arrays in this memory; None for all.
-
-    Returns:
-        Bytes.
-    """
+def _on_device(tree, kind: str | None = None) -> int:
+    """Bytes on each device of a pytree of arrays, or `jax.ShapeDtypeStruct`, in memory of a kind; None for any."""
     return sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         for leaf in jax.tree.leaves(tree)

@@ -19,26 +19,6 @@ from rope_jax.training.update import Training
 
 
 @dataclasses.dataclass(frozen=True)
-class Compiled:
-    """The step as compiled on this machine, bytes on one device.
-
-    Attributes:
-        arguments: bytes of weights, optimizer state and batch.
-        donated: bytes of these that the results overwrite.
-        temporary: bytes of everything else. A CPU forms bfloat16 products from float32 copies, so that it exceeds an
-            accelerator's.
-        seconds: time of tracing and compiling.
-        collectives: collectives of one step.
-    """
-
-    arguments: int
-    donated: int
-    temporary: int
-    seconds: float
-    collectives: tuple[Collective, ...]
-
-
-@dataclasses.dataclass(frozen=True)
 class Plan:
     """The plan of one run on one mesh.
 
@@ -49,9 +29,14 @@ class Plan:
         tokens: tokens per step.
         steps: steps of the run.
         memory: memory by terms, which verdicts rest on.
-        compiled: the compiled step.
+        arguments: bytes of weights, optimizer state and batch on one device, in the step as compiled on this machine.
+        donated: bytes of these that the results overwrite.
+        temporary: bytes of everything else. A CPU forms bfloat16 products from float32 copies, so that it exceeds an
+            accelerator's.
+        seconds: time of tracing and compiling.
+        collectives: of one step.
         model_flops: FLOPs of the model per step, over all devices.
-        step_flops: FLOPs of the step's matrix products, recomputation included, over all devices.
+        step_flops: FLOPs of a step's matrix products over all devices, recomputation included.
     """
 
     parameters: int
@@ -60,50 +45,34 @@ class Plan:
     tokens: int
     steps: int
     memory: Memory
-    compiled: Compiled
+    arguments: int
+    donated: int
+    temporary: int
+    seconds: float
+    collectives: tuple[Collective, ...]
     model_flops: float
     step_flops: float
-
-    @property
-    def devices(self) -> int:
-        """Number of devices of the mesh."""
-        return math.prod(self.mesh.values())
 
     def verdict(self, chip: Chip) -> str:
         """Whether the run fits the usable memory of a chip.
 
-        Args:
-            chip: the chip.
-
-        Returns:
-            'fits' if both the account times `MARGIN` and the compiled program fit; 'close' if only the account fits,
-            without the margin; else 'no'.
+        'fits' if both the account times `MARGIN` and the compiled program fit; 'close' if only the account fits,
+        without the margin; else 'no'.
         """
         usable, peak = USABLE * chip.memory, self.memory.peak
-        if max(MARGIN * peak, self.compiled.arguments + self.compiled.temporary) <= usable:
+        if max(MARGIN * peak, self.arguments + self.temporary) <= usable:
             return "fits"
         return "close" if peak <= usable else "no"
 
     def hours(self, chip: Chip) -> tuple[float, float]:
         """Hours of compute at `EFFICIENCY` of a chip's peak, and of communication at its full bandwidth."""
-        compute = self.step_flops / self.devices / (EFFICIENCY * chip.flops)
-        sent = sum(kind.bytes for kind in self.compiled.collectives) / chip.link
+        compute = self.step_flops / math.prod(self.mesh.values()) / (EFFICIENCY * chip.flops)
+        sent = sum(kind.bytes for kind in self.collectives) / chip.link
         return self.steps * compute / 3600, self.steps * sent / 3600
 
 
 def plan(training: Training, rope: ScaleVector) -> Plan:
-    """Compiles the training step of a run from abstract arrays, and accounts for it.
-
-    Args:
-        training: the run; the devices of its mesh may be virtual.
-        rope: scale vector, for its shape.
-
-    Returns:
-        The plan.
-
-    Raises:
-        InputError: if the run does not fit the mesh.
-    """
+    """Compiles the training step of a run, whose devices may be virtual, from abstract arrays and accounts for it."""
     model, config, mesh = training.model, training.config, training.mesh
     began = time.monotonic()
     traced = training.trace(rope)
@@ -118,13 +87,11 @@ def plan(training: Training, rope: ScaleVector) -> Plan:
         tokens=tokens,
         steps=config.optimizer.steps,
         memory=account(training, rope),
-        compiled=Compiled(
-            arguments=stats.argument_size_in_bytes,
-            donated=stats.alias_size_in_bytes,
-            temporary=stats.temp_size_in_bytes,
-            seconds=seconds,
-            collectives=collectives(compiled.as_text() or ""),
-        ),
+        arguments=stats.argument_size_in_bytes,
+        donated=stats.alias_size_in_bytes,
+        temporary=stats.temp_size_in_bytes,
+        seconds=seconds,
+        collectives=collectives(compiled.as_text() or ""),
         model_flops=tokens * model_flops(model, config.length),
         step_flops=product_flops(traced.jaxpr, key_blocks(model, config.length, mesh.shape["context"])),
     )

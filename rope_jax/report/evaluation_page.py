@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from rope_jax.evaluation.scores import AVERAGE, AVERAGE_OF_RUN
 from rope_jax.report import figures
@@ -14,14 +14,7 @@ HIDDEN = {"passkey": "key", "ruler": "needle", "key_value": "pair"}
 
 
 def evaluation_page(results: Mapping) -> Page:
-    """Describes an evaluation's page.
-
-    Args:
-        results: content of `results.json`.
-
-    Returns:
-        The page.
-    """
+    """An evaluation's page, from the content of `results.json`."""
     suites, context = results["suites"], results["context"]
     introduction = (
         f"Trained at {context['original']:,} tokens, evaluated at "
@@ -42,7 +35,7 @@ def evaluation_page(results: Mapping) -> Page:
             *(
                 Section(results["titles"][suite], _answers(results, suite))
                 for suite in suites
-                if _is_answered(results, suite)
+                if suite in results["titles"]
             ),
             Section("Open LLM leaderboard", _leaderboard(suites["leaderboard"]) if "leaderboard" in suites else ()),
             Section("LongPPL", _longppl(results) if "longppl" in suites else ()),
@@ -59,15 +52,13 @@ def _short_context(results: Mapping) -> list[Block]:
     windows = dict.fromkeys((original, longest))
     columns: dict[str, dict[str, str]] = {}
     for window in windows:
-        cells = {m: _perplexity_at(record, window, "token") for m, record in suites.get("perplexity", {}).items()}
-        columns[f"perplexity, {window:,}"] = cells
+        measured = suites.get("perplexity", {}).items()
+        columns[f"perplexity, {window:,}"] = {m: _perplexity_at(record, window, "token") for m, record in measured}
     for suite in _by_length(results):
         for window in windows:
-            cells = {m: _cell(_summary(record["table"]).get(str(window))) for m, record in suites[suite].items()}
-            columns[f"{results['titles'][suite]}, {window:,}"] = cells
+            columns[f"{results['titles'][suite]}, {window:,}"] = _averages(suites[suite], str(window))
     if "longbench_e" in suites:
-        cells = {m: _cell(_summary(record["table"])["0-4k"]) for m, record in suites["longbench_e"].items()}
-        columns["LongBench-E, below 4,000 words"] = cells
+        columns["LongBench-E, below 4,000 words"] = _averages(suites["longbench_e"], "0-4k")
     if "leaderboard" in suites:
         tasks = list(next(iter(suites["leaderboard"].values()))["scores"])
         columns[f"leaderboard, mean of {', '.join(tasks)}"] = {
@@ -77,11 +68,14 @@ def _short_context(results: Mapping) -> list[Block]:
     columns = {name: cells for name, cells in columns.items() if any(cell != "-" for cell in cells.values())}
     if not columns:
         return []
-    rows = [[NAMES[m], *(cells[m] for cells in columns.values())] for m in results["methods"]]
     return [
         f"The model was trained at {original:,} tokens; {longest:,} is the longest that was evaluated.",
-        Table(["method", *columns], rows),
+        _by_method(columns, {m: [cells[m] for cells in columns.values()] for m in results["methods"]}),
     ]
+
+
+def _averages(suite: Mapping[str, Mapping], column: str) -> dict[str, str]:
+    return {method: _cell(_summary(record["table"]).get(column)) for method, record in suite.items()}
 
 
 def _perplexity(results: Mapping) -> list[Block]:
@@ -105,17 +99,15 @@ def _perplexity(results: Mapping) -> list[Block]:
             ],
         ),
     ]
-    for label, field in (
-        ("Bits per byte", "bits_per_byte"),
-        ("Perplexity per word of PG19's test split", "word_perplexity"),
-    ):
-        rows = [
-            [NAMES[method], *(f"{record[f'{length} token'][field]:.3f}" for length in lengths)]
+    labels = {"bits_per_byte": "Bits per byte", "word_perplexity": "Perplexity per word of PG19's test split"}
+    for field, label in labels.items():
+        cells = {
+            method: [f"{record[f'{length} token'][field]:.3f}" for length in lengths]
             for method, record in suite.items()
             if record.get(f"{lengths[0]} token", {}).get(field) is not None
-        ]
-        if rows:
-            blocks += [f"{label}:", Table(["method", *head], rows)]
+        }
+        if cells:
+            blocks += [f"{label}:", _by_method(head, cells)]
     return blocks
 
 
@@ -131,12 +123,16 @@ def _answers(results: Mapping, suite: str) -> list[Block]:
     if suite in HIDDEN and any(record["grids"] for record in records.values()):
         grids = {method: record["grids"] for method, record in records.items()}
         blocks.append(figures.depth_maps(suite, title, grids, HIDDEN[suite]))
-    run = {task: _was_run(tables, task) for task in tasks if task not in (AVERAGE, AVERAGE_OF_RUN)}
+    run = {
+        task: any(cell["mean"] is not None for table in tables.values() for cell in table[task].values())
+        for task in tasks
+        if task not in (AVERAGE, AVERAGE_OF_RUN)
+    }
     if len(tasks) > 1:
         partial = f"the {counted(sum(run.values()), 'task')} that were run, which is not the benchmark's average"
         blocks.append(f"Average over {partial if AVERAGE_OF_RUN in tasks else 'all tasks'}:")
-    rows = [[NAMES[m], *(_cell(_summary(table).get(column)) for column in columns)] for m, table in tables.items()]
-    blocks.append(Table(["method", *head], rows))
+    averages = {m: _summary(table) for m, table in tables.items()}
+    blocks.append(_by_method(head, {m: [_cell(row.get(c)) for c in columns] for m, row in averages.items()}))
     if len(tasks) > 1:
         rows = []
         for task, was_run in run.items():
@@ -154,29 +150,25 @@ def _leaderboard(suite: Mapping[str, Mapping]) -> list[Block]:
         for record in suite.values()
         for task, score in record["scores"].items()
     }
-    rows = []
-    for method, record in suite.items():
-        scores = [record["scores"][task] for task in columns]
-        rows.append([NAMES[method], *(with_interval(score["score"], score["interval"], (2, 1)) for score in scores)])
-    return ["lm_eval's tasks and scores; their questions are short.", Table(["method", *columns.values()], rows)]
+    scores = {method: [record["scores"][task] for task in columns] for method, record in suite.items()}
+    cells = {m: [with_interval(s["score"], s["interval"], (2, 1)) for s in row] for m, row in scores.items()}
+    return ["lm_eval's tasks and scores; their questions are short.", _by_method(columns.values(), cells)]
 
 
 def _longppl(results: Mapping) -> list[Block]:
-    rows = []
-    for method, stages in results["suites"]["longppl"].items():
-        record = stages["longppl"]
-        rows.append(
-            [
-                NAMES[method],
-                with_interval(record["long_perplexity"], record["interval"], (3, 2)),
-                f"{record['perplexity']:.3f}",
-                f"{record['key_tokens']:,} of {record['tokens']:,}",
-            ]
-        )
-    evaluator = results["config"]["eval"]["longppl_evaluator"]
+    records = {method: stages["longppl"] for method, stages in results["suites"]["longppl"].items()}
+    cells = {
+        method: [
+            with_interval(record["long_perplexity"], record["interval"], (3, 2)),
+            f"{record['perplexity']:.3f}",
+            f"{record['key_tokens']:,} of {record['tokens']:,}",
+        ]
+        for method, record in records.items()
+    }
     return [
-        f"Perplexity of the tokens that need a long context, by the losses of {evaluator}.",
-        Table(["method", "LongPPL", "perplexity of all tokens", "key tokens"], rows),
+        "Perplexity of the tokens that need a long context, by the losses of "
+        f"{results['config']['eval']['longppl_evaluator']}.",
+        _by_method(("LongPPL", "perplexity of all tokens", "key tokens"), cells),
     ]
 
 
@@ -194,33 +186,27 @@ def _panels(results: Mapping) -> dict[str, dict[str, dict[int, Mapping]]]:
     """Title of a benchmark to method to length to the average's cell."""
     panels = {}
     for suite in _by_length(results):
-        summaries = {method: _summary(record["table"]) for method, record in results["suites"][suite].items()}
-        curves = {
-            method: {int(length): cell for length, cell in summary.items() if cell["mean"] is not None}
-            for method, summary in summaries.items()
-        }
-        curves = {method: cells for method, cells in curves.items() if cells}
-        if curves:
-            panels[results["titles"][suite]] = curves
+        for method, record in results["suites"][suite].items():
+            summary = _summary(record["table"])
+            cells = {int(length): cell for length, cell in summary.items() if cell["mean"] is not None}
+            if cells:
+                panels.setdefault(results["titles"][suite], {})[method] = cells
     return panels
-
-
-def _is_answered(results: Mapping, suite: str) -> bool:
-    return suite in results["titles"]
 
 
 def _by_length(results: Mapping) -> list[str]:
     """Benchmarks whose columns are lengths in tokens."""
-    return [suite for suite in results["suites"] if _is_answered(results, suite) and suite != "longbench_e"]
+    return [suite for suite in results["suites"] if suite in results["titles"] and suite != "longbench_e"]
+
+
+def _by_method(head: Iterable[str], cells: Mapping[str, Sequence[str]]) -> Table:
+    """A row of cells per method."""
+    return Table(["method", *head], [[NAMES[method], *row] for method, row in cells.items()])
 
 
 def _summary(table: Mapping[str, Mapping]) -> Mapping:
     """A benchmark's row: its average, else the average of what was run, else its only task."""
     return next((table[name] for name in (AVERAGE_OF_RUN, AVERAGE) if name in table), next(iter(table.values())))
-
-
-def _was_run(tables: Mapping[str, Mapping], task: str) -> bool:
-    return any(cell["mean"] is not None for table in tables.values() for cell in table[task].values())
 
 
 def _length_name(results: Mapping, length: int) -> str:

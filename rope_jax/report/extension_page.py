@@ -12,15 +12,7 @@ STAGES = ("before", "after")
 
 
 def extension_page(results: Mapping, curves: Mapping[str, Sequence[Mapping]]) -> Page:
-    """Describes a run's page.
-
-    Args:
-        results: content of `results.json`.
-        curves: method to the rows of its `metrics.jsonl`.
-
-    Returns:
-        The page.
-    """
+    """A run's page, from the content of `results.json`, and for each method the rows of its `metrics.jsonl`."""
     context, methods, model, train = (results[name] for name in ("context", "methods", "model", "train"))
     scales = {name: method["scale"] for name, method in methods.items()}
     positions = {

@@ -1,4 +1,7 @@
-"""Figures as plain data. `rope_jax.report.plots` draws them."""
+"""Figures as plain data. `rope_jax.report.plots` draws them.
+
+Each has the `name` of its file, without the ending, and a `title` above all its panels.
+"""
 
 from __future__ import annotations
 
@@ -34,13 +37,9 @@ class Panel:
 
 @dataclasses.dataclass(frozen=True)
 class LinePlot:
-    """Panels of lines over one vertical axis.
+    """Panels of lines over one vertical axis, at most three in a row.
 
     Attributes:
-        name: file name without its ending.
-        panels: from left to right, at most three in a row.
-        y_label: quantity and unit.
-        title: above all panels.
         y_scale: "symlog" starts at 0 and is linear below 1e-3.
         y_limits: ends of the vertical axis; None for automatic ones.
         original: pre-training context in tokens, drawn as a vertical line; None for none.
@@ -62,8 +61,6 @@ class HeatMaps:
     """Scores by prompt length and depth.
 
     Attributes:
-        name: file name without its ending.
-        title: above all maps.
         maps: title to `{"lengths": [L] tokens, "depths": [D] in 0 .. 1, "mean": [L][D] percent, None if not measured}`.
         columns: maps in a row.
         hidden: what lies at the depth, such as "key".
@@ -80,10 +77,7 @@ class HeatMaps:
 class Histograms:
     """Angle distributions (arXiv 2410.01490, figures 1, 3 and 6): a row per setting, a column per frequency pair.
 
-    Attributes:
-        name: file name without its ending.
-        title: above all panels.
-        settings: setting to pair's name to `[b]` shares of the intervals of `[0, 2 pi)`.
+    `settings` is setting to pair's name to `[b]` shares of the intervals of `[0, 2 pi)`.
     """
 
     name: str
@@ -97,13 +91,7 @@ Figure = LinePlot | HeatMaps | Histograms
 def disturbance_per_pair(
     disturbance: Mapping[str, ArrayLike], title: str = "Disturbance per pair", name: str = "disturbance"
 ) -> LinePlot:
-    """Disturbance of each frequency pair (arXiv 2410.01490, figures 7 and 8).
-
-    Args:
-        disturbance: method to `[D/2]` nats.
-        title: above the panel.
-        name: file name without its ending.
-    """
+    """Disturbance of each frequency pair (arXiv 2410.01490, figures 7 and 8), from method to `[D/2]` nats."""
     lines = [_by_pair(*item) for item in disturbance.items()]
     panel = Panel(lines, "frequency pair i (fast to slow)", title)
     # Values span four decades and may be zero.
@@ -111,22 +99,14 @@ def disturbance_per_pair(
 
 
 def factors_per_pair(factors: Mapping[str, ArrayLike]) -> LinePlot:
-    """Scale factor of each frequency pair.
-
-    Args:
-        factors: method to `[D/2]`, or to `[layers, D/2]`, whose mean over layers is drawn.
-    """
+    """Scale factor of each pair, from method to `[D/2]`, or to `[layers, D/2]`, whose mean over layers is drawn."""
     lines = [_by_pair(method, np.atleast_2d(values).mean(axis=0)) for method, values in factors.items()]
     panel = Panel(lines, "frequency pair i (fast to slow)", "Scale vector: 1 extrapolates, s interpolates")
     return LinePlot("factors", [panel], "factor f_i", kind="steps")
 
 
 def training_curves(curves: Mapping[str, Sequence[Mapping[str, float]]]) -> LinePlot:
-    """Training loss of each fine-tuning run.
-
-    Args:
-        curves: method to rows with `step` and `loss` (nats per token).
-    """
+    """Training loss of each fine-tuning run, from method to rows with `step` and `loss` (nats per token)."""
     lines = [Line(m, [row["step"] for row in rows], [row["loss"] for row in rows]) for m, rows in curves.items()]
     return LinePlot("loss", [Panel(lines, "step", "Fine-tuning at the extended context")], "loss (nats per token)")
 
@@ -134,15 +114,11 @@ def training_curves(curves: Mapping[str, Sequence[Mapping[str, float]]]) -> Line
 def perplexity_by_position(panels: Mapping[str, Mapping[str, Sequence[Mapping]]], original: int) -> LinePlot:
     """Perplexity against position in the window, with 95% bands.
 
-    Args:
-        panels: title to method to buckets with `start`, `end`, `perplexity` and `interval`.
-        original: pre-training context, tokens.
+    `panels` is title to method to buckets with `start`, `end`, `perplexity` and `interval`.
     """
 
     def line(method: str, buckets: Sequence[Mapping]) -> Line:
-        values = [bucket["perplexity"] for bucket in buckets]
-        low, high = zip(*(bucket["interval"] or (value, value) for bucket, value in zip(buckets, values)))
-        return Line(method, [(b["start"] * b["end"]) ** 0.5 for b in buckets], values, (low, high))
+        return _with_intervals(method, [(b["start"] * b["end"]) ** 0.5 for b in buckets], buckets, "perplexity")
 
     # Every model predicts the first few tokens of a window poorly; they would flatten the rest.
     shown = [
@@ -168,32 +144,27 @@ def perplexity_by_position(panels: Mapping[str, Mapping[str, Sequence[Mapping]]]
 def score_by_length(panels: Mapping[str, Mapping[str, Mapping[int, Mapping]]], original: int) -> LinePlot:
     """Scores against length with 95% intervals, a panel per benchmark.
 
-    Args:
-        panels: title to method to length in tokens to a cell with `mean` and `interval`, percent.
-        original: pre-training context, tokens.
+    `panels` is title to method to length in tokens to a cell with `mean` and `interval`, percent.
     """
 
-    def line(method: str, cells: Mapping[int, Mapping]) -> Line:
-        means = [cell["mean"] for cell in cells.values()]
-        low, high = zip(*(cell["interval"] or (cell["mean"], cell["mean"]) for cell in cells.values()))
-        return Line(method, list(cells), means, (low, high))
-
     drawn = [
-        Panel([line(*item) for item in curves.items()], "prompt and answer (tokens)", title, log_x=True)
+        Panel(
+            [_with_intervals(method, list(cells), list(cells.values()), "mean") for method, cells in curves.items()],
+            "prompt and answer (tokens)",
+            title,
+            log_x=True,
+        )
         for title, curves in panels.items()
     ]
     return LinePlot("score_by_length", drawn, "score (%)", y_limits=(-3, 103), original=original, kind="bars")
 
 
 def sweep(panels: Mapping[str, Mapping], settings: Mapping[str, int], logarithmic: Sequence[str] = ()) -> LinePlot:
-    """Mean disturbance against one setting at a time.
+    """Mean disturbance against one setting at a time, while the others have the values in `settings`.
 
-    Args:
-        panels: setting to `{"x": [...], "curves": {method: [...]}}`, disturbance times 1000.
-        settings: values of the settings while another one varies.
-        logarithmic: settings with a logarithmic axis.
+    `panels` is setting to `{"x": [...], "curves": {method: [...]}}`, disturbance times 1000; `logarithmic` are the
+    settings with a logarithmic axis.
     """
-
     title = ", ".join(f"{name} {value:,}" for name, value in settings.items())
     drawn = [
         Panel([Line(m, panel["x"], y) for m, y in panel["curves"].items()], name, log_x=name in logarithmic)
@@ -205,19 +176,21 @@ def sweep(panels: Mapping[str, Mapping], settings: Mapping[str, int], logarithmi
 def depth_maps(name: str, title: str, grids: Mapping[str, Mapping[str, Mapping]], hidden: str) -> HeatMaps:
     """Scores by length and depth: a row per method and a column per task; for one task, methods side by side.
 
-    Args:
-        name: file name without its ending.
-        title: above all maps.
-        grids: method to task to a grid with `lengths`, `depths` and `mean` (`[lengths][depths]`, percent).
-        hidden: what lies at the depth, such as "key".
+    `grids` is method to task to a grid of `HeatMaps.maps`.
     """
     tasks = list(dict.fromkeys(task for by_task in grids.values() for task in by_task))
-    maps = {
-        NAMES[method] if len(tasks) == 1 else f"{NAMES[method]}\n{task}": by_task[task]
-        for method, by_task in grids.items()
-        for task in tasks
-    }
-    return HeatMaps(name, title, maps, len(tasks) if len(tasks) > 1 else min(len(maps), 4), hidden)
+    if len(tasks) == 1:
+        maps = {NAMES[method]: by_task[tasks[0]] for method, by_task in grids.items()}
+        return HeatMaps(name, title, maps, min(len(maps), 4), hidden)
+    maps = {f"{NAMES[method]}\n{task}": by_task[task] for method, by_task in grids.items() for task in tasks}
+    return HeatMaps(name, title, maps, len(tasks), hidden)
+
+
+def _with_intervals(method: str, x: Sequence[float], cells: Sequence[Mapping], field: str) -> Line:
+    """A line through the `field` of cells that may have an `interval`; else the value stands for both ends."""
+    values = [cell[field] for cell in cells]
+    low, high = zip(*(cell["interval"] or (value, value) for cell, value in zip(cells, values)))
+    return Line(method, x, values, (low, high))
 
 
 def _by_pair(method: str, values: ArrayLike) -> Line:

@@ -13,10 +13,8 @@ from rope_jax.files import write_text
 class MetricsWriter:
     """Appends metrics to `metrics.jsonl` and a TensorBoard event file in one folder.
 
-    Args:
-        folder: created if it does not exist.
-        start: step of the checkpoint that the run resumes from, 0 for a new run. Later rows, which an interrupted
-            attempt wrote, are dropped.
+    Rows after step `start`, that of the checkpoint that the run resumes from, are dropped: an interrupted attempt wrote
+    them.
     """
 
     def __init__(self, folder: Path, start: int):
@@ -42,10 +40,7 @@ class MetricsWriter:
 
 
 def read_metrics(path: Path) -> list[dict]:
-    """Reads a `metrics.jsonl`: one dict per step.
-
-    A missing file gives an empty list. A last line that a crash cut short is left out.
-    """
+    """The rows of a `metrics.jsonl`, if it exists. A last line that a crash cut short is left out."""
     if not path.exists():
         return []
     rows = []

@@ -48,12 +48,7 @@ class Page:
 
 
 def write_page(folder: Path, page: Page) -> None:
-    """Writes `report.md` and `plots/*.png`.
-
-    Args:
-        folder: the run's or evaluation's folder.
-        page: what is written.
-    """
+    """Writes `report.md` and `plots/*.png` into a run's or evaluation's folder."""
     for block in (*page.introduction, *(block for section in page.sections for block in section.blocks)):
         if isinstance(block, Figure):
             plots.save(block, folder / "plots")
@@ -82,13 +77,7 @@ def _markdown(block: Block) -> str:
 
 
 def with_interval(value: float | None, interval: Sequence[float] | None, digits: tuple[int, int]) -> str:
-    """A number with its confidence interval, such as `5.123 (4.90 to 5.35)`.
-
-    Args:
-        value: None gives `-`.
-        interval: its ends, or None.
-        digits: decimals of the value and of the ends.
-    """
+    """A number with its confidence interval, such as `5.123 (4.90 to 5.35)` with (3, 2) decimals; `-` for None."""
     if value is None:
         return "-"
     text = f"{value:.{digits[0]}f}"
@@ -101,12 +90,7 @@ def counted(number: int, noun: str) -> str:
 
 
 def reproduction(results: Mapping, files: str) -> Section:
-    """How a run is repeated.
-
-    Args:
-        results: content of `results.json`, of which `command`, `versions` and `seconds` are shown.
-        files: a sentence on further files.
-    """
+    """How a run is repeated, from the content of its `results.json` and a sentence on further files."""
     versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
     seconds = ", ".join(f"{stage} {seconds:.0f}" for stage, seconds in results["seconds"].items())
     text = f"All numbers, with the full configuration: `results.json`. {files}"

@@ -19,14 +19,7 @@ from rope_jax.report.styles import COLOURS, NAMES
 
 
 def png(figure: Figure) -> bytes:
-    """Draws a figure.
-
-    Args:
-        figure: its description.
-
-    Returns:
-        A PNG file's content. Equal figures give equal bytes.
-    """
+    """A figure as the content of a PNG file. Equal figures give equal bytes."""
     draw = {LinePlot: _draw_lines, HeatMaps: _draw_maps, Histograms: _draw_histograms}[type(figure)]
     file = io.BytesIO()
     with matplotlib.rc_context({"savefig.bbox": "tight"}):
@@ -46,11 +39,8 @@ def _draw_lines(figure: LinePlot) -> Canvas:
     columns = min(len(figure.panels), 3)
     rows = -(-len(figure.panels) // columns)
     size = max(6.5, (5.5 if columns < 3 else 4.8) * columns), 4.0 if rows == 1 else 3.6 * rows
-    canvas = Canvas(figsize=size, dpi=120, layout="constrained")
-    grid = canvas.subplots(rows, columns, squeeze=False, sharey=True)
-    for axes in grid.ravel()[len(figure.panels) :]:
-        axes.remove()
-    for axes, panel in zip(grid.ravel(), figure.panels):
+    canvas, grid, used = _grid(size, (rows, columns), len(figure.panels), figure.title, sharey=True)
+    for axes, panel in zip(used, figure.panels):
         axes.grid(alpha=0.25)
         for i, line in enumerate(panel.lines):
             # Error bars move a few percent aside, so that equal scores do not hide one another.
@@ -74,14 +64,22 @@ def _draw_lines(figure: LinePlot) -> Canvas:
     if len(figure.panels) == 1:
         grid[0, 0].legend()
     else:
-        labels = {}
-        for axes in grid.ravel()[: len(figure.panels)]:
-            handles, names = axes.get_legend_handles_labels()
-            labels |= dict(zip(names, handles))
+        labels = {name: h for axes in used for h, name in zip(*axes.get_legend_handles_labels())}
         canvas.legend(labels.values(), labels, loc="outside lower center", ncols=4)
-    if figure.title:
-        canvas.suptitle(figure.title)
     return canvas
+
+
+def _grid(
+    size: tuple[float, float], shape: tuple[int, int], count: int, title: str, **shared: Any
+) -> tuple[Canvas, np.ndarray, list[Axes]]:
+    """A titled canvas, its grid of axes, and the first `count` of them; the others are removed."""
+    canvas = Canvas(figsize=size, dpi=120, layout="constrained")
+    grid = canvas.subplots(*shape, squeeze=False, **shared)
+    for axes in grid.ravel()[count:]:
+        axes.remove()
+    if title:
+        canvas.suptitle(title)
+    return canvas, grid, list(grid.ravel()[:count])
 
 
 def _draw_line(axes: Axes, line: Line, kind: str, shift: float) -> None:
@@ -124,11 +122,8 @@ def _mark_original(axes: Axes, original: int) -> None:
 
 def _draw_maps(figure: HeatMaps) -> Canvas:
     columns, rows = figure.columns, -(-len(figure.maps) // figure.columns)
-    canvas = Canvas(figsize=(max(6.0, 2.6 * columns + 1), 2.9 * rows + 0.6), dpi=120, layout="constrained")
-    grid = canvas.subplots(rows, columns, squeeze=False)
-    for axes in grid.ravel()[len(figure.maps) :]:
-        axes.remove()
-    shown = list(grid.ravel()[: len(figure.maps)])
+    size = max(6.0, 2.6 * columns + 1), 2.9 * rows + 0.6
+    canvas, grid, shown = _grid(size, (rows, columns), len(figure.maps), figure.title)
     for axes, (title, scored) in zip(shown, figure.maps.items()):
         scores = np.array(scored["mean"], float).T
         axes.set_facecolor("#e4e4e4")  # nothing measured
@@ -143,7 +138,6 @@ def _draw_maps(figure: HeatMaps) -> Canvas:
         axes.set_xlabel("prompt (tokens)", size=9)
     for axes in grid[:, 0]:
         axes.set_ylabel(f"depth of the {figure.hidden}", size=9)
-    canvas.suptitle(figure.title)
     colours = ScalarMappable(Normalize(0, 100), "RdYlGn")
     canvas.colorbar(colours, ax=shown, label="score (%)", fraction=0.15 / columns, aspect=25, shrink=min(1, 2 / rows))
     return canvas
@@ -151,8 +145,8 @@ def _draw_maps(figure: HeatMaps) -> Canvas:
 
 def _draw_histograms(figure: Histograms) -> Canvas:
     rows, columns = len(figure.settings), len(next(iter(figure.settings.values())))
-    canvas = Canvas(figsize=(5.5 * columns, 0.8 + 1.5 * rows), dpi=120, layout="constrained")
-    grid = canvas.subplots(rows, columns, sharex=True, sharey="col", squeeze=False)
+    size = 5.5 * columns, 0.8 + 1.5 * rows
+    canvas, grid, _ = _grid(size, (rows, columns), rows * columns, figure.title, sharex=True, sharey="col")
     for row, (setting, curves) in zip(grid, figure.settings.items()):
         for axes, (pair, shares) in zip(row, curves.items()):
             axes.stairs(np.asarray(shares) * 100, np.linspace(0, 360, len(shares) + 1), fill=True)
@@ -162,7 +156,6 @@ def _draw_histograms(figure: Histograms) -> Canvas:
     for axes in grid[-1]:
         axes.set_xlabel("rotary angle (degrees)")
     canvas.supylabel("share of positions per interval (%)", fontsize=10)
-    canvas.suptitle(figure.title)
     return canvas
 
 

@@ -19,7 +19,7 @@ def test_plan_of_a_small_run(capsys):
     result = plan(small_config("/nowhere"), "small", mesh_sizes("fsdp=4,context=2", {}), Terminal())
     said = capsys.readouterr().out
     assert result.devices == 8 and result.tokens == 8 * 128 and result.steps == 4
-    assert {"all-gather", "all-reduce"} <= {kind.kind for kind in result.compiled.collectives}
+    assert {"all-gather", "all-reduce"} <= {kind.kind for kind in result.collectives}
     assert f"parameters   {result.parameters:,}" in said
     assert "mesh         fsdp 4, context 2; 1,024 tokens per step, 4 steps" in said
     for chip in ("A100-80", "H100", "H200", "v4", "v5p", "v6e"):

@@ -27,10 +27,10 @@ LORA = dataclasses.replace(JOINT, lora=LoraConfig(2, 4.0, ("q", "v")))
 
 
 def check_arguments(result):
-    assert sum(result.memory.arguments.values()) == result.compiled.arguments
+    assert sum(result.memory.arguments.values()) == result.arguments
     # The state is donated: the results take no memory of their own, but for the metrics.
     state = result.memory.arguments["weights"] + result.memory.arguments["optimizer state"]
-    assert state <= result.compiled.donated <= state + 64
+    assert state <= result.donated <= state + 64
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_no_more_than_twice_what_is_measured_here():
     result = plan(Training(config, run, make_mesh(1, 8, 1)), ROPE_64)
     check_arguments(result)
     # In float32 a CPU computes as an accelerator does; an estimate of working memory is no better than a factor.
-    assert 0.5 < result.memory.peak / (result.compiled.arguments + result.compiled.temporary) < 2
+    assert 0.5 < result.memory.peak / (result.arguments + result.temporary) < 2
 
 
 def test_devices_that_count_are_asked():
