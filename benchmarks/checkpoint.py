@@ -10,7 +10,6 @@ of disk and 15 GB of memory.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import filecmp
 import json
@@ -24,12 +23,13 @@ import tempfile
 import time
 from pathlib import Path
 
+os.environ["JAX_PLATFORMS"] = "cpu"
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import ml_dtypes
 import numpy as np
 
-from benchmarks.common import environment, head, machine, options, peak_bytes, row
+from benchmarks.common import head, in_own_process, machine, options, peak_bytes, row
 from rope_jax.interop.export_config import describe_export
 from rope_jax.interop.huggingface import read_model, write_model
 from rope_jax.interop.new_tensor_files import SHARD_BYTES, NewTensor, plan_shards, write_sharded
@@ -49,11 +49,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=LLAMA2_7B.hidden_size, help="hidden size, a multiple of 128")
     parser.add_argument("--repeats", type=int, default=1, help="of all cases in turn; medians are shown")
     parser.add_argument("--folder", type=Path, default=Path.cwd(), help="on the disk to measure")
-    parser.add_argument("--case", nargs=3, metavar=("CASE", "SOURCE", "TARGET"), help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.case:
-        run_case(args.case[0], Path(args.case[1]), Path(args.case[2]))
-        return
     shape = dataclasses.replace(
         LLAMA2_7B,
         num_layers=args.layers,
@@ -105,15 +101,8 @@ def generate(config: LlamaConfig, folder: Path) -> None:
 
     folder.mkdir()
     write_sharded(folder, plan_shards(tensors, SHARD_BYTES), values(), lambda _: None)
-    described, _ = describe_export(
-        config,
-        identity(config.head_dim),
-        context=config.context,
-        dtype="bfloat16",
-        provenance={},
-        carried={},
-        extra_config={},
-    )
+    fields = {"context": config.context, "dtype": "bfloat16", "provenance": {}, "carried": {}, "extra_config": {}}
+    described, _ = describe_export(config, identity(config.head_dim), **fields)
     (folder / "config.json").write_text(json.dumps(described))
 
 
@@ -127,36 +116,27 @@ def settle(source: Path) -> None:
 
 def timed(case: str, source: Path, target: Path) -> tuple[float, float, int]:
     """Seconds, seconds of all processors together, and peak resident bytes of one case."""
-    if case == "cp":
-        command = ["cp", "-r", str(source), str(target)]
-    else:
-        command = [sys.executable, __file__, "--case", case, str(source), str(target)]
     started, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, env=environment(JAX_PLATFORMS="cpu"))
+    if case == "cp":
+        subprocess.run(["cp", "-r", source, target], check=True)
+    peak = 0 if case == "cp" else in_own_process(run_case, case, source, target)
     seconds = time.perf_counter() - started
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     busy = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return seconds, busy, int(done.stdout or 0)
+    return seconds, busy, peak
 
 
-def run_case(case: str, source: Path, target: Path) -> None:
-    """Runs one case in this process and prints its peak memory."""
+def run_case(case: str, source: Path, target: Path) -> int:
+    """Runs one case in this process and returns its peak memory."""
     if case == "import and export":
         model = read_model(source)
-        write_model(
-            target,
-            model.config,
-            model.params,
-            model.rope,
-            context=model.config.context,
-            provenance={},
-            source=source,
-        )
+        config, context = model.config, model.config.context
+        write_model(target, config, model.params, model.rope, context=context, provenance={}, source=source)
     else:
         factor = 1.0 if case == "zero-shot" else 1.1386
         rope = ScaleVector.create(np.linspace(1, 4, LLAMA2_7B.head_dim // 2), factor)
         rescale_folder(source, target, rope, context=16384, provenance={"method": "benchmark"})
-    print(peak_bytes())
+    return peak_bytes()
 
 
 def check(case: str, source: Path, target: Path) -> None:

@@ -3,16 +3,33 @@
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import os
 import platform
 import resource
 import statistics
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
-REPOSITORY = Path(__file__).resolve().parents[1]
+# The config of a model of 15M parameters, as Hugging Face writes it.
+SHAPE = {
+    "model_type": "llama",
+    "architectures": ["LlamaForCausalLM"],
+    "vocab_size": 32000,
+    "hidden_size": 288,
+    "intermediate_size": 768,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 6,
+    "max_position_embeddings": 4096,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 10000.0,
+    "tie_word_embeddings": True,
+    "hidden_act": "silu",
+}
 
 
 def options(description: str | None) -> argparse.ArgumentParser:
@@ -35,10 +52,9 @@ def seconds(call: Callable, *arguments: Any) -> float:
 
 
 def interleaved(first: Callable, second: Callable, repeats: int) -> tuple[float, float, float]:
-    """Calls two sides alternately, since the speed of a machine varies.
+    """Median seconds of two sides, and median ratio of the second to the first.
 
-    Returns:
-        The median seconds of each, and the median ratio of the second to the first.
+    They are called alternately, since the speed of a machine varies.
     """
     pairs = [(seconds(first), seconds(second)) for _ in range(repeats)]
     one, other = (statistics.median(times) for times in zip(*pairs))
@@ -56,10 +72,10 @@ def row(*cells: Any) -> None:
     print("| " + " | ".join(map(str, cells)) + " |", flush=True)
 
 
-def environment(**variables: str) -> dict[str, str]:
-    """The environment of a case's process, which finds this repository."""
-    path = os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")])
-    return os.environ | {"PYTHONPATH": path} | variables
+def in_own_process(call: Callable, *arguments: Any) -> Any:
+    """Calls a function of a module in a fresh process, so that compilation and peak memory are its own."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(call, *arguments).result()
 
 
 def peak_bytes() -> int:

@@ -28,12 +28,12 @@ import numpy as np
 import torch
 import transformers
 
-from benchmarks.common import head, interleaved, machine, options, row
+from benchmarks.common import SHAPE, head, interleaved, machine, options, row
 from rope_jax.interop.huggingface import read_model
 from rope_jax.model.generate import greedy
 from rope_jax.sharding import cache_sharding, make_mesh, param_shardings
 
-HEADS = 6
+HEADS = SHAPE["num_attention_heads"]
 
 
 def main() -> None:
@@ -89,19 +89,9 @@ def main() -> None:
 def random_model(folder: Path, arguments):
     """A random LLaMA of the size of stories15M, saved to a folder. It never ends a text."""
     torch.manual_seed(0)
-    config = transformers.LlamaConfig(
-        vocab_size=arguments.vocabulary,
-        hidden_size=288,
-        intermediate_size=768,
-        num_hidden_layers=arguments.layers,
-        num_attention_heads=HEADS,
-        num_key_value_heads=HEADS,
-        max_position_embeddings=4096,
-        tie_word_embeddings=True,
-        # Ten times the usual: rounding must not decide between tokens.
-        initializer_range=0.2,
-        eos_token_id=None,
-    )
+    shape = SHAPE | {"vocab_size": arguments.vocabulary, "num_hidden_layers": arguments.layers}
+    # Ten times the usual range: rounding must not decide between tokens.
+    config = transformers.LlamaConfig.from_dict(shape | {"initializer_range": 0.2, "eos_token_id": None})
     model = transformers.LlamaForCausalLM(config).eval()
     model.generation_config.eos_token_id = None
     model.save_pretrained(folder)

@@ -8,11 +8,8 @@ Every case runs in its own process, so that its first call compiles and peak mem
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import statistics
-import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import jax
 import numpy as np
 
-from benchmarks.common import head, machine, options, peak_bytes, row, seconds
+from benchmarks.common import head, in_own_process, machine, options, peak_bytes, row, seconds
 from rope_jax.rope.angles import angle_counts
 from rope_jax.rope.disturbance import disturbances
 from rope_jax.rope.embedding import frequencies
@@ -42,28 +39,21 @@ WHOLE = 16384
 def main() -> None:
     parser = options(__doc__)
     parser.add_argument("--search", type=int, default=1, help="0 skips the continuous search")
-    parser.add_argument("--case", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.case:
-        print(json.dumps(run_case(*arguments.case.split(":"))))
-        return
-
     print(machine(JAX=f"{jax.__version__} ({jax.default_backend()})", NumPy=np.__version__))
-    print(
-        f"base {BASE:g}, head dimension {HEAD_DIM}, from {ORIGINAL} tokens, {INTERVALS} intervals, candidates 1 and s"
-    )
-    print(f"medians of {REPEATS} later calls\n")
+    setting = f"base {BASE:g}, head dimension {HEAD_DIM}, from {ORIGINAL} tokens, {INTERVALS} intervals"
+    print(f"{setting}, candidates 1 and s\nmedians of {REPEATS} later calls\n")
 
     loop = ("NumPy loop", "ratio", "torch loop", "ratio")
     head("selection", "angles", "first call", "later calls", *loop, "peak memory")
     later = {}
     for name, target in TARGETS.items():
-        loops = spawn(f"loops:{target}:float32")
+        loops = in_own_process(run_case, "loops", target, "float32")
         star = "" if target <= WHOLE else " *"
         for arithmetic in ("exact", "rough", "float32"):
             if (arithmetic == "float32" and target > 2**20) or (arithmetic == "rough" and target > ROUGH):
                 continue  # tens of seconds per call; above 2^15 tokens "rough" equals "exact"
-            case = spawn(f"select:{target}:{arithmetic}")
+            case = in_own_process(run_case, "select", target, arithmetic)
             later[name, arithmetic] = case["later"]
             cells = [name, arithmetic, f"{case['first']:.2f} s", f"{1e3 * case['later']:.2f} ms"]
             for time in (loops["numpy"], loops["torch"]):
@@ -77,7 +67,7 @@ def main() -> None:
         ours = ("minimise", "disturbance x 1000", "first call", "later calls")
         head(*ours, "NumPy search", "its x 1000", "ratio", "memory")
         for name in ("8k", "16k"):
-            case = spawn(f"minimise:{TARGETS[name]}:float32")
+            case = in_own_process(run_case, "minimise", TARGETS[name], "float32")
             row(
                 *(name, f"{case['value']:.3f}", f"{case['first']:.2f} s", f"{case['later']:.2f} s"),
                 *(f"{case['numpy']:.1f} s", f"{case['numpy_value']:.3f}", f"{case['numpy'] / case['later']:.0f}"),
@@ -85,15 +75,8 @@ def main() -> None:
             )
 
 
-def spawn(case: str) -> dict:
-    """Runs one case in a fresh process."""
-    command = [sys.executable, __file__, "--case", case]
-    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
-
-
-def run_case(kind: str, length: str, arithmetic: str) -> dict:
+def run_case(kind: str, target: int, arithmetic: str) -> dict:
     """Measures one case: times in seconds, and peak memory in MiB before the reference loops run."""
-    target = int(length)
     exact = exact_frequencies(BASE, HEAD_DIM)
     theta = {"float32": frequencies(BASE, HEAD_DIM), "exact": exact, "rough": exact.roughly()}[arithmetic]
     candidates = np.stack([np.ones(HEAD_DIM // 2), np.full(HEAD_DIM // 2, target / ORIGINAL)]).astype(np.float32)

@@ -17,8 +17,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
+import os
 import statistics
-import subprocess
 import sys
 import tempfile
 from functools import partial
@@ -26,23 +27,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.common import environment, head, machine, options, peak_bytes, row, seconds
-
-SHAPE = {
-    "model_type": "llama",
-    "architectures": ["LlamaForCausalLM"],
-    "vocab_size": 32000,
-    "hidden_size": 288,
-    "intermediate_size": 768,
-    "num_hidden_layers": 6,
-    "num_attention_heads": 6,
-    "num_key_value_heads": 6,
-    "max_position_embeddings": 4096,
-    "rms_norm_eps": 1e-5,
-    "rope_theta": 10000.0,
-    "tie_word_embeddings": True,
-    "hidden_act": "silu",
-}
+from benchmarks.common import SHAPE, head, machine, options, peak_bytes, row, seconds
 
 
 def main() -> None:
@@ -59,99 +44,94 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--peak", type=float, help="FLOP/s of the device")
     parser.add_argument("--peer", action="store_true", help="transformers and torch as well")
-    parser.add_argument("--side", choices=["ours", "peer"], help=argparse.SUPPRESS)
-    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.side:
-        {"ours": ours, "peer": peer}[arguments.side](arguments)
-        return
-    sides = ["ours", "peer"] if arguments.peer else ["ours"]
     print(machine())
     speed = ("s/step", "tokens/s", "of the peer", "MFU")
     head("T", "B", "by", *speed, "peak memory", "compiling", "loss of the first step")
     with tempfile.TemporaryDirectory() as folder:
+        arguments.folder = Path(folder)
         config = json.loads((arguments.model / "config.json").read_text()) if arguments.model else SHAPE
-        (Path(folder) / "config.json").write_text(json.dumps(config))
+        (arguments.folder / "config.json").write_text(json.dumps(config))
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = str(arguments.folder / "compiled")
+        os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
         for case in arguments.cases:
-            compare(case, sides, Path(folder), arguments.repeats)
+            compare(arguments, *map(int, case.split("x")))
 
 
-def compare(case: str, sides: list[str], folder: Path, repeats: int) -> None:
+def compare(arguments: argparse.Namespace, length: int, rows: int) -> None:
     """Runs one case on all sides and prints its rows."""
-    length, rows = map(int, case.split("x"))
     # The peer starts first: it writes the initial weights of both.
-    running, hello, times, compiling = {}, {}, {side: [] for side in sides}, {}
-    for side in reversed(sides):
-        if side == "ours":
-            first = start(side, case, folder)
-            answer(first)
-            compiling[side] = ask(first, "end").get("memory", 0)
-            first.wait()
-        running[side] = start(side, case, folder)
-        hello[side] = answer(running[side])
-    for _ in range(repeats):
-        for side in sides:
-            if found := ask(running[side], "step"):
-                times[side].append(found["seconds"])
-    last = {side: ask(running[side], "end") for side in sides}
-    for side in sides:
-        if not last[side]:
-            row(length, rows, side, f"did not run, exit status {running[side].wait()}", *[""] * 6)
+    other = {"peer": Side(peer, arguments, length, rows)} if arguments.peer else {}
+    first = Side(ours, arguments, length, rows)
+    compiling = first.ask("end").get("memory", 0)
+    first.process.join()
+    sides = {"ours": Side(ours, arguments, length, rows)} | other
+    times = {side: [] for side in sides}
+    for _ in range(arguments.repeats):
+        for name, side in sides.items():
+            if found := side.ask("step"):
+                times[name].append(found["seconds"])
+    last = {name: side.ask("end") for name, side in sides.items()}
+    own = sides["ours"].hello
+    for name, side in sides.items():
+        side.process.join()
+        if not last[name]:
+            row(length, rows, name, f"did not run, exit status {side.process.exitcode}", *[""] * 6)
             continue
-        time, tokens = statistics.median(times[side]), length * rows
+        time, tokens = statistics.median(times[name]), length * rows
         ratio = ""
-        if side == "ours" and last.get("peer"):
+        if name == "ours" and last.get("peer"):
             ratio = f"{statistics.median(b / a for a, b in zip(times['ours'], times['peer'])):.2f}"
-        mfu = f"{hello['ours']['flops'] * tokens / time / hello['ours']['peak']:.2f}" if hello["ours"] else ""
-        memory = f"{last[side]['memory'] / 2**30:.2f} GiB"
-        before = f"{compiling[side] / 2**30:.2f} GiB" if side in compiling else ""
+        mfu = f"{own['flops'] * tokens / time / own['peak']:.2f}" if own else ""
+        memory = f"{last[name]['memory'] / 2**30:.2f} GiB"
+        before = f"{compiling / 2**30:.2f} GiB" if name == "ours" else ""
         speed = (f"{time:.2f}", f"{tokens / time:,.0f}", ratio, mfu)
-        row(length, rows, hello[side]["versions"], *speed, memory, before, f"{hello[side]['loss']:.5f}")
-    if hello["ours"]:
-        print(f"\nPeak: {hello['ours']['peak'] / 1e9:,.0f} GFLOP/s\n", flush=True)
+        row(length, rows, side.hello["versions"], *speed, memory, before, f"{side.hello['loss']:.5f}")
+    if own:
+        print(f"\nPeak: {own['peak'] / 1e9:,.0f} GFLOP/s\n", flush=True)
 
 
-def start(side: str, case: str, folder: Path) -> subprocess.Popen:
-    """Starts the process of one side of a case."""
-    command = [sys.executable, __file__, *sys.argv[1:], f"--side={side}", f"--folder={folder}", "--cases", case]
-    variables = environment(
-        JAX_COMPILATION_CACHE_DIR=str(folder / "compiled"), JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0"
-    )
-    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=variables)
+class Side:
+    """A process that makes steps on request. If it ends early, its answers are empty."""
+
+    def __init__(self, prepare, *case):
+        context = multiprocessing.get_context("spawn")
+        self._connection, end = context.Pipe()
+        self.process = context.Process(target=serve, args=(end, prepare, *case))
+        self.process.start()
+        end.close()
+        self.hello = self._answer()
+
+    def ask(self, what: str) -> dict:
+        try:
+            self._connection.send(what)
+        except BrokenPipeError:
+            return {}
+        return self._answer()
+
+    def _answer(self) -> dict:
+        try:
+            return self._connection.recv()
+        except (EOFError, ConnectionResetError):
+            return {}
 
 
-def ask(process, what: str) -> dict:
-    """Sends a side a request and returns its answer; empty if its process has ended."""
-    try:
-        process.stdin.write(what + "\n")
-        process.stdin.flush()
-    except BrokenPipeError:
-        return {}
-    return answer(process)
+def serve(connection, prepare, *case) -> None:
+    """Answers requests: `prepare(*case)` gives a function of one step, the memory used, and a greeting."""
+    step, memory, hello = prepare(*case)
+    connection.send(hello)
+    while connection.recv() == "step":
+        connection.send({"seconds": seconds(step)})
+    connection.send({"memory": memory})
 
 
-def answer(process) -> dict:
-    return json.loads(process.stdout.readline() or "{}")
-
-
-def serve(step, memory, hello: dict) -> None:
-    """Answers requests on standard input: `step()` runs one step to its end."""
-    print(json.dumps(hello), flush=True)
-    for line in sys.stdin:
-        if line.strip() == "end":
-            print(json.dumps({"memory": memory()}), flush=True)
-            return
-        print(json.dumps({"seconds": seconds(step)}), flush=True)
-
-
-def tokens_of(arguments, vocabulary: int):
+def random_tokens(length: int, rows: int, vocabulary: int):
     import numpy as np
 
-    length, rows = map(int, arguments.cases[0].split("x"))
     return np.random.default_rng(length).integers(3, vocabulary, (rows, length)).astype(np.int32)
 
 
-def ours(arguments) -> None:
+def ours(arguments, length, rows):
     import dataclasses
 
     import jax
@@ -186,11 +166,11 @@ def ours(arguments) -> None:
     optimizer = make_optimizer(OptimizerConfig(learning_rate=1e-5, clip_norm=1.0))
     state = jax.jit(partial(create_state, optimizer=optimizer), donate_argnums=0)(params)
     del params, found
-    tokens = tokens_of(arguments, config.vocab_size)
+    tokens = random_tokens(length, rows, config.vocab_size)
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
-    rows = {"tokens": tokens, "segment_ids": jnp.ones_like(positions), "positions": positions}
-    rows = {name: jnp.asarray(value)[None] for name, value in rows.items()}
-    chunk = max(1, arguments.loss_tokens // tokens.shape[0])
+    batch = {"tokens": tokens, "segment_ids": jnp.ones_like(positions), "positions": positions}
+    batch = {name: jnp.asarray(value)[None] for name, value in batch.items()}
+    chunk = max(1, arguments.loss_tokens // rows)
 
     def loss(params, rows):
         return summed_loss(Variables(params, rope), rows, config, chunk)
@@ -199,23 +179,20 @@ def ours(arguments) -> None:
 
     def step():
         nonlocal state
-        state, metrics = update(state, rows)
+        state, metrics = update(state, batch)
         return float(metrics["loss"])
-
-    def memory():
-        stats = jax.local_devices()[0].memory_stats() or {}
-        return stats.get("peak_bytes_in_use") or peak_bytes()
 
     first = step()
     step()
-    used = memory()
+    stats = jax.local_devices()[0].memory_stats() or {}
+    used = stats.get("peak_bytes_in_use") or peak_bytes()
     hello = {
         "versions": f"rope-jax, JAX {jax.__version__} ({jax.default_backend()})",
         "loss": first,
-        "flops": model_flops(config, tokens.shape[1]),
+        "flops": model_flops(config, length),
         "peak": arguments.peak or product_peak(),
     }
-    serve(step, lambda: used, hello)
+    return step, used, hello
 
 
 def product_peak() -> float:
@@ -229,7 +206,7 @@ def product_peak() -> float:
     return 2 * 4096**3 / min(seconds(lambda: jax.block_until_ready(product(a))) for _ in range(3))
 
 
-def peer(arguments) -> None:
+def peer(arguments, length, rows):
     import torch
     import transformers
 
@@ -243,7 +220,7 @@ def peer(arguments) -> None:
         model.gradient_checkpointing_enable()
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, weight_decay=0.0)
-    ids = torch.tensor(tokens_of(arguments, config.vocab_size), dtype=torch.long, device=device)
+    ids = torch.tensor(random_tokens(length, rows, config.vocab_size), dtype=torch.long, device=device)
 
     def step():
         loss = model(input_ids=ids, labels=ids, use_cache=False).loss
@@ -257,7 +234,7 @@ def peer(arguments) -> None:
     step()
     used = torch.cuda.max_memory_allocated() if device == "cuda" else peak_bytes()
     versions = f"transformers {transformers.__version__}, torch {torch.__version__} ({device})"
-    serve(step, lambda: used, {"versions": versions, "loss": first})
+    return step, used, {"versions": versions, "loss": first}
 
 
 if __name__ == "__main__":
