@@ -7,7 +7,10 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float32, Int
+from numpy.typing import ArrayLike
 
+from rope_jax.rope.arrays import AnyArray
 from rope_jax.rope.checks import check_base, check_head_dim
 
 
@@ -28,32 +31,17 @@ class ScaleVector:
     attention_factor: jax.Array
 
     @classmethod
-    def create(cls, factors, attention_factor=1.0) -> ScaleVector:
-        """Builds a scale vector from anything array-like, as float32.
-
-        Args:
-            factors: `[D/2]` or `[layers, D/2]`, positive.
-            attention_factor: scalar, positive.
-
-        Returns:
-            The scale vector.
-        """
+    def create(cls, factors: ArrayLike, attention_factor: ArrayLike = 1.0) -> ScaleVector:
+        """From anything array-like, as float32."""
         return cls(jnp.asarray(factors, jnp.float32), jnp.asarray(attention_factor, jnp.float32))
 
 
 def identity(head_dim: int) -> ScaleVector:
-    """The scale vector that changes nothing.
-
-    Args:
-        head_dim: head dimension D, even.
-
-    Returns:
-        Factors of one, `[D/2]`, attention factor one.
-    """
+    """The scale vector that changes nothing: factors of 1, `[D/2]`, attention factor 1."""
     return ScaleVector.create(np.ones(head_dim // 2, np.float32))
 
 
-def periods(base: float, head_dim: int) -> np.ndarray:
+def periods(base: float, head_dim: int) -> Float32[np.ndarray, " pairs"]:
     """Positions per radian of each pair: `base^(2i/d)`, the inverse of `frequencies`.
 
     The float32 roundings are those of Hugging Face's `base ** (arange(0, d, 2) / d)`, because the model that is
@@ -65,7 +53,7 @@ def periods(base: float, head_dim: int) -> np.ndarray:
         head_dim: head dimension d, even.
 
     Returns:
-        float32 `[d/2]`, increasing from 1.
+        Increasing from 1.
 
     Raises:
         InputError: if `head_dim` is not a positive even number or `base` is not above 1.
@@ -76,7 +64,7 @@ def periods(base: float, head_dim: int) -> np.ndarray:
     return (float(base) ** exponents.astype(np.float64)).astype(np.float32)
 
 
-def frequencies(base: float, head_dim: int) -> np.ndarray:
+def frequencies(base: float, head_dim: int) -> Float32[np.ndarray, " pairs"]:
     """Rotary frequencies `theta_i = base^(-2i/d)` (RoFormer, arXiv 2104.09864, section 3.2.2).
 
     Args:
@@ -84,30 +72,33 @@ def frequencies(base: float, head_dim: int) -> np.ndarray:
         head_dim: head dimension d, even.
 
     Returns:
-        float32 `[d/2]`, radians per position, decreasing from 1; see `periods` for their rounding.
+        Radians per position, decreasing from 1; rounded as Hugging Face rounds them (`periods`).
 
     Raises:
-        InputError: as `periods`.
+        InputError: if `head_dim` is not a positive even number or `base` is not above 1.
     """
     return np.float32(1) / periods(base, head_dim)
 
 
-def phases(positions: jax.Array, period: jax.Array | np.ndarray, factors: jax.Array) -> jax.Array:
+def phases(
+    positions: Int[AnyArray, "*batch"], period: Float32[AnyArray, " pairs"], factors: Float32[AnyArray, " pairs"]
+) -> Float32[Array, "*batch pairs"]:
     """Rotary angles `m * theta_i / f_i`, not reduced modulo 2 pi.
 
     A broadcast multiply in float32: a matmul would run in bfloat16 on TPU, and a bfloat16 frequency is off by
-    whole turns at 16k. The order of operations, `m * (1 / (f * period))`, is that of Hugging Face's `longrope`, so
-    that an exported vector turns to the same bits there.
+    whole periods at 16k. The order of operations, `m * (1 / (f * period))`, is that of Hugging Face's `longrope`, so
+    that an exported vector gives the same bits there.
 
     Args:
-        positions: integer `[...]` token positions m.
-        period: float32 `[D/2]` from `periods`, positions per radian.
-        factors: float32 `[D/2]` scale factors.
+        positions: token positions m.
+        period: positions per radian, from `periods`.
+        factors: scale factors.
 
     Returns:
-        float32 `[..., D/2]`, radians.
+        Angles, radians.
     """
-    return positions.astype(jnp.float32)[..., None] * (1.0 / (factors * period)).astype(jnp.float32)
+    frequency = jnp.asarray(1.0 / (factors * period), jnp.float32)
+    return jnp.asarray(positions, jnp.float32)[..., None] * frequency
 
 
 def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:

@@ -37,9 +37,9 @@ def read_factors(path: str | Path) -> tuple:
             factors = factors[0] if len(set(factors)) == 1 else factors
         else:
             value = json.loads(text)
-            value = value.get("factors") if isinstance(value, dict) else value
+            value = value["factors"] if isinstance(value, dict) else value
             factors = tuple(tuple(row) if isinstance(row, list) else row for row in value)
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, KeyError, ValueError, TypeError) as error:
         kind = "a CSV of numbers" if path.suffix.lower() == ".csv" else "JSON"
         raise InputError(f"{path} cannot be read as {kind} ({error})") from error
     if not factors:

@@ -9,6 +9,7 @@ from jaxtyping import Float32
 
 from rope_jax.errors import InputError
 from rope_jax.rope.angles import extended
+from rope_jax.rope.arrays import AnyArray
 from rope_jax.rope.embedding import ScaleVector, frequencies
 from rope_jax.rope.exact.turns import Turns, exact_frequencies
 from rope_jax.rope.measure import FLOAT32
@@ -48,19 +49,18 @@ class Geometry:
                 field="own",
             )
 
-    def theta(self, arithmetic: str = FLOAT32) -> Float32[np.ndarray, " pairs"] | Turns:
-        """Frequencies of the model before extension, its own scaling included.
+    def theta(self) -> Float32[np.ndarray, " pairs"]:
+        """Frequencies before extension, the model's own scaling included, radians per position."""
+        return frequencies(self.base, self.head_dim) / np.asarray(self.own.factors)
+
+    def frequencies(
+        self, arithmetic: str, factors: Float32[AnyArray, " pairs"] | None = None
+    ) -> Float32[AnyArray, " pairs"] | Turns:
+        """Frequencies in the arithmetic of a measure.
 
         Args:
             arithmetic: "float32" for radians, rounded as they are served; "exact" for `Turns` per position.
+            factors: of a `ScaleVector`; by default the model's own.
         """
-        own = np.asarray(self.own.factors)
-        if arithmetic == FLOAT32:
-            return frequencies(self.base, self.head_dim) / own
-        return Turns.create(float(self.base) ** -(np.arange(0, self.head_dim, 2) / self.head_dim) / own.astype(float))
-
-    def scaled(self, factors: Float32[np.ndarray, " pairs"], arithmetic: str = FLOAT32):
-        """Frequencies under the factors of a `ScaleVector`; Args and result as for `theta`."""
-        exact = arithmetic != FLOAT32
-        plain = exact_frequencies(self.base, self.head_dim) if exact else frequencies(self.base, self.head_dim)
-        return extended(plain, factors)
+        plain = frequencies if arithmetic == FLOAT32 else exact_frequencies
+        return extended(plain(self.base, self.head_dim), np.asarray(self.own.factors if factors is None else factors))

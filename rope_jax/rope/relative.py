@@ -42,4 +42,5 @@ def compose(own: ScaleVector, extension: RelativeScale) -> ScaleVector:
     Returns:
         The scale vector of the extended model, relative to the frequencies of its base.
     """
-    return ScaleVector.create(own.factors * extension.factors, own.attention_factor * extension.attention_factor)
+    attention_factor = own.attention_factor * np.float32(extension.attention_factor)
+    return ScaleVector.create(own.factors * extension.factors, attention_factor)

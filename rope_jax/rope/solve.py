@@ -101,7 +101,7 @@ class Selection:
 
 def select(
     theta: Float32[AnyArray, " pairs"] | Turns,
-    candidates: Float[AnyArray, "candidates pairs"],
+    candidates: Float[AnyArray, "candidates _"],
     measure: Measure,
     rule: Threshold | Count = Threshold(),
     cost: Float32[Array, "candidates pairs"] | None = None,

@@ -7,64 +7,60 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float32
 
 from rope_jax.rope.angles import extended
+from rope_jax.rope.arrays import AnyArray
 from rope_jax.rope.exact.turns import Turns, angle
 
 
-def circular_wasserstein(first: jax.Array, second: jax.Array) -> jax.Array:
+@functools.partial(jax.jit, static_argnames=("original", "target"))
+def wasserstein(
+    theta: Float32[AnyArray, " pairs"] | Turns, factors: Float32[AnyArray, " pairs"], original: int, target: int
+) -> Float32[Array, " pairs"]:
+    """Circular Wasserstein distance of each pair's angles before and after extension.
+
+    Args:
+        theta: frequencies before extension, float32 radians or `Turns` per position.
+        factors: scale factors relative to `theta`.
+        original: pre-training context L, tokens; static.
+        target: extended context L', tokens; static. Memory grows with it.
+
+    Returns:
+        Distance per pair, radians.
+    """
+    return jax.lax.map(lambda pair: pair_wasserstein(pair[0], pair[1], original, target), (theta, factors))
+
+
+def pair_wasserstein(
+    frequency: Float32[AnyArray, ""] | Turns, factor: Float32[AnyArray, ""], original: int, target: int
+) -> Float32[Array, ""]:
+    """`wasserstein` of one pair."""
+    return circular_wasserstein(_turns(frequency, original), _turns(extended(frequency, factor), target))
+
+
+def circular_wasserstein(first: Float32[AnyArray, " n"], second: Float32[AnyArray, " m"]) -> Float32[Array, ""]:
     """Mean angle by which one set of angles must be moved along the circle to become the other.
 
     On a circle this is the integral of `|F - G - c|`, with F and G the shares of either set up to an angle and c
     the median of `F - G` over the circle (Rabin, Delon, Gousseau, "Transportation distances on the circle", 2011).
 
     Args:
-        first: float32 `[n]`, turns from 0 to 1.
-        second: float32 `[m]`, turns from 0 to 1.
+        first: turns from 0 to 1.
+        second: turns from 0 to 1.
 
     Returns:
-        float32 scalar, radians, from 0 to pi / 2.
+        The distance, radians, from 0 to pi / 2.
     """
     turns = jnp.concatenate([first, second])
     jumps = jnp.concatenate([jnp.full(first.shape, 1 / first.size), jnp.full(second.shape, -1 / second.size)])
     turns, jumps = jax.lax.sort((turns, jumps.astype(jnp.float32)), num_keys=1)
     difference = jnp.cumsum(jumps)
-    # Between neighbouring angles F - G is constant; the last stretch goes through 0 to the first angle.
+    # Between neighbouring angles F - G is constant; the last stretch passes through 0 to the first angle.
     lengths = jnp.diff(turns, append=1 + turns[:1])
     ordered, weights = jax.lax.sort((difference, lengths), num_keys=1)
     median = ordered[jnp.argmax(jnp.cumsum(weights) >= 0.5)]
     return 2 * np.pi * jnp.sum(lengths * jnp.abs(difference - median))
-
-
-def pair_wasserstein(frequency: jax.Array | Turns, factor: jax.Array, original: int, target: int) -> jax.Array:
-    """Circular Wasserstein distance of one pair before and after extension.
-
-    Args:
-        frequency: scalar theta_i: float32, radians per position, or `Turns` per position.
-        factor: float32 scalar f_i.
-        original: pre-training context L, tokens; static.
-        target: extended context L', tokens; static. Memory grows with it.
-
-    Returns:
-        float32 scalar, radians.
-    """
-    return circular_wasserstein(_turns(frequency, original), _turns(extended(frequency, factor), target))
-
-
-@functools.partial(jax.jit, static_argnames=("original", "target"))
-def wasserstein(theta: jax.Array | Turns, factors: jax.Array, original: int, target: int) -> jax.Array:
-    """`pair_wasserstein` of every pair.
-
-    Args:
-        theta: `[D/2]`, float32 radians or `Turns` per position.
-        factors: float32 `[D/2]` scale factors relative to `theta`.
-        original: pre-training context L, tokens; static.
-        target: extended context L', tokens; static.
-
-    Returns:
-        float32 `[D/2]`, radians.
-    """
-    return jax.lax.map(lambda pair: pair_wasserstein(*pair, original, target), (theta, factors))
 
 
 def _turns(frequency, length):

@@ -24,6 +24,7 @@ def random(seed, *shape):
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
+@jax.jit
 def turn(x, positions, factors, attention_factor=1.0):
     angles = phases(jnp.asarray(positions), PERIOD, jnp.asarray(factors, jnp.float32))
     return rotate(x, attention_factor * jnp.cos(angles), attention_factor * jnp.sin(angles))

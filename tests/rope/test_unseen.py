@@ -5,13 +5,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rope_jax.rope.embedding import identity
-from rope_jax.rope.exact.turns import exact_frequencies
+from rope_jax.rope.embedding import frequencies, identity
+from rope_jax.rope.exact.turns import Turns, exact_frequencies
 from rope_jax.rope.geometry import Geometry
 from rope_jax.rope.measure import EXACT, FLOAT32, Measure
 from rope_jax.rope.methods.dprope import DPRopeRobust
 from rope_jax.rope.methods.interpolation import ntk
 from rope_jax.rope.unseen import unseen_mass
+from tests.rope.golden import keep_or_interpolate
 
 RESOLUTION = DPRopeRobust().resolution
 # base, head dimension, original and target context
@@ -25,14 +26,13 @@ SETTINGS = [
 ]
 
 
-def selection(setting, resolution=RESOLUTION, arithmetic=FLOAT32):
-    base, head_dim, original, target = setting
-    measure = Measure(original, target, arithmetic=arithmetic)
-    return DPRopeRobust(resolution)(Geometry(base, head_dim, identity(head_dim)), measure).selection
-
-
 def chosen(setting, resolution=RESOLUTION):
-    return np.asarray(selection(setting, resolution).winner) > 0
+    base, head_dim, original, target = setting
+    candidates = keep_or_interpolate(head_dim, target / original)
+    kept, interpolated = unseen_mass(
+        Turns.create(frequencies(base, head_dim)), candidates, Measure(original, target), resolution
+    )
+    return np.asarray(kept > interpolated)
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
@@ -59,7 +59,7 @@ def test_cuts_at_the_first_pair_that_completes_no_turn():
 
 
 @settings(deadline=None, max_examples=25)
-@given(st.integers(16, 400), st.floats(1.1, 6), st.floats(0.02, 0.3), st.floats(100, 1e6))
+@given(st.integers(16, 200), st.floats(1.1, 6), st.floats(0.02, 0.3), st.floats(100, 1e6))
 def test_mass_by_nearest_distances(original, extension, resolution, base):
     target = int(original * extension) + 1
     theta = base ** -(np.arange(0, 16, 2) / 16)
@@ -76,9 +76,13 @@ def test_mass_by_nearest_distances(original, extension, resolution, base):
             assert low - 1e-6 <= float(measured[row, pair]) <= high + 1e-6
 
 
-def test_result_reports_disturbance():
-    found = selection(SETTINGS[4])
-    assert found.disturbance.shape == (2, 16)
-    low, high = found.thresholds.tolist()
-    assert 0 <= low <= high <= 1
-    np.testing.assert_array_equal(selection(SETTINGS[4], arithmetic=EXACT).winner, found.winner)
+def test_the_method_chooses_by_mass_and_reports_disturbance():
+    base, head_dim, original, target = SETTINGS[4]
+    geometry = Geometry(base, head_dim, identity(head_dim))
+    for arithmetic in (FLOAT32, EXACT):
+        measure = Measure(original, target, intervals=90, arithmetic=arithmetic)
+        found = DPRopeRobust()(geometry, measure).selection
+        np.testing.assert_array_equal(np.asarray(found.winner) > 0, chosen(SETTINGS[4]))
+        assert found.disturbance.shape == (2, 16)
+        low, high = found.thresholds.tolist()
+        assert 0 <= low <= high <= 1

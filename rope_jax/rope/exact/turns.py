@@ -12,7 +12,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Array, Float32, Int, UInt32
 from numpy.typing import ArrayLike
 
 from rope_jax.errors import InputError
@@ -32,8 +32,8 @@ class Turns:
             an angle is then up to 1e-4 rad off, and counting takes a third of the time; static.
     """
 
-    high: jax.Array
-    low: jax.Array
+    high: AnyArray
+    low: AnyArray
     rough: bool = dataclasses.field(default=False, metadata={"static": True})
 
     @classmethod
@@ -76,10 +76,8 @@ class Turns:
     @property
     def radians(self) -> jax.Array:
         """float32 `[...]`, the fractions as radians from 0 to 2 pi; rounded, so for sizes and not for angles."""
-        share = self.high.astype(jnp.float32) * jnp.float32(2.0**-32) + self.low.astype(jnp.float32) * jnp.float32(
-            2.0**-64
-        )
-        return share * jnp.float32(2 * np.pi)
+        high, low = (jnp.asarray(limb, jnp.float32) for limb in (self.high, self.low))
+        return (high * jnp.float32(2.0**-32) + low * jnp.float32(2.0**-64)) * jnp.float32(2 * np.pi)
 
 
 def exact_frequencies(base: float, head_dim: int) -> Turns:
@@ -109,14 +107,14 @@ def exact_turns(theta: Float32[AnyArray, " pairs"] | Turns) -> Turns:
     return theta if isinstance(theta, Turns) else Turns.create(theta)
 
 
-def divide(turns: Turns, factor: jax.Array) -> Turns:
+def divide(turns: Turns, factor: Float32[AnyArray, "*shape"]) -> Turns:
     """Turns per position of an extended pair, `theta / f`, exact for the given float32 factor.
 
     Long division by the factor's 24-bit significand, a byte at a time; its exponent is a shift.
 
     Args:
         turns: fractions of a turn, below one half.
-        factor: float32 of the same shape, normal numbers above 0.
+        factor: of the same shape, normal numbers above 0.
 
     Returns:
         The quotient, rounded down to 2^-64 turns; whole turns drop out.
@@ -140,34 +138,36 @@ def divide(turns: Turns, factor: jax.Array) -> Turns:
     return Turns(high, low, turns.rough)
 
 
-def angle(turns: Turns, position: jax.Array) -> jax.Array:
+def angle(turns: Turns, position: Int[AnyArray, "*shape"]) -> UInt32[Array, "*result"]:
     """Angle at a position, as the leading 32 bits of a turn.
 
     Args:
-        turns: turns per position, `[...]`.
-        position: integer `[...]`, below 2^32.
+        turns: turns per position.
+        position: below 2^32; broadcasts with `turns`.
 
     Returns:
-        uint32 `[...]`, units of 2^-32 turns.
+        Units of 2^-32 turns.
     """
-    position = position.astype(jnp.uint32)
-    return position * turns.high + multiply(position, turns.low)[0]
+    position, high = jnp.asarray(position, jnp.uint32), jnp.asarray(turns.high)
+    return position * high + multiply(position, turns.low)[0]
 
 
 @jax.custom_jvp
-def exact_phases(positions: jax.Array, theta: Turns, factors: jax.Array) -> jax.Array:
+def exact_phases(
+    positions: Int[AnyArray, "*batch"], theta: Turns, factors: Float32[AnyArray, " pairs"]
+) -> Float32[Array, "*batch pairs"]:
     """Rotary angles `m * theta_i / f_i`, reduced to a turn exactly before they become float32.
 
     Off by less than 1e-6 rad at every position, where `phases` is off by 6e-2 rad at 1M. Differentiable in the
     factors (and in them only) in forward and reverse mode.
 
     Args:
-        positions: integer `[...]` token positions m.
-        theta: `[D/2]` turns per position, from `exact_frequencies`.
-        factors: float32 `[D/2]` scale factors.
+        positions: token positions m.
+        theta: turns per position, from `exact_frequencies`.
+        factors: scale factors.
 
     Returns:
-        float32 `[..., D/2]`, radians, from -pi to pi.
+        Angles, radians, from -pi to pi.
     """
     step = divide(theta, factors)
     share = jax.lax.bitcast_convert_type(angle(step, positions[..., None]), jnp.int32)
@@ -183,16 +183,8 @@ def _exact_phases_jvp(primals, tangents):
     return exact_phases(positions, theta, factors), change
 
 
-def multiply(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The 64-bit product of two uint32.
-
-    Args:
-        a: uint32 `[...]`.
-        b: uint32 `[...]`.
-
-    Returns:
-        uint32 high and low limbs.
-    """
+def multiply(a: AnyArray, b: AnyArray) -> tuple[AnyArray, AnyArray]:
+    """The 64-bit product of two uint32, as uint32 high and low limbs."""
     half = jnp.uint32(0xFFFF)
     a_high, a_low, b_high, b_low = a >> 16, a & half, b >> 16, b & half
     low, middle = a_low * b_low, a_high * b_low

@@ -24,7 +24,6 @@ class Yarn(ClosedForm):
     title = "YaRN"
 
     def relative(self, geometry: Geometry, measure: Measure) -> RelativeScale:
-        """A ramp linear in the pair."""
         return yarn(geometry.base, geometry.head_dim, measure.extension, measure.original)
 
 
@@ -73,7 +72,6 @@ class YarnWavelength(ClosedForm):
     title = "YaRN (wavelengths)"
 
     def relative(self, geometry: Geometry, measure: Measure) -> RelativeScale:
-        """`f_i = (1 - g_i) s + g_i` with the ramp of `yarn`, attention factor 1."""
         s = measure.extension
         keep = _ramp_over_pairs(geometry.base, geometry.head_dim, s, measure.original)
         return RelativeScale.create((1 - keep) * s + keep)
@@ -86,7 +84,6 @@ class YarnResonance(ClosedForm):
     title = "Resonance YaRN"
 
     def relative(self, geometry: Geometry, measure: Measure) -> RelativeScale:
-        """`resonance` of `yarn`."""
         vector = yarn(geometry.base, geometry.head_dim, measure.extension, measure.original)
         return resonance(geometry.theta(), vector)
 
@@ -116,7 +113,6 @@ class YarnPaper(ClosedForm):
     title = "YaRN (paper's form)"
 
     def relative(self, geometry: Geometry, measure: Measure) -> RelativeScale:
-        """A ramp linear in periods, from 1 to 32."""
         s = measure.extension
         keep = _ramp_over_periods(geometry.theta(), measure.original, 1.0, 32.0)
         return RelativeScale.create(1 / ((1 - keep) / s + keep), _attention_factor(s))
@@ -129,7 +125,6 @@ class Llama3(ClosedForm):
     title = "LLaMA-3.1"
 
     def relative(self, geometry: Geometry, measure: Measure) -> RelativeScale:
-        """A ramp linear in periods, from 1 to 4."""
         return llama3(geometry.theta(), measure.extension, measure.original)
 
 

@@ -37,15 +37,13 @@ class DPRope(Method):
         Count(self.n_hat)
 
     def check(self, geometry: Geometry, measure: Measure) -> None:
-        """Requires that a head has as many dimensions."""
         Count(self.n_hat).check(geometry.head_dim)
 
     def __call__(self, geometry: Geometry, measure: Measure) -> Solution:
-        """Selects by Eq. 9."""
         self.check(geometry, measure)
         rule = Count(self.n_hat) if self.n_hat else Threshold(self.threshold)
         candidates = keep_or_interpolate(geometry, measure)
-        return selected(geometry, measure, select(geometry.theta(measure.arithmetic), candidates, measure, rule))
+        return selected(geometry, measure, select(geometry.frequencies(measure.arithmetic), candidates, measure, rule))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +53,6 @@ class DPRopeArgmin(Method):
     title = "DPRoPE (argmin)"
 
     def __call__(self, geometry: Geometry, measure: Measure) -> Solution:
-        """Selects by Eq. 9 with t = 0."""
         return DPRope()(geometry, measure)
 
 
@@ -80,8 +77,7 @@ class DPRopeRobust(Method):
             )
 
     def __call__(self, geometry: Geometry, measure: Measure) -> Solution:
-        """Selects by unseen mass."""
-        theta, candidates = geometry.theta(measure.arithmetic), keep_or_interpolate(geometry, measure)
+        theta, candidates = geometry.frequencies(measure.arithmetic), keep_or_interpolate(geometry, measure)
         unseen = unseen_mass(exact_turns(theta), candidates, measure, self.resolution)
         return selected(geometry, measure, select(theta, candidates, measure, cost=unseen))
 
@@ -93,8 +89,7 @@ class Minimal(Method):
     title = "minimal disturbance"
 
     def __call__(self, geometry: Geometry, measure: Measure) -> Solution:
-        """Searches densely."""
-        found = minimise(geometry.theta(measure.arithmetic), measure)
+        found = minimise(geometry.frequencies(measure.arithmetic), measure)
         return Solution.measured(geometry, measure, compose(geometry.own, RelativeScale.create(found.factors)))
 
 

@@ -30,7 +30,6 @@ class Explicit(ClosedForm):
     attention_factor: float = parameter(1.0, "on cos and sin")
 
     def relative(self, geometry: Geometry, measure: Measure) -> RelativeScale:
-        """The factors, checked."""
         return explicit(self.factors, geometry.head_dim, geometry.layers, self.attention_factor)
 
 

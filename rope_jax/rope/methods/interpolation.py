@@ -1,4 +1,4 @@
-"""Extrapolation and the interpolations that follow from the extension factor alone."""
+"""Extrapolation, and interpolations that follow from the extension factor alone."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import math
 import numpy as np
 
 from rope_jax.errors import InputError
-from rope_jax.rope.checks import check_base, check_extension, check_head_dim, check_original
+from rope_jax.rope.checks import check_extension, check_head_dim
 from rope_jax.rope.geometry import Geometry
 from rope_jax.rope.measure import Measure
 from rope_jax.rope.methods.method import ClosedForm, parameter
@@ -25,18 +25,16 @@ class Extrapolation(ClosedForm):
     title = "extrapolation"
 
     def relative(self, geometry: Geometry, measure: Measure) -> RelativeScale:
-        """Factors of 1."""
         return RelativeScale.create(np.ones(geometry.head_dim // 2))
 
 
 @dataclasses.dataclass(frozen=True)
 class PositionInterpolation(ClosedForm):
-    """Position interpolation, PI (arXiv 2306.15595)."""
+    """`f_i = s` (PI, arXiv 2306.15595)."""
 
     title = "PI"
 
     def relative(self, geometry: Geometry, measure: Measure) -> RelativeScale:
-        """Factors of s."""
         return position_interpolation(geometry.head_dim, measure.extension)
 
 
@@ -60,19 +58,31 @@ def position_interpolation(head_dim: int, extension: float) -> RelativeScale:
 
 @dataclasses.dataclass(frozen=True)
 class NTK(ClosedForm):
-    """NTK-aware interpolation (bloc97, "NTK-Aware Scaled RoPE", r/LocalLLaMA, 2023)."""
+    """NTK-aware interpolation (bloc97, "NTK-Aware Scaled RoPE", r/LocalLLaMA, 2023; arXiv 2309.00071, section 3.1)."""
 
     title = "NTK"
 
     def relative(self, geometry: Geometry, measure: Measure) -> RelativeScale:
-        """`f_i = s^(2i/(d-2))`."""
         return ntk(geometry.head_dim, measure.extension)
 
 
-def ntk(head_dim: int, extension: float) -> RelativeScale:
-    """`f_i = s^(2i/(d-2))`, from 1 at the highest frequency to s at the lowest.
+@dataclasses.dataclass(frozen=True)
+class DynamicNTK(ClosedForm):
+    """NTK by `s l / L - (s - 1)` at length l, here `l = L'` (emozilla, "Dynamically Scaled RoPE", r/LocalLLaMA, 2023).
 
-    The same as raising the base to `base * s^(d/(d-2))` (bloc97; arXiv 2309.00071, section 3.1).
+    `dynamic` in Hugging Face. One vector holds for one length: keys that are already cached for a shorter one were
+    rotated otherwise.
+    """
+
+    title = "dynamic NTK"
+
+    def relative(self, geometry: Geometry, measure: Measure) -> RelativeScale:
+        s = measure.extension
+        return ntk(geometry.head_dim, s * measure.target / measure.original - (s - 1))
+
+
+def ntk(head_dim: int, extension: float) -> RelativeScale:
+    """`f_i = s^(2i/(d-2))`, from 1 at the highest frequency to s at the lowest; the base is raised by `s^(d/(d-2))`.
 
     Args:
         head_dim: head dimension D, even, above 2.
@@ -92,115 +102,44 @@ def ntk(head_dim: int, extension: float) -> RelativeScale:
 
 
 @dataclasses.dataclass(frozen=True)
-class DynamicNTK(ClosedForm):
-    """NTK that grows with the sequence, at the extended context (`dynamic` in Hugging Face)."""
-
-    title = "dynamic NTK"
-
-    def relative(self, geometry: Geometry, measure: Measure) -> RelativeScale:
-        """NTK by `s L'/L - (s - 1)`."""
-        return dynamic_ntk(geometry.head_dim, measure.extension, measure.target, measure.original)
-
-
-def dynamic_ntk(head_dim: int, extension: float, length: int, original: int) -> RelativeScale:
-    """`ntk` by `s l / L - (s - 1)` at length l, at least 1 (emozilla, "Dynamically Scaled RoPE", r/LocalLLaMA, 2023).
-
-    One vector holds for one length: keys that are already cached for a shorter one were rotated otherwise.
-
-    Args:
-        head_dim: head dimension D, even, above 2.
-        extension: configured factor s, at least 1.
-        length: length l of the sequence, tokens.
-        original: original context L, tokens.
-
-    Returns:
-        Factors `[D/2]`; all 1 up to the original length.
-
-    Raises:
-        InputError: naming the argument that is out of range.
-    """
-    check_extension(extension)
-    check_original(original)
-    return ntk(head_dim, extension * max(length, original) / original - (extension - 1))
-
-
-@dataclasses.dataclass(frozen=True)
 class BaseChange(ClosedForm):
-    """Another rotary base (adjusted base frequency, ABF, arXiv 2309.16039).
+    """Another rotary base: `f_i = (base'/base)^(2i/d)` (adjusted base frequency, ABF, arXiv 2309.16039).
 
     Attributes:
-        new_base: rotary base to extend with, at least the model's.
+        new_base: base', at least the model's.
     """
 
     title = "base change"
     new_base: float = parameter(0.0, "rotary base to extend with, at least the model's")
 
     def relative(self, geometry: Geometry, measure: Measure) -> RelativeScale:
-        """`f_i = (base'/base)^(2i/d)`."""
-        return base_change(geometry.base, self.new_base, geometry.head_dim)
-
-
-def base_change(base: float, new_base: float, head_dim: int) -> RelativeScale:
-    """`f_i = (base'/base)^(2i/d)` (ABF, arXiv 2309.16039).
-
-    Args:
-        base: rotary base of the model, above 1.
-        new_base: rotary base base' to extend with, at least `base`.
-        head_dim: head dimension D, even.
-
-    Returns:
-        Factors `[D/2]`.
-
-    Raises:
-        InputError: naming the argument that is out of range.
-    """
-    check_head_dim(head_dim)
-    check_base(base)
-    if not (math.isfinite(new_base) and new_base >= base):
-        raise InputError(
-            f"`new_base` is {new_base}: it must be finite and at least the model's base, {base:g}, to extend it",
-            field="new_base",
-        )
-    return RelativeScale.create((new_base / base) ** (np.arange(0, head_dim, 2) / head_dim))
+        base, head_dim = geometry.base, geometry.head_dim
+        if not (math.isfinite(self.new_base) and self.new_base >= base):
+            raise InputError(
+                f"`new_base` is {self.new_base}: it must be finite and at least the model's base, {base:g}, to extend"
+                " it",
+                field="new_base",
+            )
+        return RelativeScale.create((self.new_base / base) ** (np.arange(0, head_dim, 2) / head_dim))
 
 
 @dataclasses.dataclass(frozen=True)
 class CriticalBase(ClosedForm):
-    """Base change that keeps the critical dimension (scaling laws of RoPE-based extrapolation, arXiv 2310.05209)."""
+    """Base change to `base^(log_{L/2pi}(L'/2pi))` (scaling laws of RoPE extrapolation, arXiv 2310.05209, theorem 1).
+
+    The pairs that complete a period within the context stay the same ones.
+    """
 
     title = "critical base"
 
     def relative(self, geometry: Geometry, measure: Measure) -> RelativeScale:
-        """`base_change` to `critical_base`."""
-        new_base = critical_base(geometry.base, measure.original, measure.target)
-        return base_change(geometry.base, new_base, geometry.head_dim)
-
-
-def critical_base(base: float, original: int, target: int) -> float:
-    """The base whose critical dimension is the same at the target as the model's is at the original context.
-
-    `base' = base^(log_{L/2pi}(L'/2pi))`: the pairs that complete a period within the context stay the same ones
-    (arXiv 2310.05209, theorem 1).
-
-    Args:
-        base: rotary base of the model, above 1.
-        original: original context L, tokens, at least 7.
-        target: extended context L', tokens, at least L.
-
-    Returns:
-        The base.
-
-    Raises:
-        InputError: naming the argument that is out of range.
-    """
-    check_base(base)
-    if not 2 * math.pi < original <= target:
-        raise InputError(
-            f"`original` is {original} and `target` {target}: the first must hold a period (7 tokens), and the second"
-            " be at least the first",
-            field="original",
-        )
-    return base ** (math.log(target / (2 * math.pi)) / math.log(original / (2 * math.pi)))
+        if measure.original <= 2 * math.pi:
+            raise InputError(
+                f"`original` is {measure.original}: a critical base takes a context of a period, 7 tokens, or more",
+                field="original",
+            )
+        exponent = math.log(measure.target / (2 * math.pi)) / math.log(measure.original / (2 * math.pi))
+        return BaseChange(geometry.base**exponent).relative(geometry, measure)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -211,7 +150,7 @@ class PartialRope(ClosedForm):
     2^24 positions it has rotated by less than 2^-36 rad, and float32 cosines of that are 1.
 
     Attributes:
-        turning: share p of the pairs, the highest frequencies, that keep rotating; from 0 to 1.
+        turning: share p of the pairs that keep rotating, the first `int(p D / 2)`; from 0 to 1.
     """
 
     title = "p-RoPE"
@@ -224,7 +163,6 @@ class PartialRope(ClosedForm):
             )
 
     def relative(self, geometry: Geometry, measure: Measure) -> RelativeScale:
-        """Factors of 1 for the first `int(p D / 2)` pairs."""
         head_dim = geometry.head_dim
         rotating = np.arange(head_dim // 2) < int(self.turning * head_dim // 2)
         return RelativeScale.create(np.where(rotating, 1.0, STANDSTILL))

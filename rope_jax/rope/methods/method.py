@@ -46,8 +46,8 @@ class Solution:
             selection: the choice per pair that the vector came from.
         """
         rows = np.atleast_2d(np.asarray(scale.factors))
-        theta = geometry.theta(measure.arithmetic)
-        shifts = [shift(theta, geometry.scaled(row, measure.arithmetic), measure) for row in rows]
+        theta = geometry.frequencies(measure.arithmetic)
+        shifts = [shift(theta, geometry.frequencies(measure.arithmetic, row), measure) for row in rows]
         changed = np.any(rows != np.asarray(geometry.own.factors), axis=0)
         return cls(scale, np.mean(shifts, axis=0), 2 * int(changed.sum()), selection)
 

@@ -13,10 +13,10 @@ from rope_jax.rope.measure import Measure
 from rope_jax.rope.methods.by_parts import YarnPaper, YarnWavelength, llama3, resonance, yarn
 from rope_jax.rope.methods.explicit import explicit, longrope_attention_factor
 from rope_jax.rope.methods.interpolation import (
+    BaseChange,
+    CriticalBase,
+    DynamicNTK,
     PartialRope,
-    base_change,
-    critical_base,
-    dynamic_ntk,
     ntk,
     position_interpolation,
 )
@@ -37,6 +37,10 @@ def hugging_face(rope_type, base, head_dim, seq_len=None, context=8192, **parame
     )
     frequency, attention_factor = ROPE_INIT_FUNCTIONS[rope_type](config, device="cpu", seq_len=seq_len)
     return frequency.numpy(), attention_factor
+
+
+def geometry(base, head_dim):
+    return Geometry(base, head_dim, identity(head_dim))
 
 
 def assert_serves(vector, base, head_dim, expected):
@@ -132,17 +136,17 @@ def test_longrope_published_factors():
     assert vector.factors.shape == (32, 64) and float(vector.factors.min()) >= 1
 
 
-@pytest.mark.parametrize("length", [512, 1024, 1500, 4096])
-def test_dynamic_ntk(length):
-    expected = hugging_face("dynamic", 10000.0, 64, seq_len=length, context=1024, factor=2.0)
-    assert_serves(dynamic_ntk(64, 2.0, length, 1024), 10000.0, 64, expected)
+@pytest.mark.parametrize("target", [1500, 2048, 4096])
+def test_dynamic_ntk(target):
+    expected = hugging_face("dynamic", 10000.0, 64, seq_len=target, context=1024, factor=target / 1024)
+    vector = DynamicNTK().relative(geometry(10000.0, 64), Measure(1024, target))
+    assert_serves(vector, 10000.0, 64, expected)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.25, 0.75, 1.0])
 def test_partial(share):
     served, attention_factor = hugging_face("proportional", 10000.0, 64, partial_rotary_factor=share)
-    geometry = Geometry(10000.0, 64, identity(64))
-    vector = PartialRope(share).relative(geometry, Measure(128, 256))
+    vector = PartialRope(share).relative(geometry(10000.0, 64), Measure(128, 256))
     factors = np.asarray(vector.factors, np.float64)
     np.testing.assert_array_equal(factors == 1, served > 0)
     # What stands still turns by less than float32 can see, at any position.
@@ -154,15 +158,16 @@ def test_partial(share):
 def test_base_change(base, head_dim):
     expected = hugging_face("default", 5e6, head_dim) if "default" in ROPE_INIT_FUNCTIONS else None
     served = expected[0] if expected else 5e6 ** -(np.arange(0, head_dim, 2) / head_dim)
-    vector = base_change(base, 5e6, head_dim)
+    vector = BaseChange(5e6).relative(geometry(base, head_dim), Measure(128, 256))
     np.testing.assert_allclose(frequencies(base, head_dim) / vector.factors, served, rtol=RTOL)
 
 
 def test_critical_base():
-    # The pair that just completes a turn in 4096 tokens completes one in the target under the new base.
-    base = critical_base(10000.0, 4096, 16384)
+    # The pair that just completes a period in 4096 tokens completes one in the target under the new base.
+    vector = CriticalBase().relative(geometry(10000.0, 128), Measure(4096, 16384))
+    base = 10000.0 * float(vector.factors[-1]) ** (128 / 126)
     critical = np.log(4096 / (2 * np.pi)) / np.log(10000.0)  # share of the dimensions
-    assert 16384 * base**-critical == pytest.approx(2 * np.pi, rel=1e-9)
+    assert 16384 * base**-critical == pytest.approx(2 * np.pi, rel=1e-5)
 
 
 @pytest.mark.parametrize("extension", [2.0, 4.0])
@@ -170,7 +175,7 @@ def test_yarn_forms_in_float64(extension):
     theta = 10000.0 ** -(np.arange(0, 128, 2) / 128)
     turns = 4096 * theta / (2 * np.pi)
     keep = np.clip((turns - 1) / 31, 0, 1)
-    setting = Geometry(10000.0, 128, identity(128)), Measure(4096, int(4096 * extension))
+    setting = geometry(10000.0, 128), Measure(4096, int(4096 * extension))
     paper = YarnPaper().relative(*setting)
     np.testing.assert_allclose(theta / paper.factors, theta * (keep + (1 - keep) / extension), rtol=RTOL)
     assert float(paper.attention_factor) == pytest.approx(0.1 * np.log(extension) + 1)
@@ -282,9 +287,8 @@ def test_explicit_says_where():
         (lambda: llama3([1.0], 2, 128, 4, 1), "low_frequency_factor"),
         (lambda: longrope_attention_factor(2, 1), "original"),
         (lambda: explicit([1, 1, 1, 1], 8, attention_factor=0), "attention_factor"),
-        (lambda: dynamic_ntk(8, 0.5, 10, 10), "extension"),
-        (lambda: base_change(1e4, 5e3, 8), "new_base"),
-        (lambda: critical_base(1e4, 4, 8), "original"),
+        (lambda: BaseChange(5e3).relative(geometry(1e4, 8), Measure(8, 16)), "new_base"),
+        (lambda: CriticalBase().relative(geometry(1e4, 8), Measure(4, 8)), "original"),
     ],
 )
 def test_out_of_range(build, field):
