@@ -28,8 +28,3 @@ def test_the_page_adds_a_method(monkeypatch):
     monkeypatch.setitem(methods.METHODS, name, run(method, "slow_pairs")[called])
     (check,) = (value for key, value in run(test, "test_slow_pairs").items() if key.startswith("test_"))
     check()
-
-
-def test_the_files_it_links_to_exist():
-    for target in re.findall(r"\]\((?!http)([^)]+)\)", PAGE):
-        assert (Path(__file__).resolve().parents[1] / "docs" / target).exists(), target

@@ -28,7 +28,7 @@ from rope_jax.model.remat import BLOCK_INPUT, PRODUCT, rematerialised
 from rope_jax.rope.embedding import ScaleVector, periods, phases, rotate
 from rope_jax.rope.exact.turns import exact_frequencies, exact_phases
 
-Waves = Float32[Array, "b t pairs"]
+Waves = Float32[Array, "#b t pairs"]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,7 +7,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float32, Int
+from jaxtyping import Array, Float, Float32, Int
 from numpy.typing import ArrayLike
 
 from rope_jax.rope.arrays import AnyArray
@@ -101,17 +101,20 @@ def phases(
     return jnp.asarray(positions, jnp.float32)[..., None] * frequency
 
 
-def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
+def rotate(
+    x: Float[AnyArray, "batch length heads dim"],
+    cos: Float32[AnyArray, "#batch length pairs"],
+    sin: Float32[AnyArray, "#batch length pairs"],
+) -> Float[Array, "batch length heads dim"]:
     """Rotates each half-split pair `(x[i], x[i + D/2])` by its angle.
 
     Args:
-        x: `[B, T, H, D]` queries or keys, any float dtype; half-split (Hugging Face) layout.
-        cos: float32 `[B, T, D/2]`, cosine of the angles, times the attention factor (YaRN, arXiv 2309.00071,
-            section 3.4).
-        sin: float32 `[B, T, D/2]`, sine of the angles, times the attention factor.
+        x: queries or keys, half-split (Hugging Face) layout.
+        cos: cosine of the angles, times the attention factor (YaRN, arXiv 2309.00071, section 3.4).
+        sin: sine of the angles, times the attention factor.
 
     Returns:
-        `[B, T, H, D]` in the dtype of `x`; computed in float32.
+        In the dtype of `x`; computed in float32.
     """
     cos, sin = cos[:, :, None, :], sin[:, :, None, :]
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
