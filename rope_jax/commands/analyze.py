@@ -108,7 +108,7 @@ def _shares(geometry: Geometry, measure: Measure, solution: Solution | None = No
     """Shares of the intervals of two pairs: in pre-training, or at the extended context under a solution."""
     theta, length = geometry.theta(), measure.original
     if solution:
-        theta, length = geometry.scaled(np.asarray(solution.scale.factors)), measure.target
+        theta, length = geometry.frequencies(factors=np.asarray(solution.scale.factors)), measure.target
     rows = np.asarray(angle_histograms(theta, length, measure.intervals)) / length
     pairs = [pair * len(rows) // 64 for pair in PAIRS]
     return {f"pair {pair}": rows[pair].tolist() for pair in pairs}

@@ -54,7 +54,7 @@ class Geometry:
         return frequencies(self.base, self.head_dim) / np.asarray(self.own.factors)
 
     def frequencies(
-        self, arithmetic: str, factors: Float32[AnyArray, " pairs"] | None = None
+        self, arithmetic: str = FLOAT32, factors: Float32[AnyArray, " pairs"] | None = None
     ) -> Float32[AnyArray, " pairs"] | Turns:
         """Frequencies in the arithmetic of a measure.
 
