@@ -58,8 +58,8 @@ def learned_solution(run: Run, method: LearnedMethod, reporter: Reporter) -> tup
     )
     with jax.set_mesh(run.mesh):
         rows = _batches(run, method, reporter)
-        learned = learn(base, source.model, rows, method.config, run.mesh)
-    return Solution.measured(recipe.geometry, recipe.measure, learned.scale), learned.losses
+        scale, losses = learn(base, source.model, rows, method.config, run.mesh)
+    return Solution.measured(recipe.geometry, recipe.measure, scale), losses
 
 
 def _batches(run: Run, method: LearnedMethod, reporter: Reporter) -> Iterator[dict]:

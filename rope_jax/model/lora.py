@@ -59,14 +59,7 @@ class LoraConfig:
             )
 
     def check(self, model: LlamaConfig) -> None:
-        """Checks targets and rank against a model.
-
-        Args:
-            model: model config.
-
-        Raises:
-            InputError: if `targets` names a head and the model's embeddings are tied, or `rank` exceeds its width.
-        """
+        """Raises InputError if `targets` names a head that the model has not, or `rank` exceeds the model's width."""
         if "head" in self.targets and model.tie_embeddings:
             raise InputError(
                 "`targets` names 'head', which this model does not have (its embeddings are tied): name 'embedding'",
@@ -88,8 +81,8 @@ def init_lora(params: dict, model: LlamaConfig, lora: LoraConfig) -> dict:
 
     Returns:
         `{"factors": ..., "whole": ...}`, subtrees of the parameters, all float32: `factors` has `a`
-        `[layers, *inputs, r]` and `b` `[layers, r, *outputs]` in place of each targeted kernel, `whole` the parameters
-        that are trained whole.
+        `[layers, *inputs, r]` and `b` `[layers, r, *outputs]` for each targeted kernel, `whole` the parameters that
+        are trained whole.
     """
     key, found, leaves = jax.random.key(lora.seed), _flat(params), {}
     for number, (path, (shape, _)) in enumerate(_layout(model, lora).items()):
@@ -104,29 +97,17 @@ def init_lora(params: dict, model: LlamaConfig, lora: LoraConfig) -> dict:
 
 
 def lora_axes(model: LlamaConfig, lora: LoraConfig) -> dict:
-    """Logical axes of the trained numbers: those of the kernels that they change, and `rank`.
-
-    Args:
-        model: model config.
-        lora: targets and rank.
-
-    Returns:
-        Pytree of `PartitionSpec` of logical names, shaped like the result of `init_lora`.
-    """
+    """Logical axes of the result of `init_lora`, `PartitionSpec`: those of the kernels that it changes, and `rank`."""
     return unflatten_dict({path: PartitionSpec(*axes) for path, (_, axes) in _layout(model, lora).items()})
 
 
 def apply_lora(params: dict, trained: dict, lora: LoraConfig) -> tuple[dict, dict]:
-    """Splits the trained numbers into what `Llama.apply` takes.
+    """Parameters with those that are trained whole replaced, and the model's collection `lora`: A and `(alpha / r) B`.
 
     Args:
         params: frozen parameters of `Llama`.
-        trained: pytree as `init_lora` returns it.
+        trained: what `init_lora` returns.
         lora: targets and rank.
-
-    Returns:
-        The parameters, with those that are trained whole replaced, and the model's collection `lora`: A and
-        `(alpha / r) B`.
     """
     params = unflatten_dict({**_flat(params), **_flat(trained.get("whole", {}))})
     scale = lora.alpha / lora.rank
@@ -135,15 +116,12 @@ def apply_lora(params: dict, trained: dict, lora: LoraConfig) -> tuple[dict, dic
 
 
 def merge_lora(params: dict, trained: dict, lora: LoraConfig) -> dict:
-    """Parameters with the updates added: `W + (alpha / r) A B`, layer by layer in float32.
+    """Parameters with the updates added: `W + (alpha / r) A B`, layer by layer in float32, kept in the dtype of W.
 
     Args:
         params: frozen parameters of `Llama`.
-        trained: pytree as `init_lora` returns it.
+        trained: what `init_lora` returns.
         lora: targets and rank.
-
-    Returns:
-        Parameters of `Llama`, each in the dtype of the frozen one.
     """
     dtypes = {path: leaf.dtype for path, leaf in _flat(params).items()}
     params, factors = map(_flat, apply_lora(params, trained, lora))

@@ -23,13 +23,7 @@ class Checkpoints:
     """
 
     def __init__(self, folder: Path, keep: int = 1, keep_best: int = 0):
-        """Opens or creates the folder.
-
-        Args:
-            folder: folder of the checkpoints.
-            keep: number of newest checkpoints to keep.
-            keep_best: number of checkpoints of lowest loss to keep as well.
-        """
+        """Opens or creates the folder, which keeps the newest checkpoints, and the best by loss as well."""
         self.folder = Path(folder).resolve()
         self._losses: dict[int, float] = {}
         policy = _NewestAndBest(keep, keep_best, self._losses)
@@ -51,9 +45,8 @@ class Checkpoints:
         """Saves a checkpoint in the background, from a copy of the state, which may be donated afterwards.
 
         Args:
-            state: training state; its step names the checkpoint.
-            progress: JSON-serialisable progress of the run, such as the data iterator's position; the same in every
-                process.
+            state: its step names the checkpoint.
+            progress: JSON-serialisable progress of the run, the same in every process.
             loss: loss by which the best checkpoints are kept.
         """
         step = int(state.step)
@@ -75,8 +68,7 @@ class Checkpoints:
             The state and the progress.
 
         Raises:
-            InputError: if no checkpoint can be read because they are damaged or of another model; the message names
-                the newest.
+            InputError: if all checkpoints are damaged or of another model; the message names the newest.
         """
         reasons: dict[int, str] = {}
         for step in sorted(self._manager.all_steps(), reverse=True):
@@ -137,14 +129,7 @@ class _NewestAndBest(ocp.checkpoint_managers.PreservationPolicy):
 
 
 def losses(folder: Path) -> dict[int, float]:
-    """Losses of the checkpoints in a folder.
-
-    Args:
-        folder: folder of the checkpoints.
-
-    Returns:
-        Step to saved loss; steps whose record is damaged are left out.
-    """
+    """Step to saved loss of the checkpoints in a folder, without those whose record is damaged."""
     found = {}
     for place in Path(folder).glob("[0-9]*"):
         try:
@@ -157,14 +142,8 @@ def losses(folder: Path) -> dict[int, float]:
 def fingerprint(state) -> list[int]:
     """A checksum per array, which changes with any bit of it and is independent of its sharding.
 
-    Storage that flips a bit rarely reports it. The sum over elements `i` of `(2 i + 1) bits_i`
-    modulo 2^32 takes one pass through memory, and sums of integers do not depend on their order.
-
-    Args:
-        state: pytree of arrays of at most 32 bits per element.
-
-    Returns:
-        The sums, in the order of the leaves.
+    Storage that flips a bit rarely reports it. The sum over elements `i` of `(2 i + 1) bits_i` modulo 2^32 takes one
+    pass through memory, and sums of integers do not depend on their order. Elements have at most 32 bits.
     """
     return [int(value) for value in jax.device_get(_sums(jax.tree.leaves(state)))]
 
@@ -190,13 +169,13 @@ def _first_line(error: Exception) -> str:
     return text.splitlines()[0][:200] if text else type(error).__name__
 
 
-def read_trained(folder: Path, abstract, step: int | None = None) -> dict:
+def read_trained(folder: Path, abstract, step: int) -> dict:
     """Reads the trained numbers from a checkpoint, without the optimizer state.
 
     Args:
         folder: folder of the checkpoints.
         abstract: `TrainState.params` or a part of it, of `jax.ShapeDtypeStruct` with shardings.
-        step: step of the checkpoint; None takes the newest.
+        step: step of the checkpoint.
 
     Returns:
         The arrays, a pytree like `abstract`.
@@ -204,22 +183,13 @@ def read_trained(folder: Path, abstract, step: int | None = None) -> dict:
     Raises:
         InputError: if there is no such checkpoint, or it is damaged or of another model.
     """
-    folder = Path(folder).resolve()
-    if not folder.is_dir():
-        raise InputError(f"{folder} does not exist: the run has no checkpoint yet")
-    options = ocp.CheckpointManagerOptions(read_only=True)
-    with ocp.CheckpointManager(folder, options=options, item_names=("state", "data")) as manager:
-        steps = sorted(manager.all_steps())
-        step = steps[-1] if step is None and steps else step
-        if step not in steps:
-            raise InputError(f"{folder} holds no checkpoint of step {step}: it has {steps or 'none'}")
-        item = {"params": abstract}
-        restore = ocp.args.PyTreeRestore(
-            item=item, restore_args=ocp.checkpoint_utils.construct_restore_args(item), partial_restore=True
-        )
-        try:
-            restored = manager.restore(step, args=ocp.args.Composite(state=restore))
-        except Exception as error:  # Orbax raises many types for a damaged checkpoint.
-            reason = _first_line(error)
-            raise InputError(f"checkpoint {folder / str(step)} cannot be read ({reason}): take another step") from error
-    return restored["state"]["params"]
+    place, item = Path(folder).resolve() / str(step), {"params": abstract}
+    if not place.is_dir():
+        raise InputError(f"{place} does not exist: the run has checkpoints of {sorted(losses(folder)) or 'no step'}")
+    restore_args = ocp.checkpoint_utils.construct_restore_args(item)
+    args = ocp.args.PyTreeRestore(item=item, restore_args=restore_args, partial_restore=True)
+    try:
+        restored = ocp.PyTreeCheckpointHandler().restore(epath.Path(place) / "state", args=args)
+    except Exception as error:  # Orbax raises many types for a damaged checkpoint.
+        raise InputError(f"checkpoint {place} cannot be read ({_first_line(error)}): take another step") from error
+    return restored["params"]

@@ -23,29 +23,14 @@ from rope_jax.sharding import named, spec
 
 
 def attention_on(config: LlamaConfig, mesh: Mesh | None) -> Callable:
-    """The attention of a model whose arrays are spread over a mesh.
-
-    Args:
-        config: model config.
-        mesh: device mesh; None for one device.
-
-    Returns:
-        Function of query, key, value and segment ids, as `backends.attend`; with a context axis of more than one
-        device they are in ring order.
-
-    Raises:
-        InputError: if the mesh asks for a ring that the backend has not (see `backends.ring_kernel`).
-    """
+    """`attend` for a model whose arrays are spread over a mesh, None for one device; rows are in ring order."""
     local = partial(attend, config=config)
     if mesh is None or mesh.size == 1:
         return local
     if _cut(mesh):
         specs = (spec("batch", "length", "heads"), spec("batch", "length", "kv_heads"), spec("batch", "length"))
-        kernel = ring_kernel(config)
-        return partial(
-            ring_attention,
-            ring=Ring(mesh, "context", specs, config.attention_chunk, config.sliding_window, kernel),
-        )
+        window, kernel = config.sliding_window, ring_kernel(config)
+        return partial(ring_attention, ring=Ring(mesh, "context", specs, config.attention_chunk, window, kernel))
     query, key = spec("batch", None, "heads"), spec("batch", None, "kv_heads")
     # Each device by itself, also in plain JAX: left to the compiler, all would visit the blocks that any of them needs.
     # Not checked: kernels do not say which of their values vary over which axes.
@@ -53,62 +38,35 @@ def attention_on(config: LlamaConfig, mesh: Mesh | None) -> Callable:
 
 
 def check_attention(config: LlamaConfig, mesh: Mesh) -> None:
-    """Checks that a model's attention can be computed on a mesh of this machine's devices.
-
-    Args:
-        config: model config.
-        mesh: device mesh.
-
-    Raises:
-        InputError: if its backend is not available, or has no ring for this model.
-    """
+    """Raises InputError if the attention's backend is not available here, or has no ring for this model on a mesh."""
     if _cut(mesh):
         ring_kernel(config)
     check_backend(config)
 
 
 def check_length(mesh: Mesh, length: int) -> None:
-    """Checks that sequences divide over the mesh.
-
-    Args:
-        mesh: device mesh.
-        length: tokens T of a row.
-
-    Raises:
-        InputError: if they do not; `length` is at fault.
-    """
-    pieces = 2 * _devices(mesh)
+    """Raises InputError if sequences of `length` tokens do not divide over the mesh."""
+    devices = mesh.shape["context"]
+    pieces = 2 * devices
     if _cut(mesh) and length % pieces:
         raise InputError(
-            f"`length` is {length}, but the mesh axis `context` = {pieces // 2} cuts sequences into {pieces} equal "
+            f"`length` is {length}, but the mesh axis `context` = {devices} cuts sequences into {pieces} equal "
             f"pieces: make it a multiple of {pieces}",
             field="length",
         )
 
 
 def in_ring_order(rows, mesh: Mesh | None):
-    """Rows as the model takes them on a mesh.
-
-    Args:
-        rows: pytree of arrays `[B, T]`, in natural order.
-        mesh: device mesh; None for one device.
-
-    Returns:
-        The pytree in ring order, sharded over the context axis; unchanged without one.
-    """
+    """A pytree of arrays `[B, T]` in ring order, sharded over the context axis; unchanged without one."""
     if mesh is None or not _cut(mesh):
         return rows
 
     def place(row):
-        moved = row[:, zigzag(row.shape[1], _devices(mesh))]
+        moved = row[:, zigzag(row.shape[1], mesh.shape["context"])]
         return jax.lax.with_sharding_constraint(moved, named(mesh, "batch", "length"))
 
     return jax.tree.map(place, rows)
 
 
-def _devices(mesh: Mesh) -> int:
-    return mesh.shape["context"]
-
-
 def _cut(mesh: Mesh) -> bool:
-    return _devices(mesh) > 1
+    return mesh.shape["context"] > 1

@@ -21,14 +21,7 @@ from rope_jax.training.state import Variables
 
 
 def finite(tree):
-    """Whether each array is finite.
-
-    Args:
-        tree: pytree of floating-point arrays; those under a key `layers` are stacked over layers.
-
-    Returns:
-        Pytree of bool: a scalar for each array, `[layers]` for each that is stacked.
-    """
+    """Whether each array of a pytree is finite, a bool; `[layers]` for each below a key `layers`, which is stacked."""
 
     def check(path, leaf):
         return jnp.all(jnp.isfinite(leaf), axis=tuple(range(1 if _stacked(path) else 0, leaf.ndim)))
@@ -45,8 +38,8 @@ def explain(flags, variables: Variables, rows: dict, model: LlamaConfig, mesh: M
     """Names the first part of a step that is not finite, in the order of computation.
 
     Args:
-        flags: what `finite` returns for the gradients.
-        variables: parameters, scale vector and low-rank factors before the step.
+        flags: `finite` of the gradients.
+        variables: what the model computed with before the step.
         rows: `tokens`, `segment_ids` and `positions` of the step, each int32 `[A, B, T]`.
         model: model config.
         mesh: device mesh; None for one device.

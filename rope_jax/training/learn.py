@@ -23,7 +23,7 @@ from rope_jax.model.config import LlamaConfig
 from rope_jax.rope.embedding import ScaleVector
 from rope_jax.training.optimizer import apply_gradients
 from rope_jax.training.state import TrainState, Variables, create_state
-from rope_jax.training.step import mean_loss
+from rope_jax.training.step import summed_loss, train_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,28 +49,13 @@ class LearnConfig:
             raise InputError(f"`loss_chunk` is {self.loss_chunk}: it must be at least 1", field="loss_chunk")
 
 
-@dataclasses.dataclass(frozen=True)
-class Learned:
-    """A learned scale vector and how it was reached.
-
-    Attributes:
-        scale: the scale vector after the last step.
-        losses: float32 `[steps]`, nats per token, each before its step.
-        gradient_norms: float32 `[steps]`, norms of the loss's gradient with respect to the logarithms.
-    """
-
-    scale: ScaleVector
-    losses: np.ndarray
-    gradient_norms: np.ndarray
-
-
 def learn(
     base: Variables,
     model: LlamaConfig,
     batches: Iterable[dict],
-    config: LearnConfig | None = None,
+    config: LearnConfig = LearnConfig(),
     mesh: Mesh | None = None,
-) -> Learned:
+) -> tuple[ScaleVector, np.ndarray]:
     """Lowers the loss of a frozen model by gradient descent on its scale vector, one step per batch.
 
     Factors are learned as logarithms: they stay positive, and a step is relative, the same for a factor of 1 and of 32.
@@ -79,25 +64,24 @@ def learn(
         base: parameters, which stay unchanged, and the scale vector to start from, `[D/2]` or `[layers, D/2]`.
         model: model config.
         batches: dicts of int32 `[B, T]` `tokens`, `segment_ids` and `positions`, T the extended context.
-        config: learning rate and what is learned; None for the defaults.
+        config: learning rate and what is learned.
         mesh: mesh that parameters and batches are sharded over; None for one device.
 
     Returns:
-        The learned vector, shaped like the one in `base`, with losses and gradient norms.
+        The learned vector, shaped like the one in `base`, and the losses, float32 `[steps]`, nats per token, each
+        before its step.
 
     Raises:
         InputError: if `batches` is empty.
     """
-    config = config or LearnConfig()
     state = create_state(to_logarithms(base.rope), optax.adam(config.learning_rate))
-    history = []
+    losses = []
     for rows in batches:
-        state, metrics = _step(state, base.params, rows, model=model, config=config, mesh=mesh)
-        history.append(metrics)
-    if not history:
+        state, loss = _step(state, base.params, rows, model=model, config=config, mesh=mesh)
+        losses.append(loss)
+    if not losses:
         raise InputError("`batches` is empty: give at least one batch to learn from", field="batches")
-    losses, norms = np.array(jax.device_get(history), np.float32).T
-    return Learned(from_logarithms(state.params), losses, norms)
+    return from_logarithms(state.params), np.array(jax.device_get(losses), np.float32)
 
 
 def to_logarithms(scale: ScaleVector) -> ScaleVector:
@@ -112,12 +96,12 @@ def from_logarithms(logarithms: ScaleVector) -> ScaleVector:
 
 @partial(jax.jit, static_argnames=("model", "config", "mesh"))
 def _step(state: TrainState, params, rows, *, model, config, mesh):
-    def loss(logarithms):
-        return mean_loss(Variables(params, from_logarithms(logarithms)), rows, model, config.loss_chunk, mesh)
+    def loss(logarithms, rows):
+        if not config.attention_factor:
+            fixed = jax.lax.stop_gradient(logarithms.attention_factor)
+            logarithms = dataclasses.replace(logarithms, attention_factor=fixed)
+        return summed_loss(Variables(params, from_logarithms(logarithms)), rows, model, config.loss_chunk, mesh)
 
-    value, gradient = jax.value_and_grad(loss)(state.params)
-    if not config.attention_factor:
-        gradient = dataclasses.replace(gradient, attention_factor=jnp.zeros_like(gradient.attention_factor))
-    optimizer = optax.adam(config.learning_rate)
-    logarithms, opt_state = apply_gradients(optimizer, gradient, state.opt_state, state.params)
-    return TrainState(state.step + 1, logarithms, opt_state), (value, optax.tree.norm(gradient))
+    batch = {name: row[None] for name, row in rows.items()}
+    state, metrics = train_step(state, batch, loss, optax.adam(config.learning_rate))
+    return state, metrics["loss"]

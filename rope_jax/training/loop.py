@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import math
 from collections import deque
@@ -32,13 +31,6 @@ class Stopped(Exception):
     """Training stopped on request after a step that it saved; the message names the step."""
 
 
-@contextlib.contextmanager
-def no_report(start: int):
-    """Reports nothing."""
-    del start
-    yield lambda step, metrics: None
-
-
 @dataclasses.dataclass(frozen=True)
 class Callbacks:
     """What the caller of `train` sees and decides on the way.
@@ -51,8 +43,8 @@ class Callbacks:
         profile: steps to trace, None for none.
     """
 
-    report: Callable[[int], AbstractContextManager[Callable[[int, dict], None]]] = no_report
-    should_stop: Callable[[], bool] = lambda: False
+    report: Callable[[int], AbstractContextManager[Callable[[int, dict], None]]]
+    should_stop: Callable[[], bool]
     profile: Profile | None = None
 
 
@@ -62,7 +54,7 @@ class Start:
 
     Attributes:
         rope: its scale vector.
-        load: returns its sharded parameters, which training consumes. Called only if there is no checkpoint, or for
+        load: returns its sharded parameters, which training consumes; called only if there is no checkpoint, or for
             weights that stay frozen.
     """
 
@@ -70,7 +62,7 @@ class Start:
     load: Callable[[], dict]
 
 
-def train(training: Training, start: Start, batches, folder: Path, callbacks: Callbacks = Callbacks()) -> Variables:
+def train(training: Training, start: Start, batches, folder: Path, callbacks: Callbacks) -> Variables:
     """Trains for `optimizer.steps` updates, resuming from the newest intact checkpoint in `folder`.
 
     A resumed run is bitwise identical to an uninterrupted one: checkpoints hold the data iterator's position. All
@@ -81,10 +73,9 @@ def train(training: Training, start: Start, batches, folder: Path, callbacks: Ca
         training: model, configuration and mesh.
         start: the model to start from.
         batches: iterator of microbatches, `accumulation` of them per update: int32 `[B, T]` dicts of this process's
-            rows, with `get_state` and `set_state` like `TrainingBatches`.
+            rows, with `get_state` and `set_state`.
         folder: folder of the checkpoints; the last step is always saved. A checkpoint's loss is the mean over the
-            last `checkpoint_every` steps, which in the first epoch, where batches are new to the model, is a held-out
-            loss.
+            last `checkpoint_every` steps, a held-out loss in the first epoch, where batches are new to the model.
         callbacks: reporting, stopping and profiling.
 
     Returns:

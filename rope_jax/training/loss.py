@@ -27,7 +27,7 @@ def cross_entropy(hidden, head, targets, weights, chunk: int, *, mesh: Mesh | No
 
     Args:
         hidden: `[B, T, E]`, any float dtype, which the matrix products use too.
-        head: `[E, V]`, any float dtype.
+        head: `[E, V]`.
         targets: int32 `[B, T]`, within the vocabulary even where the weight is zero.
         weights: float32 `[B, T]`.
         chunk: tokens of a row that each device takes at a time; need not divide T (static).
@@ -44,10 +44,10 @@ def token_nll(hidden, head, targets, chunk, wanted=None):
 
     Args:
         hidden: `[B, T, E]`, any float dtype, which the matrix product uses too.
-        head: `[E, V]`, any float dtype.
+        head: `[E, V]`.
         targets: int32 `[B, T]`, within the vocabulary.
         chunk: tokens of a row whose logits are formed at a time; need not divide T.
-        wanted: optional bool `[B, T]`; other targets get zero, and a chunk without a wanted one costs nothing.
+        wanted: bool `[B, T]`, None for all; other targets get zero, and a chunk without a wanted one costs nothing.
 
     Returns:
         float32 `[B, T]`, nats.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Hashable
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import optax
@@ -21,83 +21,52 @@ from rope_jax.training.optimizer import OptimizerConfig, make_optimizer
 from rope_jax.training.state import Variables
 
 
-class Objective(Protocol):
-    """What a kind of training trains, and how the model computes with it.
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """What is trained, and how the model computes with it; here all weights.
 
     Three values recur. `base`: the model that training starts from, without adapters. `trained`: the pytree of arrays
     that gradients are taken of. `frozen`: the base, with None for what the steps do not need of it.
     """
 
-    @property
-    def model(self) -> LlamaConfig:
-        """Model config."""
-        ...
+    model: LlamaConfig
 
     def shardings(self, mesh: Mesh) -> Any:
         """Shardings of `trained`, a pytree of `NamedSharding`."""
-        ...
-
-    def optimizer(self, config: OptimizerConfig) -> optax.GradientTransformation:
-        """Optimizer of `trained`; `config` is that of the weights."""
-        ...
-
-    def frozen(self, base: Variables) -> Variables:
-        """The part of `base` that every step needs."""
-        ...
-
-    def start(self, base: Variables) -> Any:
-        """`trained` before the first update."""
-        ...
-
-    def variables(self, trained: Any, frozen: Variables) -> Variables:
-        """What the model computes with."""
-        ...
-
-    def result(self, trained: Any, frozen: Variables, mesh: Mesh) -> Variables:
-        """The trained model, sharded, without adapters. Consumes `frozen.params`."""
-        ...
-
-
-@dataclasses.dataclass(frozen=True)
-class FullObjective:
-    """Trains all weights. `trained` is the parameters of `Llama`."""
-
-    model: LlamaConfig
-
-    def shardings(self, mesh: Mesh) -> dict:
         return param_shardings(self.model, mesh)
 
     def optimizer(self, config: OptimizerConfig) -> optax.GradientTransformation:
+        """Optimizer of `trained`; `config` is that of the weights."""
         return make_optimizer(config)
 
     def frozen(self, base: Variables) -> Variables:
+        """The part of `base` that every step needs."""
         return dataclasses.replace(base, params=None)
 
-    def start(self, base: Variables) -> dict:
+    def start(self, base: Variables) -> Any:
+        """`trained` before the first update."""
         return base.params
 
-    def variables(self, trained: dict, frozen: Variables) -> Variables:
+    def variables(self, trained: Any, frozen: Variables) -> Variables:
+        """What the model computes with."""
         return Variables(trained, frozen.rope)
 
-    def result(self, trained: dict, frozen: Variables, mesh: Mesh) -> Variables:
+    def result(self, trained: Any, frozen: Variables, mesh: Mesh) -> Variables:
+        """The trained model, sharded, without adapters. Consumes `frozen.params`."""
         del mesh
         return Variables(trained, frozen.rope)
 
 
 @dataclasses.dataclass(frozen=True)
-class LoraObjective:
+class LoraObjective(Objective):
     """Trains a low-rank update beside frozen weights. `trained` is what `init_lora` returns."""
 
-    model: LlamaConfig
     lora: LoraConfig
 
     def shardings(self, mesh: Mesh) -> dict:
         initial = partial(init_lora, model=self.model, lora=self.lora)
         abstract = jax.eval_shape(initial, abstract_params(self.model))
         return shardings_of(abstract, lora_axes(self.model, self.lora), mesh)
-
-    def optimizer(self, config: OptimizerConfig) -> optax.GradientTransformation:
-        return make_optimizer(config)
 
     def frozen(self, base: Variables) -> Variables:
         return base
@@ -117,20 +86,11 @@ class LoraObjective:
 
 
 @dataclasses.dataclass(frozen=True)
-class WithScaleVector:
-    """Trains the scale vector together with the weights. `trained` is `{"weights": ..., "rope": logarithms}`.
-
-    Attributes:
-        weights: the objective of the weights.
-        learn: learning rate of the scale vector.
-    """
+class WithScaleVector(Objective):
+    """Trains the scale vector together with the weights. `trained` is `{"weights": ..., "rope": logarithms}`."""
 
     weights: Objective
     learn: LearnConfig
-
-    @property
-    def model(self) -> LlamaConfig:
-        return self.weights.model
 
     def shardings(self, mesh: Mesh) -> dict:
         vector = jax.eval_shape(lambda: identity(self.model.head_dim))
@@ -141,7 +101,7 @@ class WithScaleVector:
         # Logarithms get Adam without weight decay.
         adam = optax.adam(self.learn.learning_rate)
         attention = adam if self.learn.attention_factor else optax.set_to_zero()
-        parts: dict[Hashable, optax.GradientTransformation] = {
+        parts: dict[Hashable, Any] = {
             "weights": self.weights.optimizer(config),
             "factors": adam,
             "attention": attention,

@@ -64,31 +64,16 @@ class OptimizerConfig:
 
 
 def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
-    """AdamW with the configured schedule and gradient clipping.
-
-    Args:
-        config: hyperparameters.
-
-    Returns:
-        The optax transformation.
-    """
-    after = config.steps - config.warmup_steps
-    schedule = (
-        optax.constant_schedule(config.learning_rate)
-        if config.schedule == "constant"
-        else optax.cosine_decay_schedule(config.learning_rate, max(after, 1))
-    )
+    """AdamW with the configured schedule and gradient clipping."""
+    schedule = optax.constant_schedule(config.learning_rate)
+    if config.schedule == "cosine":
+        after = config.steps - config.warmup_steps
+        schedule = optax.cosine_decay_schedule(config.learning_rate, max(after, 1))
     if config.warmup_steps:
         rise = optax.linear_schedule(0.0, config.learning_rate, config.warmup_steps)
         schedule = optax.join_schedules([rise, schedule], [config.warmup_steps])
-    adamw = optax.adamw(
-        schedule,
-        b1=config.b1,
-        b2=config.b2,
-        eps=config.eps,
-        weight_decay=config.weight_decay,
-        mu_dtype=config.mu_dtype,
-    )
+    fields = ("b1", "b2", "eps", "weight_decay", "mu_dtype")
+    adamw = optax.adamw(schedule, **{field: getattr(config, field) for field in fields})
     return optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw) if config.clip_norm else adamw
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,13 +14,7 @@ from rope_jax.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class Profile:
-    """The steps to trace.
-
-    Attributes:
-        folder: folder of the trace.
-        first: first traced step, from 1. The first step of a run includes compilation.
-        last: last traced step.
-    """
+    """The steps to trace, `first` to `last` from 1. The first step of a run includes compilation."""
 
     folder: Path
     first: int
@@ -33,35 +28,21 @@ class Profile:
 
 
 def traced(steps: range, profile: Profile | None, wait: Callable[[], object]) -> Iterator[int]:
-    """Yields the steps of a loop and traces some of them.
-
-    Args:
-        steps: steps of the loop.
-        profile: steps to trace; None for none.
-        wait: blocks until the devices have finished the last step, so that the trace is complete.
-
-    Yields:
-        The steps.
-    """
-    wanted = [step for step in steps if profile and profile.first <= step <= profile.last]
-    running = False
-    try:
+    """Yields the steps of a loop and traces some; `wait` blocks until devices have finished the last of these."""
+    if profile is None:
+        yield from steps
+        return
+    wanted = [step for step in steps if profile.first <= step <= profile.last]
+    with contextlib.ExitStack() as trace:  # also ends the trace if the loop is left during it
         for step in steps:
-            if profile and wanted and step == wanted[0]:
+            if wanted and step == wanted[0]:
                 jax.profiler.start_trace(profile.folder, profiler_options=_options())
-                running = True
-            if running:
-                with jax.profiler.StepTraceAnnotation("train", step_num=step):
-                    yield step
-            else:
+                trace.callback(jax.profiler.stop_trace)
+            with jax.profiler.StepTraceAnnotation("train", step_num=step):
                 yield step
             if wanted and step == wanted[-1]:
                 wait()
-                running = False
-                jax.profiler.stop_trace()
-    finally:
-        if running:  # the loop was left during the trace
-            jax.profiler.stop_trace()
+                trace.close()
 
 
 def _options() -> jax.profiler.ProfileOptions:

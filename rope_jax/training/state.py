@@ -9,9 +9,6 @@ import jax
 import jax.numpy as jnp
 import optax
 
-# A leaf of a pytree: an array, or its shape or its sharding in a pytree of the same structure.
-Leaf = Any
-
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +29,7 @@ class Variables:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """The arrays that an update changes; a pytree, the content of a checkpoint.
+    """The arrays that an update changes, or their shapes or shardings; a pytree, the content of a checkpoint.
 
     Attributes:
         step: int32 scalar, updates so far.
@@ -40,19 +37,11 @@ class TrainState:
         opt_state: optimizer state.
     """
 
-    step: Leaf
+    step: Any
     params: Any
     opt_state: optax.OptState
 
 
 def create_state(trained: Any, optimizer: optax.GradientTransformation) -> TrainState:
-    """The state before the first update.
-
-    Args:
-        trained: pytree of the trained numbers.
-        optimizer: their optimizer.
-
-    Returns:
-        The state, with step 0.
-    """
+    """The state before the first update, step 0."""
     return TrainState(jnp.zeros((), jnp.int32), trained, optimizer.init(trained))

@@ -25,11 +25,11 @@ def summed_loss(
     """Next-token loss of one microbatch, differentiable in the variables.
 
     Args:
-        variables: parameters, scale vector and low-rank factors.
+        variables: what the model computes with.
         rows: `tokens`, `segment_ids` and `positions`, each int32 `[B, T]`.
         model: model config (static).
-        loss_chunk: tokens of a row that are projected to the vocabulary at a time (static).
-        mesh: mesh that rows, and with a context axis their tokens, are sharded over; None for one device (static).
+        loss_chunk: tokens of a row projected to the vocabulary at a time (static).
+        mesh: mesh that rows and their tokens are sharded over; None for one device (static).
 
     Returns:
         Pair of float32 scalars: summed NLL in nats, and the number of tokens predicted.
@@ -40,14 +40,6 @@ def summed_loss(
     inputs, attend, place = Inputs(**rows), attention_on(model, mesh), states_on(mesh)
     hidden = forward(params, model, rope, inputs, lora=lora, attend=attend, place=place).states
     return cross_entropy(hidden, head_kernel(params, model), targets, weights, loss_chunk, mesh=mesh)
-
-
-def mean_loss(
-    variables: Variables, rows: dict, model: LlamaConfig, loss_chunk: int, mesh: Mesh | None = None
-) -> jax.Array:
-    """`summed_loss` per predicted token: a float32 scalar, nats per token."""
-    nll, count = summed_loss(variables, rows, model, loss_chunk, mesh)
-    return nll / count
 
 
 def train_step(
@@ -65,10 +57,9 @@ def train_step(
     Args:
         state: current state.
         batch: `tokens`, `segment_ids` and `positions`, each int32 `[A, B, T]`.
-        loss: function of `(state.params, rows)`, rows `[B, T]`, that returns the summed NLL and the number of tokens
-            predicted (static).
-        optimizer: optimizer of `state.params` (static).
-        check_finite: also checks loss and gradients, and leaves the state unchanged if they are not finite (static).
+        loss: function of `state.params` and rows `[B, T]` that returns what `summed_loss` does.
+        optimizer: optimizer of `state.params`.
+        check_finite: also checks loss and gradients, and leaves the state unchanged if they are not finite.
 
     Returns:
         The next state, and metrics: `loss` in nats per token, `tokens` predicted, `grad_norm`; float32. With

@@ -19,7 +19,7 @@ from rope_jax.rope.embedding import ScaleVector
 from rope_jax.sharding import batch_sharding, check_batch, param_shardings, replicated
 from rope_jax.training.config import TrainConfig
 from rope_jax.training.context import check_length
-from rope_jax.training.objective import FullObjective, LoraObjective, Objective, WithScaleVector
+from rope_jax.training.objective import LoraObjective, Objective, WithScaleVector
 from rope_jax.training.state import TrainState, Variables, create_state
 from rope_jax.training.step import summed_loss, train_step
 
@@ -45,8 +45,8 @@ class Training:
     def objective(self) -> Objective:
         """What is trained."""
         lora, learn = self.config.lora, self.config.learn
-        weights = LoraObjective(self.model, lora) if lora else FullObjective(self.model)
-        return WithScaleVector(weights, learn) if learn else weights
+        weights = LoraObjective(self.model, lora) if lora else Objective(self.model)
+        return WithScaleVector(self.model, weights, learn) if learn else weights
 
     @property
     def optimizer(self) -> optax.GradientTransformation:
@@ -54,12 +54,8 @@ class Training:
         return self.objective.optimizer(self.config.optimizer)
 
     def check(self) -> None:
-        """Checks that the run fits the model and the mesh.
-
-        Raises:
-            InputError: if low-rank targets do not fit the model, parameters, rows or tokens do not divide over the
-                mesh, or its devices cannot reach host memory that the run needs.
-        """
+        """Raises InputError if low-rank targets do not fit the model, parameters, rows or tokens do not divide over the
+        mesh, or its devices cannot reach host memory that the run needs."""
         if self.config.lora:
             self.config.lora.check(self.model)
         self.objective.shardings(self.mesh)
@@ -75,14 +71,7 @@ class Training:
             check_host_memory(self.mesh, "remat")
 
     def loss(self, frozen: Variables) -> Callable:
-        """The loss for `train_step`.
-
-        Args:
-            frozen: what the objective keeps of the base.
-
-        Returns:
-            Function of `(trained, rows)`: summed NLL in nats, and the number of tokens predicted.
-        """
+        """The loss of `trained` and rows that `train_step` takes; `frozen` is what the objective keeps of the base."""
 
         def loss(trained, rows):
             variables = self.objective.variables(trained, frozen)
@@ -91,14 +80,7 @@ class Training:
         return loss
 
     def state_shardings(self, trained: Any) -> TrainState:
-        """Shardings of the state between updates. Moments are sharded like their parameters.
-
-        Args:
-            trained: the trained pytree, arrays or shapes.
-
-        Returns:
-            `TrainState` of `NamedSharding`.
-        """
+        """Shardings of the state between updates. Moments are sharded like their parameters, the given `trained`."""
         shardings, whole = self.objective.shardings(self.mesh), replicated(self.mesh)
         by_path = dict(jax.tree_util.tree_flatten_with_path(shardings)[0])
 
@@ -112,26 +94,12 @@ class Training:
         return TrainState(whole, shardings, jax.tree_util.tree_map_with_path(place, opt_state))
 
     def abstract_base(self, rope: ScaleVector) -> Variables:
-        """Shapes, dtypes and shardings of the model that training starts from.
-
-        Args:
-            rope: scale vector, for its shape.
-
-        Returns:
-            `Variables` of `jax.ShapeDtypeStruct`.
-        """
+        """Shapes, dtypes and shardings of the model that training starts from; `rope` is taken for its shape."""
         params = abstract(abstract_params(self.model), param_shardings(self.model, self.mesh))
         return Variables(params, abstract(rope, jax.tree.map(lambda _: replicated(self.mesh), rope)))
 
     def abstract_state(self, rope: ScaleVector) -> TrainState:
-        """Shapes, dtypes and shardings of the state between updates.
-
-        Args:
-            rope: scale vector, for its shape.
-
-        Returns:
-            `TrainState` of `jax.ShapeDtypeStruct`.
-        """
+        """Shapes, dtypes and shardings of the state between updates; `rope` is taken for its shape."""
         trained = jax.eval_shape(self.objective.start, self.abstract_base(rope))
         state = jax.eval_shape(partial(create_state, optimizer=self.optimizer), trained)
         return abstract(state, self.state_shardings(trained))
@@ -143,14 +111,7 @@ class Training:
         return dict.fromkeys(("tokens", "segment_ids", "positions"), rows)
 
     def trace(self, rope: ScaleVector) -> jax.stages.Traced:
-        """Traces the update from shapes. `loop.train` compiles the same program from arrays.
-
-        Args:
-            rope: scale vector, for its shape.
-
-        Returns:
-            The traced update, to be lowered and compiled.
-        """
+        """Traces the update from shapes alone: the program that `train` compiles from arrays."""
         frozen = self.objective.frozen(self.abstract_base(rope))
         with jax.set_mesh(self.mesh):
             return update.trace(self.abstract_state(rope), frozen, self.abstract_rows(), self)
@@ -158,17 +119,7 @@ class Training:
 
 @partial(jax.jit, static_argnames="training", donate_argnames="state")
 def update(state: TrainState, frozen: Variables, rows: dict, training: Training) -> tuple[TrainState, dict]:
-    """One update, compiled once for all scale vectors of a shape.
-
-    Args:
-        state: current state; donated.
-        frozen: what the objective keeps of the base.
-        rows: `tokens`, `segment_ids` and `positions`, each int32 `[A, B, T]`.
-        training: the run (static).
-
-    Returns:
-        The next state, sharded like the current one, and the metrics of `train_step`.
-    """
+    """One `train_step` on the mesh: rows are int32 `[A, B, T]`. The state is donated, and keeps its shardings."""
     shardings = training.state_shardings(state.params)
     if training.config.offload_optimizer:
         device = jax.tree.map(lambda sharding: sharding.with_memory_kind("device"), shardings.opt_state)
@@ -179,28 +130,12 @@ def update(state: TrainState, frozen: Variables, rows: dict, training: Training)
 
 
 def abstract(tree: Any, shardings: Any) -> Any:
-    """Shapes and dtypes of a pytree, with shardings.
-
-    Args:
-        tree: arrays or `jax.ShapeDtypeStruct`.
-        shardings: shardings, a pytree of the same structure.
-
-    Returns:
-        Pytree of `jax.ShapeDtypeStruct`.
-    """
+    """Shapes and dtypes of a pytree, with a sharding for each."""
     return jax.tree.map(lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree, shardings)
 
 
 def check_host_memory(mesh: Mesh, field: str) -> None:
-    """Checks that devices can reach host memory.
-
-    Args:
-        mesh: the devices.
-        field: argument that asks for it.
-
-    Raises:
-        InputError: if they cannot; `field` is at fault.
-    """
+    """Raises InputError if devices cannot reach host memory; `field` asks for it."""
     device = mesh.devices.flat[0]
     kinds = [memory.kind for memory in device.addressable_memories()]
     if HOST not in kinds:

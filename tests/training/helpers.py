@@ -15,6 +15,7 @@ from rope_jax.training.config import TrainConfig
 from rope_jax.training.loop import Callbacks, Start, train
 from rope_jax.training.optimizer import OptimizerConfig
 from rope_jax.training.state import Variables
+from rope_jax.training.step import summed_loss
 from rope_jax.training.update import Training
 
 CONFIG = LlamaConfig(
@@ -84,6 +85,12 @@ def initial(mesh=ONE, model=CONFIG, seed=0):
 def loss_of(config=RUN, model=CONFIG, mesh=ONE, rope=ROPE, params=None):
     """The loss for `train_step`; `params` are frozen ones."""
     return Training(model, config, mesh).loss(Variables(params, rope))
+
+
+def mean_loss(variables, rows, model, chunk, mesh=None):
+    """Nats per predicted token of one microbatch."""
+    nll, count = summed_loss(variables, rows, model, chunk, mesh)
+    return nll / count
 
 
 def steps(config, count, **optimizer):

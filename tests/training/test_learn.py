@@ -14,8 +14,7 @@ from rope_jax.training.config import TrainConfig
 from rope_jax.training.learn import LearnConfig, from_logarithms, learn, to_logarithms
 from rope_jax.training.optimizer import OptimizerConfig
 from rope_jax.training.state import Variables
-from rope_jax.training.step import mean_loss
-from tests.training.helpers import CONFIG, ONE, Batches, fit, initial, mesh_of
+from tests.training.helpers import CONFIG, ONE, Batches, fit, initial, mean_loss, mesh_of
 
 # Weights ten times as large as fresh ones: a model whose attention tells positions apart.
 SHARP = dataclasses.replace(CONFIG, initializer_range=0.2)
@@ -54,24 +53,24 @@ def test_gradient_of_the_logarithms_is_the_finite_difference(params, rotary):
 def test_loss_falls_and_weights_stay(params):
     batch, start = next(Batches()), ScaleVector.create(np.full(4, 2.0))
     before = jax.tree.map(np.array, params)
-    learned = learn(Variables(params, start), SHARP, [batch] * 15, LearnConfig(learning_rate=0.05, loss_chunk=8))
-    assert learned.losses.shape == learned.gradient_norms.shape == (15,)
+    scale, losses = learn(Variables(params, start), SHARP, [batch] * 15, LearnConfig(learning_rate=0.05, loss_chunk=8))
+    assert losses.shape == (15,)
     loss = jax.jit(lambda scale: mean_loss(Variables(params, scale), batch, SHARP, 8))
-    assert learned.losses[0] == pytest.approx(float(loss(start)), rel=1e-5)
-    assert float(loss(learned.scale)) < learned.losses[0] - 1e-3
-    assert learned.scale.factors.shape == (4,) and float(learned.scale.factors.min()) > 0
-    assert float(learned.scale.attention_factor) == 1
+    assert losses[0] == pytest.approx(float(loss(start)), rel=1e-5)
+    assert float(loss(scale)) < losses[0] - 1e-3
+    assert scale.factors.shape == (4,) and float(scale.factors.min()) > 0
+    assert float(scale.attention_factor) == 1
     jax.tree.map(np.testing.assert_array_equal, params, before)
 
 
 def test_a_vector_per_layer_and_the_attention_factor_can_be_learned(params):
     start = ScaleVector.create(np.full((2, 4), 2.0))
     config = LearnConfig(learning_rate=0.05, attention_factor=True, loss_chunk=8)
-    learned = learn(Variables(params, start), SHARP, [next(Batches())] * 15, config)
-    assert learned.losses[-1] < learned.losses[0] - 1e-3
-    assert learned.scale.factors.shape == (2, 4) and float(learned.scale.factors.min()) > 0
+    scale, losses = learn(Variables(params, start), SHARP, [next(Batches())] * 15, config)
+    assert losses[-1] < losses[0] - 1e-3
+    assert scale.factors.shape == (2, 4) and float(scale.factors.min()) > 0
     # Adam's first steps are of the size of the learning rate.
-    assert abs(np.log(float(learned.scale.attention_factor))) > 0.02
+    assert abs(np.log(float(scale.attention_factor))) > 0.02
 
 
 JOINT = TrainConfig(
