@@ -33,3 +33,9 @@ class InputError(ValueError):
         """
         message = re.sub(r"`([\w.]+)`", lambda quoted: names.get(quoted[1], quoted[0]), str(self))
         return InputError(message, names.get(self.field, self.field))
+
+
+def require(owner: object, field: str, condition: object, fix: str) -> None:
+    """Raises `InputError` with the value of a field of `owner` and how to correct it, unless the condition holds."""
+    if not condition:
+        raise InputError(f"`{field}` is {getattr(owner, field)!r}: {fix}", field=field)

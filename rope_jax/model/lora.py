@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import PartitionSpec
 
-from rope_jax.errors import InputError
+from rope_jax.errors import InputError, require
 from rope_jax.model.config import LlamaConfig
 from rope_jax.model.llama import abstract_params, logical_axes
 
@@ -45,18 +45,14 @@ class LoraConfig:
     seed: int = 0
 
     def __post_init__(self):
-        if self.rank < 1:
-            raise InputError(f"`rank` is {self.rank}: it must be at least 1, or 0 to train all weights", field="rank")
-        if not (math.isfinite(self.alpha) and self.alpha > 0):
-            raise InputError(f"`alpha` is {self.alpha}: it must be a finite number above 0", field="alpha")
+        require(self, "rank", self.rank >= 1, "it must be at least 1, or 0 to train all weights")
+        require(self, "alpha", math.isfinite(self.alpha) and self.alpha > 0, "it must be a finite number above 0")
         known = (*PROJECTIONS, *WHOLE)
         for target in self.targets:
             if target not in known:
                 raise InputError(f"`targets` names {target!r}: use some of {', '.join(known)}", field="targets")
-        if not set(self.targets) & set(PROJECTIONS):
-            raise InputError(
-                f"`targets` is {self.targets}: name a projection, {', '.join(PROJECTIONS)}", field="targets"
-            )
+        projections = set(self.targets) & set(PROJECTIONS)
+        require(self, "targets", projections, f"name a projection, {', '.join(PROJECTIONS)}")
 
     def check(self, model: LlamaConfig) -> None:
         """Raises InputError if `targets` names a head that the model has not, or `rank` exceeds the model's width."""
@@ -65,10 +61,7 @@ class LoraConfig:
                 "`targets` names 'head', which this model does not have (its embeddings are tied): name 'embedding'",
                 field="targets",
             )
-        if self.rank > model.hidden_size:
-            raise InputError(
-                f"`rank` is {self.rank}, above the model's width of {model.hidden_size}: lower it", field="rank"
-            )
+        require(self, "rank", self.rank <= model.hidden_size, f"lower it to the model's width, {model.hidden_size}")
 
 
 def init_lora(params: dict, model: LlamaConfig, lora: LoraConfig) -> dict:

@@ -188,8 +188,9 @@ def read_trained(folder: Path, abstract, step: int) -> dict:
         raise InputError(f"{place} does not exist: the run has checkpoints of {sorted(losses(folder)) or 'no step'}")
     restore_args = ocp.checkpoint_utils.construct_restore_args(item)
     args = ocp.args.PyTreeRestore(item=item, restore_args=restore_args, partial_restore=True)
+    handler = ocp.PyTreeCheckpointHandler()
     try:
-        restored = ocp.PyTreeCheckpointHandler().restore(epath.Path(place) / "state", args=args)
+        restored = handler.restore(place / "state", args=args)  # pyright: ignore[reportArgumentType]  # pathlib serves
     except Exception as error:  # Orbax raises many types for a damaged checkpoint.
         raise InputError(f"checkpoint {place} cannot be read ({_first_line(error)}): take another step") from error
     return restored["params"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from rope_jax.errors import InputError
+from rope_jax.errors import InputError, require
 from rope_jax.model.lora import LoraConfig
 from rope_jax.training.learn import LearnConfig
 from rope_jax.training.optimizer import OptimizerConfig
@@ -44,10 +44,8 @@ class TrainConfig:
 
     def __post_init__(self):
         for field in ("length", "global_batch", "accumulation", "loss_chunk", "checkpoint_every", "keep"):
-            if getattr(self, field) < 1:
-                raise InputError(f"`{field}` is {getattr(self, field)}: it must be at least 1", field=field)
-        if self.keep_best < 0:
-            raise InputError(f"`keep_best` is {self.keep_best}: it must be at least 0", field="keep_best")
+            require(self, field, getattr(self, field) >= 1, "it must be at least 1")
+        require(self, "keep_best", self.keep_best >= 0, "it must be at least 0")
         if self.global_batch % self.accumulation:
             raise InputError(
                 f"`global_batch` is {self.global_batch}, which `accumulation` = {self.accumulation} does not divide: "

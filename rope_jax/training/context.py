@@ -18,8 +18,10 @@ from jax.sharding import Mesh
 from rope_jax.errors import InputError
 from rope_jax.model.backends import attend, check_backend, ring_kernel
 from rope_jax.model.config import LlamaConfig
+from rope_jax.model.llama import Inputs, Pass, forward
 from rope_jax.model.ring import Ring, ring_attention, zigzag
-from rope_jax.sharding import named, spec
+from rope_jax.sharding import named, spec, states_on
+from rope_jax.training.state import Variables
 
 
 def attention_on(config: LlamaConfig, mesh: Mesh | None) -> Callable:
@@ -54,6 +56,20 @@ def check_length(mesh: Mesh, length: int) -> None:
             f"pieces: make it a multiple of {pieces}",
             field="length",
         )
+
+
+def forward_on(mesh: Mesh | None, model: LlamaConfig, variables: Variables, rows: dict, inspect=None) -> Pass:
+    """`forward` of rows in ring order, int32 `[B, T]`, of which arrays are spread over a mesh, None for one device."""
+    return forward(
+        variables.params,
+        model,
+        variables.rope,
+        Inputs(**rows),
+        lora=variables.adapters,
+        attend=attention_on(model, mesh),
+        place=states_on(mesh),
+        inspect=inspect or (lambda states: None),
+    )
 
 
 def in_ring_order(rows, mesh: Mesh | None):

@@ -1,7 +1,7 @@
 """Which part of a step is the first that is not finite.
 
-The training step, if asked, looks at the loss, and at each gradient, layer by layer. Only
-where these are not finite is the forward pass repeated to find the layer that it began in.
+The training step, if asked, looks at the loss, and at each gradient, layer by layer. Only where these are not finite
+is the forward pass repeated to find the layer that it began in.
 """
 
 from __future__ import annotations
@@ -14,9 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from rope_jax.model.config import LlamaConfig
-from rope_jax.model.llama import Inputs, forward
-from rope_jax.sharding import states_on
-from rope_jax.training.context import attention_on, in_ring_order
+from rope_jax.training.context import forward_on, in_ring_order
 from rope_jax.training.state import Variables
 
 
@@ -52,8 +50,8 @@ def explain(flags, variables: Variables, rows: dict, model: LlamaConfig, mesh: M
             return f"the {what} {found}"
     for number in range(len(rows["tokens"])):
         micro = {name: value[number] for name, value in rows.items()}
-        inspected = jax.device_get(_forward(variables, micro, model, mesh))
-        for name, flag in zip(("embedding", "output", "final norm"), inspected):
+        inspected = _inspected(variables, micro, model, mesh)
+        for name, flag in zip(("embedding", "output", "final norm"), jax.device_get(inspected)):
             if not np.all(flag):
                 layer = f" of layer {int(np.argmin(flag))} (counted from 0)" if np.ndim(flag) else ""
                 return f"the {name}{layer} in the forward pass"
@@ -61,17 +59,14 @@ def explain(flags, variables: Variables, rows: dict, model: LlamaConfig, mesh: M
     return f"the gradient of {found}" if found else "the loss, formed from finite states"
 
 
-@partial(jax.jit, static_argnames=("config", "mesh"))
-def _forward(variables, rows, config, mesh):
+@partial(jax.jit, static_argnames=("model", "mesh"))
+def _inspected(variables, rows, model, mesh):
     """Whether the embedded tokens, each layer's output and the final states are finite."""
-    params, rope, lora = variables.params, variables.rope, variables.adapters
-    inputs, attend, place = Inputs(**in_ring_order(rows, mesh)), attention_on(config, mesh), states_on(mesh)
-    run = forward(params, config, rope, inputs, lora=lora, attend=attend, place=place, inspect=_all_finite)
-    return run.inspected
 
+    def inspect(states):
+        return jnp.all(jnp.isfinite(states))
 
-def _all_finite(x):
-    return jnp.all(jnp.isfinite(x))
+    return forward_on(mesh, model, variables, in_ring_order(rows, mesh), inspect).inspected
 
 
 def _first(flags, layers) -> str | None:

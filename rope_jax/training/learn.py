@@ -18,10 +18,9 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from rope_jax.errors import InputError
+from rope_jax.errors import InputError, require
 from rope_jax.model.config import LlamaConfig
 from rope_jax.rope.embedding import ScaleVector
-from rope_jax.training.optimizer import apply_gradients
 from rope_jax.training.state import TrainState, Variables, create_state
 from rope_jax.training.step import summed_loss, train_step
 
@@ -41,12 +40,9 @@ class LearnConfig:
     loss_chunk: int = 512
 
     def __post_init__(self):
-        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
-            raise InputError(
-                f"`learning_rate` is {self.learning_rate}: it must be a finite number above 0", field="learning_rate"
-            )
-        if self.loss_chunk < 1:
-            raise InputError(f"`loss_chunk` is {self.loss_chunk}: it must be at least 1", field="loss_chunk")
+        usable = math.isfinite(self.learning_rate) and self.learning_rate > 0
+        require(self, "learning_rate", usable, "it must be a finite number above 0")
+        require(self, "loss_chunk", self.loss_chunk >= 1, "it must be at least 1")
 
 
 def learn(

@@ -74,8 +74,8 @@ def next_token_targets(tokens, segment_ids):
     return targets, jnp.pad(same, after).astype(jnp.float32)
 
 
-# Logical axes of values for each token, of hidden states, and of the kernel.
-TOKENS, STATES, KERNEL = ("batch", "length"), ("batch", "length", None), ("vocab", "embed")
+# How values for each token, hidden states, and the kernel are sharded.
+TOKENS, STATES, KERNEL = spec("batch", "length"), spec("batch", "length", None), spec("vocab", "embed")
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4,))
@@ -112,12 +112,11 @@ def _on_each(mesh, function, outs, chunk):
     """Maps a function over each device's shard of states, kernel (whole along E), targets and weights."""
     if mesh is None or mesh.size == 1:
         return partial(function, chunk=chunk, mesh=None)
-    ins = STATES, ("vocab", None), TOKENS, TOKENS
     return jax.shard_map(
         partial(function, chunk=chunk, mesh=mesh),
         mesh=mesh,
-        in_specs=tuple(spec(*names) for names in ins),
-        out_specs=spec(*outs) if outs is TOKENS else tuple(spec(*names) for names in outs),
+        in_specs=(STATES, spec("vocab", None), TOKENS, TOKENS),
+        out_specs=outs,
         # Unchecked: the check needs to know which axes each scan's initial carry varies over.
         check_vma=False,
     )
@@ -172,7 +171,7 @@ def _device_gradient(hidden, kernel, targets, weights, *, chunk, mesh):
         step, jnp.zeros(kernel.shape, jnp.float32), tuple(_split(x, chunk) for x in (hidden, targets, weights))
     )
     if mesh is not None:
-        (embed,), (rows, length) = spec("embed"), spec(*TOKENS)
+        (embed,), (rows, length) = spec("embed"), TOKENS
         d_kernel = jax.lax.psum_scatter(d_kernel, embed, scatter_dimension=1, tiled=True)
         d_kernel = jax.lax.psum(d_kernel, tuple(axis for axis in (*rows, length) if axis != embed))
     nll, d_hidden = (_join(x, targets.shape[1]) for x in (nll, d_hidden))

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from functools import partial
 
-import jax
 import optax
 
-from rope_jax.errors import InputError
+from rope_jax.errors import require
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,26 +41,17 @@ class OptimizerConfig:
     mu_dtype: str = "float32"
 
     def __post_init__(self):
-        if self.schedule not in ("constant", "cosine"):
-            raise InputError(f"`schedule` is {self.schedule!r}: use 'constant' or 'cosine'", field="schedule")
-        if not self.learning_rate > 0:
-            raise InputError(f"`learning_rate` is {self.learning_rate}: it must be above 0", field="learning_rate")
-        if self.mu_dtype not in ("float32", "bfloat16"):
-            raise InputError(f"`mu_dtype` is {self.mu_dtype!r}: use 'float32' or 'bfloat16'", field="mu_dtype")
-        if self.steps < 1:
-            raise InputError(f"`steps` is {self.steps}: it must be at least 1", field="steps")
-        if not 0 <= self.warmup_steps <= self.steps:
-            raise InputError(
-                f"`warmup_steps` is {self.warmup_steps}: it must lie in 0 .. `steps` = {self.steps}",
-                field="warmup_steps",
-            )
+        check = partial(require, self)
+        check("schedule", self.schedule in ("constant", "cosine"), "use 'constant' or 'cosine'")
+        check("learning_rate", self.learning_rate > 0, "it must be above 0")
+        check("mu_dtype", self.mu_dtype in ("float32", "bfloat16"), "use 'float32' or 'bfloat16'")
+        check("steps", self.steps >= 1, "it must be at least 1")
+        check("warmup_steps", 0 <= self.warmup_steps <= self.steps, f"it must lie in 0 .. `steps` = {self.steps}")
         for field in ("b1", "b2"):
-            if not 0 <= getattr(self, field) < 1:
-                raise InputError(f"`{field}` is {getattr(self, field)}: it must lie in 0 .. 1, below 1", field=field)
+            check(field, 0 <= getattr(self, field) < 1, "it must lie in 0 .. 1, below 1")
         for field in ("weight_decay", "clip_norm"):
             value = getattr(self, field)
-            if not (math.isfinite(value) and value >= 0):
-                raise InputError(f"`{field}` is {value}: it must be a finite number, at least 0", field=field)
+            check(field, math.isfinite(value) and value >= 0, "it must be a finite number, at least 0")
 
 
 def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
@@ -75,21 +66,3 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
     fields = ("b1", "b2", "eps", "weight_decay", "mu_dtype")
     adamw = optax.adamw(schedule, **{field: getattr(config, field) for field in fields})
     return optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw) if config.clip_norm else adamw
-
-
-def apply_gradients(optimizer: optax.GradientTransformation, grads, opt_state, params):
-    """One update.
-
-    Args:
-        optimizer: the optimizer.
-        grads: gradients, shaped like the parameters.
-        opt_state: its state.
-        params: parameters.
-
-    Returns:
-        The next parameters and optimizer state.
-    """
-    # Optax raises its decays, Python floats, to an integer count.
-    with jax.numpy_dtype_promotion("standard"):
-        updates, opt_state = optimizer.update(grads, opt_state, params)
-    return optax.apply_updates(params, updates), opt_state

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import jax
 
-from rope_jax.errors import InputError
+from rope_jax.errors import require
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,10 +21,8 @@ class Profile:
     last: int
 
     def __post_init__(self):
-        if self.first < 1:
-            raise InputError(f"`first` is {self.first}: steps count from 1", field="first")
-        if self.last < self.first:
-            raise InputError(f"`last` is {self.last}, before `first` = {self.first}", field="last")
+        require(self, "first", self.first >= 1, "steps count from 1")
+        require(self, "last", self.last >= self.first, f"it must not lie before `first` = {self.first}")
 
 
 def traced(steps: range, profile: Profile | None, wait: Callable[[], object]) -> Iterator[int]:

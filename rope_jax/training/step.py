@@ -10,12 +10,10 @@ import optax
 from jax.sharding import Mesh
 
 from rope_jax.model.config import LlamaConfig
-from rope_jax.model.llama import Inputs, forward, head_kernel
-from rope_jax.sharding import states_on
-from rope_jax.training.context import attention_on, in_ring_order
+from rope_jax.model.llama import head_kernel
+from rope_jax.training.context import forward_on, in_ring_order
 from rope_jax.training.finite import all_finite, finite
 from rope_jax.training.loss import cross_entropy, next_token_targets
-from rope_jax.training.optimizer import apply_gradients
 from rope_jax.training.state import TrainState, Variables
 
 
@@ -36,10 +34,8 @@ def summed_loss(
     """
     targets, weights = next_token_targets(rows["tokens"], rows["segment_ids"])
     rows, targets, weights = in_ring_order((rows, targets, weights), mesh)
-    params, rope, lora = variables.params, variables.rope, variables.adapters
-    inputs, attend, place = Inputs(**rows), attention_on(model, mesh), states_on(mesh)
-    hidden = forward(params, model, rope, inputs, lora=lora, attend=attend, place=place).states
-    return cross_entropy(hidden, head_kernel(params, model), targets, weights, loss_chunk, mesh=mesh)
+    hidden = forward_on(mesh, model, variables, rows).states
+    return cross_entropy(hidden, head_kernel(variables.params, model), targets, weights, loss_chunk, mesh=mesh)
 
 
 def train_step(
@@ -73,7 +69,10 @@ def train_step(
     zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), state.params)
     (grads, nll, count), _ = jax.lax.scan(accumulate, (zeros, jnp.float32(0), jnp.float32(0)), batch)
     grads = jax.tree.map(lambda g: g / count, grads)
-    params, opt_state = apply_gradients(optimizer, grads, state.opt_state, state.params)
+    # Optax raises its decays, Python floats, to an integer count.
+    with jax.numpy_dtype_promotion("standard"):
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
     metrics = {"loss": nll / count, "tokens": count, "grad_norm": optax.tree.norm(grads)}
     after = TrainState(state.step + 1, params, opt_state)
     if check_finite:
