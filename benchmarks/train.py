@@ -142,7 +142,7 @@ def ours(arguments, length, rows):
     from rope_jax.interop.huggingface import read_model
     from rope_jax.model.llama import init_params
     from rope_jax.plan.flops import model_flops
-    from rope_jax.training.optimizer import OptimizerConfig, make_optimizer
+    from rope_jax.training.config import OptimizerConfig, make_optimizer
     from rope_jax.training.state import Variables, create_state
     from rope_jax.training.step import summed_loss, train_step
 

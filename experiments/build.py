@@ -34,9 +34,8 @@ from rope_jax.rope.geometry import Geometry
 from rope_jax.rope.measure import Measure
 from rope_jax.rope.methods import METHODS
 from rope_jax.rope.methods.method import Method
-from rope_jax.training.config import TrainConfig
+from rope_jax.training.config import OptimizerConfig, TrainConfig
 from rope_jax.training.learn import LearnConfig
-from rope_jax.training.optimizer import OptimizerConfig
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

@@ -25,11 +25,10 @@ class Checkpoints:
     def __init__(self, folder: Path, keep: int = 1, keep_best: int = 0):
         """Opens or creates the folder, which keeps the newest checkpoints, and the best by loss as well."""
         self.folder = Path(folder).resolve()
-        self._losses: dict[int, float] = {}
+        self._losses = losses(self.folder)
         policy = _NewestAndBest(keep, keep_best, self._losses)
         options = ocp.CheckpointManagerOptions(preservation_policy=policy, cleanup_tmp_directories=True)
         self._manager = ocp.CheckpointManager(self.folder, options=options, item_names=("state", "data"))
-        self._losses.update(losses(self.folder))
 
     def __enter__(self) -> Checkpoints:
         return self

@@ -1,10 +1,7 @@
 """Sequence parallelism: sequences are sharded over the mesh axis `context`.
 
-The training step takes rows in their natural order. Within it, each row is laid out in the order of ring attention
-(`rope_jax.model.ring`), in which an even cut gives every device the same work. What looks at single tokens does not
-notice; positions and documents travel with their tokens, and targets are formed before.
-
-Shapes: B rows, T tokens, n devices of the axis.
+The training step lays each row out in the order of ring attention (`rope_jax.model.ring`), in which an even cut gives
+every device the same work. Positions and documents travel with their tokens, and targets are formed before.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """Scale vectors learned by gradient descent.
 
-The rotary embedding is differentiable in its factors, so they can be learned like weights: on a few batches at the
-extended length, from any scale vector, with the model's weights frozen. LongRoPE (arXiv 2402.13753) searches the same
-space with about a thousand perplexity evaluations.
+The rotary embedding is differentiable in its factors, so they can be learned on a few batches at the extended length.
+LongRoPE (arXiv 2402.13753) searches the same space with about a thousand perplexity evaluations.
 """
 
 from __future__ import annotations

@@ -80,14 +80,12 @@ TOKENS, STATES, KERNEL = spec("batch", "length"), spec("batch", "length", None),
 
 @partial(jax.custom_vjp, nondiff_argnums=(4,))
 def _cross_entropy(hidden, head, targets, weights, layout: tuple[int, Mesh | None]):
-    chunk, mesh = layout
-    device = _on_each(mesh, _device_nll, TOKENS, chunk)
+    device = _on_each(layout, _device_nll, TOKENS)
     return jnp.sum(device(hidden, _kernel(head, hidden), targets, weights != 0) * weights), jnp.sum(weights)
 
 
 def _cross_entropy_forward(hidden, head, targets, weights, layout):
-    chunk, mesh = layout
-    device = _on_each(mesh, _device_gradient, (TOKENS, STATES, KERNEL), chunk)
+    device = _on_each(layout, _device_gradient, (TOKENS, STATES, KERNEL))
     nll, d_hidden, d_kernel = device(hidden, _kernel(head, hidden), targets, weights)
     # Residuals cannot hold a dtype: an empty array carries that of `head`.
     residuals = (d_hidden, d_kernel.T, nll, jnp.zeros((0,), head.dtype))
@@ -108,8 +106,9 @@ def _cross_entropy_backward(layout, residuals, cotangents):
 _cross_entropy.defvjp(_cross_entropy_forward, _cross_entropy_backward)
 
 
-def _on_each(mesh, function, outs, chunk):
+def _on_each(layout, function, outs):
     """Maps a function over each device's shard of states, kernel (whole along E), targets and weights."""
+    chunk, mesh = layout
     if mesh is None or mesh.size == 1:
         return partial(function, chunk=chunk, mesh=None)
     return jax.shard_map(

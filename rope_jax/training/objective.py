@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Hashable
 from functools import partial
 from typing import Any
 
@@ -16,8 +15,8 @@ from rope_jax.model.llama import abstract_params
 from rope_jax.model.lora import LoraConfig, apply_lora, init_lora, lora_axes, merge_lora
 from rope_jax.rope.embedding import identity
 from rope_jax.sharding import param_shardings, replicated, shardings_of
+from rope_jax.training.config import OptimizerConfig, make_optimizer
 from rope_jax.training.learn import LearnConfig, from_logarithms, to_logarithms
-from rope_jax.training.optimizer import OptimizerConfig, make_optimizer
 from rope_jax.training.state import Variables
 
 
@@ -101,18 +100,14 @@ class WithScaleVector(Objective):
         # Logarithms get Adam without weight decay.
         adam = optax.adam(self.learn.learning_rate)
         attention = adam if self.learn.attention_factor else optax.set_to_zero()
-        parts: dict[Hashable, Any] = {
-            "weights": self.weights.optimizer(config),
-            "factors": adam,
-            "attention": attention,
-        }
 
         def labels(trained):
             weights = jax.tree.map(lambda _: "weights", trained["weights"])
             vector = jax.tree.map(lambda leaf: "factors" if leaf.ndim else "attention", trained["rope"])
             return {"weights": weights, "rope": vector}
 
-        return optax.partition(parts, labels)
+        weights = self.weights.optimizer(config)
+        return optax.partition({"weights": weights, "factors": adam, "attention": attention}, labels)
 
     def frozen(self, base: Variables) -> Variables:
         return dataclasses.replace(self.weights.frozen(base), rope=None)

@@ -13,9 +13,8 @@ from rope_jax.plan.memory import account, measured
 from rope_jax.plan.plan import plan
 from rope_jax.rope.embedding import ScaleVector
 from rope_jax.sharding import make_mesh
-from rope_jax.training.config import TrainConfig
+from rope_jax.training.config import OptimizerConfig, TrainConfig
 from rope_jax.training.learn import LearnConfig
-from rope_jax.training.optimizer import OptimizerConfig
 from rope_jax.training.update import Training
 
 CONFIG = LlamaConfig(64, 32, 64, 3, 4, 2, 8, remat="full", attention_chunk=16)

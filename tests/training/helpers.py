@@ -11,9 +11,8 @@ from rope_jax.model.config import LlamaConfig
 from rope_jax.model.llama import init_params
 from rope_jax.rope.embedding import ScaleVector
 from rope_jax.sharding import make_mesh, param_shardings
-from rope_jax.training.config import TrainConfig
+from rope_jax.training.config import OptimizerConfig, TrainConfig
 from rope_jax.training.loop import Callbacks, Start, train
-from rope_jax.training.optimizer import OptimizerConfig
 from rope_jax.training.state import Variables
 from rope_jax.training.step import summed_loss
 from rope_jax.training.update import Training

@@ -7,8 +7,8 @@ import pytest
 from rope_jax.errors import InputError
 from rope_jax.model.lora import LoraConfig
 from rope_jax.sharding import make_mesh
+from rope_jax.training.config import OptimizerConfig
 from rope_jax.training.learn import LearnConfig
-from rope_jax.training.optimizer import OptimizerConfig
 from rope_jax.training.profiling import Profile
 from rope_jax.training.update import Training
 from tests.training.helpers import CONFIG, RUN, mesh_of

@@ -15,10 +15,9 @@ import pytest
 
 from rope_jax.errors import InputError
 from rope_jax.sharding import batch_sharding, check_batch, place_rows, process_rows, row_sharding
-from rope_jax.training.config import TrainConfig
+from rope_jax.training.config import OptimizerConfig, TrainConfig
 from rope_jax.training.context import check_attention, check_length
 from rope_jax.training.learn import LearnConfig, learn
-from rope_jax.training.optimizer import OptimizerConfig
 from rope_jax.training.state import Variables, create_state
 from rope_jax.training.step import train_step
 from rope_jax.training.update import Training

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from rope_jax.model.lora import LoraConfig
+from rope_jax.training.config import OptimizerConfig, make_optimizer
 from rope_jax.training.finite import explain, finite
 from rope_jax.training.loop import NonFiniteLoss
-from rope_jax.training.optimizer import OptimizerConfig, make_optimizer
 from rope_jax.training.state import Variables, create_state
 from rope_jax.training.step import train_step
 from tests.training.helpers import CONFIG, ONE, ROPE, RUN, Batches, fit, initial, loss_of, mesh_of

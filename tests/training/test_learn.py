@@ -10,9 +10,8 @@ from rope_jax.errors import InputError
 from rope_jax.model.lora import LoraConfig
 from rope_jax.rope.embedding import ScaleVector
 from rope_jax.rope.methods.interpolation import ntk
-from rope_jax.training.config import TrainConfig
+from rope_jax.training.config import OptimizerConfig, TrainConfig
 from rope_jax.training.learn import LearnConfig, from_logarithms, learn, to_logarithms
-from rope_jax.training.optimizer import OptimizerConfig
 from rope_jax.training.state import Variables
 from tests.training.helpers import CONFIG, ONE, Batches, fit, initial, mean_loss, mesh_of
 

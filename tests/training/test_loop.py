@@ -17,8 +17,8 @@ import pytest
 
 from rope_jax.errors import InputError
 from rope_jax.model.llama import Llama
+from rope_jax.training.config import OptimizerConfig, make_optimizer
 from rope_jax.training.loop import NonFiniteLoss
-from rope_jax.training.optimizer import OptimizerConfig, make_optimizer
 from rope_jax.training.state import create_state
 from rope_jax.training.step import train_step
 from tests.training.helpers import CONFIG, ROPE, RUN, Batches, fit, identical, initial, loss_of, mesh_of, steps

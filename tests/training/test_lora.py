@@ -11,8 +11,8 @@ from flax.traverse_util import flatten_dict
 
 from rope_jax.model.llama import Llama
 from rope_jax.model.lora import LoraConfig, apply_lora, init_lora, merge_lora
+from rope_jax.training.config import OptimizerConfig, make_optimizer
 from rope_jax.training.objective import LoraObjective
-from rope_jax.training.optimizer import OptimizerConfig, make_optimizer
 from rope_jax.training.state import create_state
 from rope_jax.training.step import train_step
 from rope_jax.training.update import Training

@@ -27,9 +27,8 @@ from rope_jax.model.llama import init_params
 from rope_jax.rope.embedding import identity
 from rope_jax.sharding import make_mesh, param_shardings, process_rows
 from rope_jax.training.checkpoints import fingerprint
-from rope_jax.training.config import TrainConfig
+from rope_jax.training.config import OptimizerConfig, TrainConfig
 from rope_jax.training.loop import Callbacks, Start, train
-from rope_jax.training.optimizer import OptimizerConfig
 from rope_jax.training.update import Training
 from tests.training.helpers import CONFIG
 
