@@ -55,8 +55,10 @@ def check_length(mesh: Mesh, length: int) -> None:
         )
 
 
-def forward_on(mesh: Mesh | None, model: LlamaConfig, variables: Variables, rows: dict, inspect=None) -> Pass:
-    """`forward` of rows in ring order, int32 `[B, T]`, of which arrays are spread over a mesh, None for one device."""
+def forward_on(
+    mesh: Mesh | None, model: LlamaConfig, variables: Variables, rows: dict, inspect: Callable = lambda states: None
+) -> Pass:
+    """`forward` of int32 `[B, T]` rows in ring order, with arrays spread over a mesh; None for one device."""
     return forward(
         variables.params,
         model,
@@ -65,7 +67,7 @@ def forward_on(mesh: Mesh | None, model: LlamaConfig, variables: Variables, rows
         lora=variables.adapters,
         attend=attention_on(model, mesh),
         place=states_on(mesh),
-        inspect=inspect or (lambda states: None),
+        inspect=inspect,
     )
 
 
