@@ -1,9 +1,8 @@
 """Low-rank adaptation (LoRA, arXiv 2106.09685): a small update beside frozen weights.
 
-A targeted kernel W stays frozen and the model computes with `W + (alpha / r) A B`, where A has r columns and B r rows.
-Each projection adds `(x A) B` to its output, so that neither a changed copy of the weights nor a gradient of their size
-exists; `merge_lora` forms the changed weights once, at the end. Norms, embedding and head have no kernel to factor and
-are trained whole where they are targeted: LongLoRA (arXiv 2309.12307, table 2) finds that low-rank updates alone do not
+The model computes with `W + (alpha / r) A B`: W is frozen, A has r columns and B r rows. Projections add `(x A) B` to
+their output, so that neither a changed copy of the weights nor a gradient of their size exists. Norms, embedding and
+head are trained whole where targeted: LongLoRA (arXiv 2309.12307, table 2) finds that low-rank updates alone do not
 close the gap to full fine-tuning at a longer context, and that they do with norms and embedding trained too.
 """
 
@@ -67,11 +66,6 @@ class LoraConfig:
 def init_lora(params: dict, model: LlamaConfig, lora: LoraConfig) -> dict:
     """The trained numbers before the first update: A uniform in +-1/sqrt(inputs), B zero, so that nothing changes.
 
-    Args:
-        params: parameters of `Llama`.
-        model: model config.
-        lora: targets and rank.
-
     Returns:
         `{"factors": ..., "whole": ...}`, subtrees of the parameters, all float32: `factors` has `a`
         `[layers, *inputs, r]` and `b` `[layers, r, *outputs]` for each targeted kernel, `whole` the parameters that
@@ -95,13 +89,7 @@ def lora_axes(model: LlamaConfig, lora: LoraConfig) -> dict:
 
 
 def apply_lora(params: dict, trained: dict, lora: LoraConfig) -> tuple[dict, dict]:
-    """Parameters with those that are trained whole replaced, and the model's collection `lora`: A and `(alpha / r) B`.
-
-    Args:
-        params: frozen parameters of `Llama`.
-        trained: what `init_lora` returns.
-        lora: targets and rank.
-    """
+    """Frozen parameters with the wholly trained ones replaced, and the collection `lora`: A and `(alpha / r) B`."""
     params = unflatten_dict({**_flat(params), **_flat(trained.get("whole", {}))})
     scale = lora.alpha / lora.rank
     factors = _flat(trained["factors"])
@@ -109,13 +97,7 @@ def apply_lora(params: dict, trained: dict, lora: LoraConfig) -> tuple[dict, dic
 
 
 def merge_lora(params: dict, trained: dict, lora: LoraConfig) -> dict:
-    """Parameters with the updates added: `W + (alpha / r) A B`, layer by layer in float32, kept in the dtype of W.
-
-    Args:
-        params: frozen parameters of `Llama`.
-        trained: what `init_lora` returns.
-        lora: targets and rank.
-    """
+    """Frozen parameters plus updates: `W + (alpha / r) A B`, layer by layer in float32, kept in the dtype of W."""
     dtypes = {path: leaf.dtype for path, leaf in _flat(params).items()}
     params, factors = map(_flat, apply_lora(params, trained, lora))
     merged = {path: leaf.astype(dtypes[path]) for path, leaf in params.items()}
