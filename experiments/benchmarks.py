@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -20,23 +21,13 @@ FIELDS: Mapping[str, Mapping[str, str]] = {
     "perplexity": {"stride": "eval.stride", "conventions": "eval.conventions"},
     "longppl": {"evaluator": "eval.longppl_evaluator", "context": "eval.longppl_context"},
     "leaderboard": {"folder": "eval.leaderboard", "limit": "eval.leaderboard_limit"},
-    "passkey": {
-        "lengths": "eval.passkey_lengths",
-        "trials": "eval.passkey_trials",
-        "depths": "eval.passkey_depths",
-        "new_tokens": "eval.passkey_new_tokens",
-    },
+    "passkey": {name: f"eval.passkey_{name}" for name in ("lengths", "trials", "depths", "new_tokens")},
     "longbench_e": {
         "folder": "eval.longbench",
         "rows": "eval.longbench_rows",
         "max_length": "eval.longbench_max_length",
     },
-    "ruler": {
-        "samples": "eval.samples",
-        "essays": "eval.essays",
-        "squad": "eval.squad",
-        "hotpotqa": "eval.hotpotqa",
-    },
+    "ruler": {"samples": "eval.samples", "essays": "eval.essays", "squad": "eval.squad", "hotpotqa": "eval.hotpotqa"},
     "key_value": {"samples": "eval.samples"},
     "many_shot": {"samples": "eval.samples", "folder": "eval.many_shot"},
     "babilong": {"samples": "eval.samples", "stories": "eval.babilong", "books": "eval.books"},
@@ -45,10 +36,7 @@ FIELDS: Mapping[str, Mapping[str, str]] = {
 TEXTS = {
     "name": "data.name",
     "path": "data.path",
-    "split": "eval.split",
-    "max_tokens": "eval.max_tokens",
-    "position_tokens": "eval.position_tokens",
-    "document_tokens": "eval.document_tokens",
+    **{name: f"eval.{name}" for name in ("split", "max_tokens", "position_tokens", "document_tokens")},
 }
 SHARED = {"lengths": "eval.lengths", "batch": "eval.batch", "chunk": "train.loss_chunk", "seed": "seed"}
 
@@ -59,47 +47,24 @@ def names(benchmark: str = "") -> dict[str, str]:
     return {argument: f"config.{field}" for argument, field in found.items()}
 
 
+def values(config: ConfigDict, fields: Mapping[str, str]) -> dict[str, Any]:
+    """Argument to the value of its field."""
+    return {argument: build.value(config, field) for argument, field in fields.items()}
+
+
 def benchmark(config: ConfigDict, name: str, **changes) -> Benchmark:
-    """A benchmark with the config's parameters.
-
-    Args:
-        config: the run's config.
-        name: of the benchmark.
-        **changes: parameters that the config does not decide.
-
-    Returns:
-        The benchmark.
-
-    Raises:
-        InputError: naming the field that is wrong.
-    """
+    """A benchmark with the config's parameters, except for `changes`."""
     with renamed(names(name)):
-        return BENCHMARKS[name](
-            **{argument: build.value(config, field) for argument, field in FIELDS[name].items()} | changes
-        )
+        return BENCHMARKS[name](**values(config, FIELDS[name]) | changes)
 
 
 def texts(config: ConfigDict) -> TextSelection:
     """The texts that the config names."""
-    return TextSelection(**{argument: build.value(config, field) for argument, field in TEXTS.items()})
+    return TextSelection(**values(config, TEXTS))
 
 
 def setting(config: ConfigDict, model: LlamaConfig, tokenizer: Tokenizer, mesh: Mesh, **shared) -> Setting:
-    """What benchmarks share.
-
-    Args:
-        config: the run's config.
-        model: how the model is computed.
-        tokenizer: the model's.
-        mesh: devices.
-        **shared: what else `Setting` takes.
-
-    Returns:
-        The setting.
-
-    Raises:
-        InputError: naming the field that is wrong.
-    """
+    """What benchmarks share: as the config has it, and `shared`."""
     with renamed(names()):
         return Setting(
             model,

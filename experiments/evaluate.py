@@ -47,13 +47,7 @@ LAYOUT = ("eval.batch", "eval.generate_batch", "train.loss_chunk", "model.attent
 
 
 def evaluate(config: ConfigDict, folder: Path, name: str, reporter: Reporter | None = None) -> dict:
-    """Evaluates the model that a config names.
-
-    Args:
-        config: the evaluation's config.
-        folder: everything is written here.
-        name: of the config.
-        reporter: shows progress; None for the terminal.
+    """Evaluates the model that a config names, and writes everything to `folder`.
 
     Returns:
         What `results.json` holds.
@@ -67,7 +61,7 @@ def evaluate(config: ConfigDict, folder: Path, name: str, reporter: Reporter | N
 
 
 def job(config: ConfigDict, folder: Path, name: str, reporter: Reporter) -> command.EvaluationJob:
-    """The evaluation that a config asks for; arguments as of `evaluate`."""
+    """The evaluation that a config asks for, to be kept in `folder`."""
     build.check(config)
     wanted = wanted_benchmarks(config)
     with reading("model.path"):

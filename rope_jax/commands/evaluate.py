@@ -60,11 +60,6 @@ class EvaluationJob:
 def evaluate(job: EvaluationJob, folder: RunFolder, reporter: Reporter) -> dict:
     """Runs every benchmark under every scale vector; resumes where an earlier attempt in the folder stopped.
 
-    Args:
-        job: what is evaluated.
-        folder: where everything is written.
-        reporter: shows progress.
-
     Returns:
         What `results.json` holds.
 
@@ -98,18 +93,7 @@ def evaluate(job: EvaluationJob, folder: RunFolder, reporter: Reporter) -> dict:
 
 
 def prepare_evaluation(job: EvaluationJob, folder: RunFolder) -> Evaluation:
-    """Checks everything that needs no weights, and makes the samples.
-
-    Args:
-        job: what is evaluated.
-        folder: where everything is written.
-
-    Returns:
-        The benchmarks, ready to run.
-
-    Raises:
-        InputError: if the folder belongs to another evaluation or nothing can be run.
-    """
+    """Checks everything that needs no weights, and makes the samples."""
     if jax.process_count() > 1:
         raise InputError("evaluation runs in one process: start it on one host, with all of its devices")
     setting = job.setting
@@ -171,15 +155,8 @@ def _results(job: EvaluationJob, evaluation: Evaluation, suites: Mapping[str, Ma
 def model_folder(path: str, reporter: Reporter) -> Path:
     """The folder of a model, or of what a run has exported.
 
-    Args:
-        path: a model folder, a Hub id, or the folder of a run.
-        reporter: told if it is a run.
-
-    Returns:
-        The folder.
-
-    Raises:
-        InputError: if there is none, or the run has not exported yet.
+    `path` is a model folder, a Hub id, or the folder of a run; InputError if there is none, or the run has not exported
+    yet.
     """
     if not path:
         raise InputError("`path` is empty: name a Hugging Face folder, a hub id or a run of extend", field="path")
@@ -208,16 +185,7 @@ def trained_context(folder: Path, found: SourceConfig) -> int:
 
 
 def score_predictions(source: Path, folder: Path, reporter: Reporter) -> None:
-    """Scores a folder of LongBench-E's prediction files, and reports the table.
-
-    Args:
-        source: folder of prediction files.
-        folder: where the scores are written.
-        reporter: shows progress and table.
-
-    Raises:
-        InputError: if the folder has no prediction files, or one is damaged.
-    """
+    """Scores a folder of LongBench-E's prediction files, reports the table, and writes it to `folder`."""
     scores = write_scores(source, folder, reporter.bar("scoring"))
     for name, row in scores.items():
         reporter.say(f"  {name:<22}" + "".join(f"{value:>10.2f}" for value in row.values()))

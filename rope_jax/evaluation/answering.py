@@ -1,18 +1,41 @@
-"""A model answers samples: prompts become tokens, answers are kept batch by batch."""
+"""A model answers samples; predictions are appended to a file batch by batch, so that a run can stop at any moment."""
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
+import json
+import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from rope_jax.data.tokenizer import Tokenizer
+from rope_jax.errors import InputError
 from rope_jax.evaluation.benchmark import Subject
-from rope_jax.evaluation.predictions import Prediction, append_predictions, digest, read_predictions
 from rope_jax.evaluation.sample import Sample
 from rope_jax.model.generate import Stops
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """What a model made of a sample.
+
+    Attributes:
+        id: id of the sample.
+        digest: digest of the sample, which changes with its prompt.
+        prediction: generated text.
+        score: in [0, 1].
+        seconds: its share of the time of its batch.
+    """
+
+    id: str
+    digest: str
+    prediction: str
+    score: float
+    seconds: float
 
 
 def answer_samples(
@@ -32,7 +55,7 @@ def answer_samples(
     tokenizer, batch_size = setting.tokenizer, setting.generate_batch
     done = read_predictions(path, samples) if path else {}
     for stops, group in _by_stops(samples, tokenizer):
-        prompts = {sample.id: _tokens(sample, tokenizer) for sample in group}
+        prompts = {sample.id: with_bos(tokenizer, sample.prompt) for sample in group}
         # As `generate` sorts them, so that its batches are these.
         group.sort(key=lambda sample: (len(prompts[sample.id]), sample.max_new_tokens))
         batches = [group[i : i + batch_size] for i in range(0, len(group), batch_size)]
@@ -67,6 +90,50 @@ def answer_text(sample: Sample, text: str) -> str:
     return text[: min(ends)] if ends else text
 
 
+def digest(sample: Sample) -> str:
+    """A number that changes with anything in the sample, its prompt above all."""
+    return hashlib.sha256(json.dumps(dataclasses.asdict(sample), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def read_predictions(path: Path, samples: Sequence[Sample]) -> dict[str, Prediction]:
+    """Predictions of an earlier attempt by sample id; a last line cut short by a crash is removed from the file.
+
+    InputError if a line is damaged, repeats an id, or answers a sample that is not asked now or has changed.
+    """
+    if not path.exists():
+        return {}
+    with path.open("r+b") as file:
+        content = file.read()
+        whole = content.rfind(b"\n") + 1
+        if whole < len(content):
+            file.truncate(whole)
+    asked = {sample.id: digest(sample) for sample in samples}
+    found: dict[str, Prediction] = {}
+    for number, line in enumerate(content[:whole].decode("utf-8", errors="replace").split("\n")[:-1], 1):
+        try:
+            row = Prediction(**json.loads(line))
+        except (ValueError, TypeError):
+            raise InputError(f"{path}:{number} is damaged: delete that line, or choose another `folder`") from None
+        if row.id in found:
+            raise InputError(f"{path}:{number} is a second prediction for {row.id}: delete one of them")
+        if asked.get(row.id) != row.digest:
+            raise InputError(
+                f"{path}:{number} answers another prompt than {row.id} has now: choose another `folder`, or delete "
+                "that file to predict again"
+            )
+        found[row.id] = row
+    return found
+
+
+def append_predictions(path: Path, predictions: Iterable[Prediction]) -> None:
+    """Appends lines, and returns when they are on the disk."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        file.write("".join(json.dumps(dataclasses.asdict(prediction)) + "\n" for prediction in predictions))
+        file.flush()
+        os.fsync(file.fileno())
+
+
 def _by_stops(samples: Sequence[Sample], tokenizer: Tokenizer) -> list[tuple[Stops, list[Sample]]]:
     groups: dict[tuple[tuple[str, ...], int], list[Sample]] = {}
     for sample in samples:
@@ -82,6 +149,7 @@ def _stops(strings: tuple[str, ...], min_new_tokens: int, tokenizer: Tokenizer) 
     return Stops(tokens | {int(tokenizer.encode(string)[-1]) for string in strings}, min_new_tokens=min_new_tokens)
 
 
-def _tokens(sample: Sample, tokenizer: Tokenizer) -> np.ndarray:
-    tokens = np.asarray(tokenizer.encode(sample.prompt), np.int32)
+def with_bos(tokenizer: Tokenizer, text: str) -> np.ndarray:
+    """The tokens of a text, int32 `[n]`, with the tokenizer's BOS, if any, in front."""
+    tokens = np.asarray(tokenizer.encode(text), np.int32)
     return tokens if tokenizer.bos_id is None else np.concatenate([[np.int32(tokenizer.bos_id)], tokens])

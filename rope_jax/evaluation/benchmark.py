@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 
 from rope_jax.data.tokenizer import Tokenizer
 from rope_jax.errors import InputError
+from rope_jax.evaluation.draft import SampleSpec
 from rope_jax.evaluation.nll import make_token_nll
 from rope_jax.evaluation.sample import Sample
 from rope_jax.evaluation.scores import MeanScore, score_table
@@ -68,6 +69,10 @@ class Setting:
             raise InputError(f"`lengths` is {self.lengths}: use numbers of tokens of at least 2", field="lengths")
         for field in ("batch", "generate_batch", "chunk"):
             check_positive(self, field)
+
+    def spec(self, length: int, count: int) -> SampleSpec:
+        """So many samples of a length."""
+        return SampleSpec(self.tokenizer, length, count, self.seed)
 
     @cached_property
     def texts(self) -> Texts:

@@ -22,15 +22,10 @@ ATTEMPTS = 16
 
 @dataclasses.dataclass(frozen=True)
 class Draft:
-    """A question with its answers, for a number of units of filler that is still open.
+    """A question with its answers, for a number of units of filler, `least` to `most`, that is still open.
 
-    Attributes:
-        build: the prompt with that many units; the same prompt each time.
-        references: the answers, whatever the number of units.
-        least: fewest units.
-        most: most units; None for no limit.
-        refine: from the units that fit and the tokens left over to prompts that may leave fewer, the best ones first.
-        details: JSON-able, for the sample's `details`.
+    `build` gives the prompt with that many units, the same each time. `refine` takes the units that fit and the tokens
+    left over, and gives prompts that may leave fewer, the best ones first.
     """
 
     build: Callable[[int], str]
@@ -53,14 +48,7 @@ class FittedPrompt:
 
 @dataclasses.dataclass(frozen=True)
 class SampleSpec:
-    """How many samples of which length.
-
-    Attributes:
-        tokenizer: the model's.
-        length: tokens that prompt, BOS not counted, and answer may take together.
-        count: number of samples, at least 1.
-        seed: seed of all draws.
-    """
+    """How many samples of which length: tokens that prompt, BOS not counted, and answer may take together."""
 
     tokenizer: Tokenizer
     length: int
@@ -112,7 +100,7 @@ def fitted_samples(
     stop: tuple[str, ...] = (),
     skip_too_long: bool = False,
 ) -> Iterator[Sample]:
-    """Samples of a task, each as long as fits a length.
+    """Samples of a task, each as long as fits a length; the first is made at once, the others one by one.
 
     Args:
         make: draws the draft of sample i.
@@ -125,9 +113,7 @@ def fitted_samples(
         skip_too_long: whether a sample that does not fit is skipped, as long as another one fits.
 
     Returns:
-        The samples; the first is made at once, so that InputError comes at once if the smallest prompt does not fit,
-        the others one by one. `details` holds those of the draft, the prompt's `prompt_tokens` and the `units` of
-        filler.
+        Samples whose `details` hold those of the draft, the `prompt_tokens` and the `units` of filler.
     """
     name = f"{benchmark} {task}" if benchmark != task else task
     length = spec.length

@@ -5,19 +5,17 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
 from rope_jax.errors import InputError
-from rope_jax.evaluation.answering import answer_samples
+from rope_jax.evaluation.answering import Prediction, answer_samples
 from rope_jax.evaluation.benchmark import Benchmark, Measurement, Part, Questions, Setting, Subject
-from rope_jax.evaluation.depths import depth_grids
-from rope_jax.evaluation.predictions import Prediction
-from rope_jax.evaluation.sample import Sample, from_json, to_json
-from rope_jax.evaluation.scores import average_of_run
-from rope_jax.evaluation.stages import measure_stages
-from rope_jax.files import write_text
+from rope_jax.evaluation.sample import Sample, from_json
+from rope_jax.evaluation.scores import average_of_run, depth_grids
+from rope_jax.files import read_record, write_json, write_text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,14 +39,7 @@ class Home:
 
 @dataclasses.dataclass(frozen=True)
 class NotRun:
-    """What cannot be run.
-
-    Attributes:
-        suite: name of the benchmark.
-        task: of the benchmark; empty for all of them.
-        length: tokens; 0 for all lengths.
-        error: why, and what helps.
-    """
+    """A benchmark, task (empty: all) and length in tokens (0: all) that cannot be run, and why."""
 
     suite: str
     task: str
@@ -92,7 +83,7 @@ class Evaluation:
     def measure_shared(self) -> dict[str, dict[str, dict]]:
         """Measures what does not depend on the model: name of a benchmark to its shared records."""
         return {
-            name: measure_stages(
+            name: _measure_stages(
                 stages,
                 self.home.path("measured", f"{name}_shared.json"),
                 self._of(name, benchmark),
@@ -103,12 +94,12 @@ class Evaluation:
         }
 
     def run(self, name: str, subject: Subject, shared: Mapping[str, dict] | None = None) -> dict:
-        """Runs a benchmark, as far as an earlier attempt has not.
+        """Runs the benchmark `name`, as far as an earlier attempt has not.
 
         Args:
             name: of the benchmark.
             subject: what is measured.
-            shared: the benchmark's records of `measure_shared`.
+            shared: the benchmark's records that do not depend on the model.
 
         Returns:
             For questions the `table` and `grids` of scores, the number of `samples`, and `seconds`; for a measurement
@@ -119,7 +110,7 @@ class Evaluation:
             return self._scored(benchmark, *self.answers(name, subject))
         path = self.home.path("measured", subject.name, f"{name}.json")
         return benchmark.result(
-            measure_stages(benchmark.stages(subject, shared or {}), path, self._of(name, benchmark))
+            _measure_stages(benchmark.stages(subject, shared or {}), path, self._of(name, benchmark))
         )
 
     def answers(self, name: str, subject: Subject) -> tuple[list[Sample], dict[str, Prediction]]:
@@ -202,7 +193,7 @@ def _prepare_samples(
                 continue
             if path:
                 home.claim()
-                lines = [{"source": part.source}, *map(to_json, samples)]
+                lines = [{"source": part.source}, *map(dataclasses.asdict, samples)]
                 write_text(path, "".join(json.dumps(line) + "\n" for line in lines))
         running.add(part.task)
         ready.append(partial(_read_samples, path) if path else partial(list, samples))
@@ -242,3 +233,32 @@ def _summed_up(missing: list[NotRun], running: set[str]) -> list[NotRun]:
         line = dataclasses.replace(m, length=0) if len(reasons) == 1 and m.task not in running else m
         lines.setdefault((line.task, line.length, line.reason), line)
     return list(lines.values())
+
+
+def _measure_stages(
+    wanted: Mapping[str, Callable[[], dict]],
+    path: Path | None = None,
+    of: Mapping[str, str] | None = None,
+    progress: Callable[[Iterable], Iterable] = iter,
+) -> dict[str, dict]:
+    """Measures the stages that the JSON file `path` lacks; gives all their records, with `seconds`.
+
+    Each stage is kept once it is done; without a path nothing is. InputError if the file was measured on something else
+    than `of`.
+    """
+    of = dict(of or {})
+    saved = (read_record(path) if path else None) or {"of": of, "stages": {}}
+    if saved["of"] != of:
+        differing = next(key for key in (*of, *saved["of"]) if saved["of"].get(key) != of.get(key))
+        raise InputError(
+            f"{path} was measured with {differing} = {saved['of'].get(differing)!r}, and now it is "
+            f"{of.get(differing)!r}: choose another `folder`, or delete that file to measure again"
+        )
+    waiting = [name for name in wanted if name not in saved["stages"]]
+    for name in progress(waiting) if waiting else ():
+        began = time.monotonic()
+        record = wanted[name]()
+        saved["stages"][name] = {**record, "seconds": time.monotonic() - began}
+        if path:
+            write_json(path, saved)
+    return {name: saved["stages"][name] for name in wanted}

@@ -8,9 +8,8 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from rope_jax.data.text_files import list_text_files, read_documents
 from rope_jax.errors import InputError
-from rope_jax.evaluation.data_files import missing_file
+from rope_jax.evaluation.data_files import read_texts
 from rope_jax.files import read_json
 
 ESSAYS_COMMAND = (
@@ -29,12 +28,7 @@ _ABBREVIATION = re.compile(
 
 @dataclasses.dataclass(frozen=True)
 class Haystack:
-    """A text without line breaks.
-
-    Attributes:
-        words: its words, punctuation included; joined by blanks they are the text.
-        ends: for every sentence one past its last word, ascending; the last is `len(words)`.
-    """
+    """A text without line breaks: its words, punctuation included, and for every sentence one past its last word."""
 
     words: tuple[str, ...]
     ends: tuple[int, ...]
@@ -86,13 +80,8 @@ def read_haystack(path: Path, max_words: int) -> Haystack:
         if not (isinstance(value, dict) and isinstance(value.get("text"), str)):
             raise InputError(f'{path} must be a folder of texts or a JSON file with an object with "text"')
         return make_haystack([value["text"]], max_words)
-    if not path.is_dir():
-        what = "essays to hide needles in; any folder of .txt files will do, Paul Graham's essays are RULER's own"
-        raise missing_file(path, what, ESSAYS_COMMAND)
-    files = list_text_files(path)
-    if not files:
-        raise InputError(f"{path} has no .txt or .jsonl file: name a folder with text in it")
-    return make_haystack((document.text for document in read_documents(path, files)), max_words)
+    what = "essays to hide needles in; any folder of .txt files will do, Paul Graham's essays are RULER's own"
+    return make_haystack(read_texts(path, what, ESSAYS_COMMAND), max_words)
 
 
 def _ends_sentence(words: Sequence[str], i: int) -> bool:

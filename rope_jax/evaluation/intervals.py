@@ -7,16 +7,18 @@ from functools import cache
 import numpy as np
 import scipy.stats
 
+CONFIDENCE = 0.95
+
 
 @cache
-def wilson(successes: int, trials: int, confidence: float = 0.95) -> tuple[float, float]:
+def wilson(successes: int, trials: int) -> tuple[float, float]:
     """Wilson's score interval of a share of successes (JASA 22, 1927), without continuity correction.
 
     Within [0, 1], of positive width also at 0 % and 100 %; (0, 1) without trials.
     """
     if trials == 0:
         return 0.0, 1.0
-    interval = scipy.stats.binomtest(successes, trials).proportion_ci(confidence, method="wilson")
+    interval = scipy.stats.binomtest(successes, trials).proportion_ci(CONFIDENCE, method="wilson")
     return float(interval.low), float(interval.high)
 
 
@@ -49,8 +51,8 @@ def interval_of_mean(means, lows, highs) -> tuple[float, float]:
     return float(means.mean() - down), float(means.mean() + up)
 
 
-def percentile_interval(resampled: np.ndarray, confidence: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
+def percentile_interval(resampled: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The bootstrap's percentile interval over `[R, ...]` resamples: lower and upper ends, `[...]` each."""
-    tail = (1 - confidence) / 2
+    tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile(resampled, [tail, 1 - tail], axis=0)
     return low, high

@@ -50,11 +50,8 @@ class KeyValue(Questions):
         return DEPTHS
 
     def parts(self, setting: Setting) -> list[Part]:
-        def part(length: int) -> Part:
-            spec = SampleSpec(setting.tokenizer, length, self.samples, setting.seed)
-            return Part(TASK, length, partial(key_value_samples, spec))
-
-        return [part(length) for length in setting.lengths]
+        specs = [setting.spec(length, self.samples) for length in setting.lengths]
+        return [Part(TASK, spec.length, partial(key_value_samples, spec)) for spec in specs]
 
     def score(self, sample: Sample, prediction: str) -> float:
         """1 if a prediction contains the value, letter case, punctuation and blanks apart, else 0."""

@@ -58,8 +58,7 @@ class ManyShot(Questions):
             known = {example.label for example in shown}
             # A class that only the test texts have cannot be learnt from the prompt.
             asked = [example for example in asked if example.label in known]
-            spec = SampleSpec(setting.tokenizer, length, self.samples, setting.seed)
-            return many_shot_samples("many_shot", shown, asked, spec)
+            return many_shot_samples("many_shot", shown, asked, setting.spec(length, self.samples))
 
         return [Part("many_shot", length, partial(make, length), self.folder) for length in setting.lengths]
 
@@ -79,11 +78,11 @@ class Example:
     label: str
 
 
-def read_examples(path: Path, coarse: bool = False) -> tuple[Example, ...]:
+def read_examples(path: Path) -> tuple[Example, ...]:
     """Reads labelled texts, in the order of the file.
 
-    A `.label` file of TREC's question classification has lines `COARSE:fine text`; `coarse` keeps only the part before
-    the colon. A `.jsonl` file, also gzip, has `text` and `label` on each line.
+    A `.label` file of TREC's question classification has lines `COARSE:fine text`. A `.jsonl` file, also
+    gzip, has `text` and `label` on each line.
     """
     path = Path(path)
     if not path.is_file():
@@ -93,7 +92,7 @@ def read_examples(path: Path, coarse: bool = False) -> tuple[Example, ...]:
             "labelled texts, of TREC's question classification or as .jsonl with text and label",
             TREC_COMMAND.format(path=path, name=name.split()[0]),
         )
-    examples = tuple(_read_lines(path) if ".jsonl" in path.suffixes else _read_trec(path, coarse))
+    examples = tuple(_read_lines(path) if ".jsonl" in path.suffixes else _read_trec(path))
     if not examples:
         raise InputError(f"{path} has no examples: download it again")
     return examples
@@ -104,15 +103,8 @@ def many_shot_samples(
 ) -> Iterator[Sample]:
     """Generates samples, each with its own examples, classes in turn, and its own numbers for the classes.
 
-    Args:
-        task: name of the data set, for the table.
-        train: examples to show, of two classes at least.
-        test: texts to ask for, of classes that `train` has; of more than the samples wanted, classes are taken in turn.
-        spec: how many samples of which length.
-
-    Returns:
-        The samples; the first is made at once, the others one by one. `details` holds the `class`, the prompt's
-        `prompt_tokens`, and as `units` the number of examples.
+    Of more texts to ask for than the samples wanted, classes are taken in turn. `details` holds the `class`, the
+    prompt's `prompt_tokens`, and as `units` the number of examples.
     """
     labels = sorted({example.label for example in train})
     unknown = {example.label for example in test} - set(labels)
@@ -174,7 +166,7 @@ def _read_lines(path: Path) -> Iterator[Example]:
         yield Example(row["text"], str(label))
 
 
-def _read_trec(path: Path, coarse: bool) -> Iterator[Example]:
+def _read_trec(path: Path) -> Iterator[Example]:
     # TREC's files are Latin-1, in which every byte is a character.
     for number, line in enumerate(path.read_text(encoding="latin-1").split("\n"), 1):
         if not line.strip():
@@ -184,4 +176,4 @@ def _read_trec(path: Path, coarse: bool) -> Iterator[Example]:
             raise InputError(
                 f"{path}:{number} is not `COARSE:fine text`, as lines of TREC's question classification are"
             )
-        yield Example(text, label.split(":")[0] if coarse else label)
+        yield Example(text, label)

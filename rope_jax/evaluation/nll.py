@@ -46,7 +46,7 @@ def make_token_nll(
         if len(columns):
             # In buckets, so that compilations are few.
             tail = min(bucket_length(width - int(columns[0])), width)
-            nll[:, -tail:] = compiled(params, rope, *_spread((tokens, wanted), batch_sharding), tail=tail)
+            nll[:, -tail:] = compiled(params, rope, tokens, wanted, tail=tail)
         return nll
 
     return score_tail
@@ -97,8 +97,7 @@ def make_continuation_scores(
         log_likelihood, greedy = jax.lax.map(part, (hidden.swapaxes(0, 1), targets.swapaxes(0, 1)))
         return jnp.sum(log_likelihood, axis=(0, 2)), jnp.all(greedy, axis=(0, 2))
 
-    compiled = _compiled(score, batch_sharding)
-    return lambda params, rope, *rows: compiled(params, rope, *_spread(rows, batch_sharding))
+    return _compiled(score, batch_sharding)
 
 
 def make_next_token_scores(
@@ -115,8 +114,7 @@ def make_next_token_scores(
         hidden = _tail_states(params, config, rope, (tokens, first), 1)[:, 0]
         return jax.nn.log_softmax(logits(hidden, head_kernel(params, config)))
 
-    compiled = _compiled(score, batch_sharding)
-    return lambda params, rope, *rows: compiled(params, rope, *_spread(rows, batch_sharding))
+    return _compiled(score, batch_sharding)
 
 
 def _tail_states(params, config, rope, rows, tail):
@@ -131,12 +129,11 @@ def _tail_states(params, config, rope, rows, tail):
 
 
 def _compiled(score, batch_sharding, *static):
+    """Compiles `score(params, rope, *rows)`; rows are split as given, and every process gets every result."""
     if batch_sharding is None:
         return jax.jit(score, static_argnames=static)
-    # Every process gets every row.
     replicated = NamedSharding(batch_sharding.mesh, PartitionSpec())
-    return jax.jit(score, static_argnames=static, out_shardings=replicated)
-
-
-def _spread(rows, batch_sharding):
-    return rows if batch_sharding is None else jax.device_put(rows, batch_sharding)
+    compiled = jax.jit(score, static_argnames=static, out_shardings=replicated)
+    return lambda params, rope, *rows, **options: compiled(
+        params, rope, *jax.device_put(rows, batch_sharding), **options
+    )

@@ -14,12 +14,11 @@ from functools import partial
 
 import numpy as np
 
-from rope_jax.data.tokenizer import Tokenizer
 from rope_jax.errors import InputError
+from rope_jax.evaluation.answering import Prediction, with_bos
 from rope_jax.evaluation.benchmark import Part, Questions, Setting, check_positive
 from rope_jax.evaluation.draft import SampleSpec
 from rope_jax.evaluation.intervals import wilson
-from rope_jax.evaluation.predictions import Prediction
 from rope_jax.evaluation.sample import Sample
 
 INSTRUCTION = (
@@ -65,11 +64,10 @@ class Passkey(Questions):
         return self.depths
 
     def parts(self, setting: Setting) -> list[Part]:
-        def part(length: int) -> Part:
-            spec = SampleSpec(setting.tokenizer, length, self.trials, setting.seed)
-            return Part("passkey", length, partial(passkey_samples, spec, self.depths, self.new_tokens))
+        def make(length: int) -> Iterator[Sample]:
+            return passkey_samples(setting.spec(length, self.trials), self.depths, self.new_tokens)
 
-        return [part(length) for length in self.lengths or setting.lengths]
+        return [Part("passkey", length, partial(make, length)) for length in self.lengths or setting.lengths]
 
     def score(self, sample: Sample, prediction: str) -> float:
         """1 if the first number in a prediction is the key, else 0."""
@@ -92,7 +90,7 @@ def passkey_samples(spec: SampleSpec, depths: int = 10, new_tokens: int = 10) ->
     budget = spec.length - new_tokens
 
     def count(key: int, garbage: int, depth: float) -> int:
-        return len(encode_prompt(spec.tokenizer, key, garbage, depth))
+        return len(with_bos(spec.tokenizer, prompt_text(key, garbage, depth)))
 
     least = max(count(int(key), 0, 0.0) for key in keys)
     if least > budget:
@@ -136,12 +134,6 @@ def garbage(characters: int) -> str:
     return (unit * (characters // len(unit) + 1))[:characters]
 
 
-def encode_prompt(tokenizer: Tokenizer, key: int, n_garbage: int, depth: float) -> np.ndarray:
-    """`prompt_text` as int32 `[n]` tokens, with the tokenizer's BOS, if any, in front."""
-    tokens = np.asarray(tokenizer.encode(prompt_text(key, n_garbage, depth)), np.int32)
-    return tokens if tokenizer.bos_id is None else np.concatenate([[np.int32(tokenizer.bos_id)], tokens])
-
-
 def found_number(text: str) -> str | None:
     """The first run of digits in an answer, or None."""
     match = re.search(r"[0-9]+", text)
@@ -151,18 +143,12 @@ def found_number(text: str) -> str | None:
 def retrieval_grid(
     benchmark: Passkey, samples: Sequence[Sample], predictions: Mapping[str, Prediction], seed: int = 0
 ) -> dict:
-    """Retrieval over a grid of lengths and depths, with every trial.
-
-    Args:
-        benchmark: what was asked.
-        samples: its samples, length by length.
-        predictions: by sample id.
-        seed: seed of the samples, for the record.
+    """Retrieval over a grid of lengths and depths, with every trial; samples come length by length.
 
     Returns:
         JSON-able: `lengths`; `depths`, the ends of each stratum; `cells` `[lengths][depths]` and `per_length` of
         `successes`, `trials`, `rate` (None without a trial) and its 95% Wilson `interval`; `trials`; `max_new_tokens`
-        and `seed`.
+        and the `seed` of the samples.
     """
     bins = benchmark.bins
     lengths = list(dict.fromkeys(sample.length for sample in samples))

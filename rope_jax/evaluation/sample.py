@@ -35,12 +35,6 @@ class Sample:
     details: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
-def to_json(sample: Sample) -> dict[str, Any]:
-    """The sample as a dictionary for `json.dumps`; `from_json` is the inverse."""
-    fields = dataclasses.asdict(sample)
-    return {**fields, "references": list(sample.references), "stop": list(sample.stop)}
-
-
 def from_json(fields: Mapping[str, Any]) -> Sample:
-    """The sample that `to_json` made these fields of."""
+    """The sample whose fields were written as JSON, which has lists for tuples."""
     return Sample(**{**fields, "references": tuple(fields["references"]), "stop": tuple(fields["stop"])})

@@ -1,9 +1,9 @@
-"""Mean scores with confidence intervals, and the table of a benchmark."""
+"""Mean scores with confidence intervals: the table of a benchmark, and its grids of length and depth."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -96,6 +96,40 @@ def average_of_run(table: Mapping[str, Mapping[str, MeanScore]]) -> dict[str, di
         cells = [row[column] for task, row in rows.items() if task != AVERAGE and column in row]
         partial[column] = _mean_of_cells([cell for cell in cells if cell.samples])
     return {**rows, AVERAGE_OF_RUN: partial}
+
+
+def depth_grids(
+    samples: Sequence[Sample],
+    scores: Mapping[str, float],
+    depth: Callable[[Sample], float | None],
+    bins: int = 10,
+    seed: int = 0,
+) -> dict[str, dict]:
+    """A grid of mean scores in [0, 1], given by sample id, for each task whose samples have a depth in [0, 1].
+
+    Returns:
+        `{task: {"lengths": [...], "depths": [middle of each stratum], "mean": [lengths][depths], "interval": ...,
+        "samples": ...}}`, means and 95% intervals in percent, None where there is no sample.
+    """
+    cells: dict[str, dict[int, list[list[float]]]] = {}
+    for sample in samples:
+        place = depth(sample)
+        if place is None:
+            continue
+        row = cells.setdefault(sample.task, {}).setdefault(sample.length, [[] for _ in range(bins)])
+        row[min(int(place * bins), bins - 1)].append(scores[sample.id])
+    grids = {}
+    for task, by_length in cells.items():
+        rows = [[mean_score(cell, seed) for cell in by_length[length]] for length in sorted(by_length)]
+        grids[task] = {
+            "lengths": sorted(by_length),
+            "depths": [float(middle) for middle in (np.arange(bins) + 0.5) / bins],
+            **{
+                name: [[getattr(cell, name) for cell in row] for row in rows]
+                for name in ("mean", "interval", "samples")
+            },
+        }
+    return grids
 
 
 def _mean_of_cells(cells: Sequence[MeanScore]) -> MeanScore:

@@ -1,9 +1,9 @@
 """Grids of length and depth, and the average of what was run."""
 
-from rope_jax.evaluation.depths import depth_grids, found_depth
 from rope_jax.evaluation.intervals import wilson
+from rope_jax.evaluation.ruler.benchmark import Ruler
 from rope_jax.evaluation.sample import Sample
-from rope_jax.evaluation.scores import average_of_run, score_table
+from rope_jax.evaluation.scores import average_of_run, depth_grids, score_table
 
 
 def sample(index, depth, length=8, task="t"):
@@ -24,11 +24,11 @@ def test_grid_counts_samples_where_they_lie():
 
 
 def test_depth_of_a_reference_is_its_place_in_the_prompt():
-    assert found_depth(sample(0, None)) == 0.5
+    assert Ruler().depth(sample(0, None)) == 0.5
     several = Sample("t", "t", "a b", ("a", "b"), 4, 8)
     absent = Sample("t", "t", "a b", ("c",), 4, 8)
-    assert found_depth(several) is None and found_depth(absent) is None
-    assert depth_grids([several], {"t": 1.0}, found_depth) == {}
+    assert Ruler().depth(several) is None and Ruler().depth(absent) is None
+    assert depth_grids([several], {"t": 1.0}, Ruler().depth) == {}
 
 
 def test_average_of_what_was_run_stands_beside_the_missing_average():

@@ -10,7 +10,7 @@ import pytest
 from rope_jax.data.tokenizer import load_tokenizer
 from rope_jax.errors import InputError
 from rope_jax.evaluation.benchmark import Setting, Subject
-from rope_jax.evaluation.leaderboard.tasks import LEADERBOARD, harness_tasks, leaderboard_scores, read_questions
+from rope_jax.evaluation.leaderboard.benchmark import LEADERBOARD, harness_tasks, leaderboard_scores, read_questions
 from rope_jax.interop.huggingface import read_model
 from rope_jax.sharding import make_mesh
 from tests.interop.stories import write_stories260k

@@ -1,5 +1,6 @@
 """JSON key-value recall: its text, sizes and scores."""
 
+import dataclasses
 import json
 import re
 
@@ -9,7 +10,7 @@ from rope_jax.data.tokenizer import load_tokenizer
 from rope_jax.errors import InputError
 from rope_jax.evaluation.draft import SampleSpec
 from rope_jax.evaluation.key_value import KeyValue, key_value_samples
-from rope_jax.evaluation.sample import from_json, to_json
+from rope_jax.evaluation.sample import from_json
 from rope_jax.evaluation.scores import score_table
 
 
@@ -40,7 +41,7 @@ def test_llama2_prompts_fill_the_length_and_can_be_answered(shared, length):
         place = list(pairs).index(key) / (len(pairs) - 1)
         # Places are whole numbers of pairs.
         assert abs(place - i % 6 / 5) <= 0.5 / (len(pairs) - 1) and sample.details["depth"] == i % 6 / 5
-        assert from_json(json.loads(json.dumps(to_json(sample)))) == sample
+        assert from_json(json.loads(json.dumps(dataclasses.asdict(sample)))) == sample
         scores[sample.id] = KeyValue().score(sample, f' "{pairs[key].upper()}"\n\nKey:')
         assert KeyValue().score(sample, pairs[key][:-1]) == KeyValue().score(sample, shown[0][1]) == 0
     assert score_table(samples, scores)["json_kv"][str(length)].mean == 100

@@ -10,17 +10,16 @@ import pytest
 
 from rope_jax.data.tokenizer import load_tokenizer
 from rope_jax.errors import InputError
+from rope_jax.evaluation.answering import Prediction, with_bos
 from rope_jax.evaluation.draft import SampleSpec
 from rope_jax.evaluation.passkey import (
     Passkey,
-    encode_prompt,
     found_number,
     garbage,
     passkey_samples,
     prompt_text,
     retrieval_grid,
 )
-from rope_jax.evaluation.predictions import Prediction
 
 BYTES = load_tokenizer("bytes")
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden/passkey_llama2.json").read_text())["prompts"]
@@ -76,10 +75,10 @@ def test_prompts_of_published_llama2_token_counts(row):
 
 @pytest.mark.parametrize("row", GOLDEN, ids=lambda row: row["garbage"])
 def test_published_llama2_token_counts(llama2, row):
-    assert len(encode_prompt(llama2, row["key"], row["garbage"], row["depth"])) == row["tokens"]
+    assert len(with_bos(llama2, prompt_text(row["key"], row["garbage"], row["depth"]))) == row["tokens"]
     # Where the key stands moves the count by no more than a few tokens.
     for depth in (0.0, 0.123, 0.77, 1.0):
-        assert abs(len(encode_prompt(llama2, 43210, row["garbage"], depth)) - row["tokens"]) <= 3
+        assert abs(len(with_bos(llama2, prompt_text(43210, row["garbage"], depth))) - row["tokens"]) <= 3
 
 
 @pytest.mark.parametrize("length", [200, 1024, 4096])

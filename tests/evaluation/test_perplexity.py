@@ -20,8 +20,7 @@ from rope_jax.data.tokenizer import load_tokenizer
 from rope_jax.errors import InputError
 from rope_jax.evaluation.nll import make_token_nll, tail_nll
 from rope_jax.evaluation.perplexity.positions import perplexity_by_position, position_edges
-from rope_jax.evaluation.perplexity.sliding import perplexity
-from rope_jax.evaluation.perplexity.windows import Window, sliding_windows
+from rope_jax.evaluation.perplexity.sliding import Window, perplexity, sliding_windows
 from rope_jax.interop.huggingface import read_model
 from rope_jax.rope.embedding import ScaleVector
 from tests.interop.references import quiet_transformers, write_random_llama

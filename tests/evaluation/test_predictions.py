@@ -5,8 +5,7 @@ import json
 import pytest
 
 from rope_jax.errors import InputError
-from rope_jax.evaluation.answering import answer_text
-from rope_jax.evaluation.predictions import Prediction, append_predictions, digest, read_predictions
+from rope_jax.evaluation.answering import Prediction, answer_text, append_predictions, digest, read_predictions
 from rope_jax.evaluation.sample import Sample
 
 SAMPLES = [Sample(f"t/{i}", "t", f"prompt {i}", ("a",), 4, 8) for i in range(3)]

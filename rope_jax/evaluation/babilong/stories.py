@@ -6,10 +6,9 @@ import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
-from rope_jax.data.text_files import list_text_files, read_documents
 from rope_jax.errors import InputError
 from rope_jax.evaluation.babilong.prompts import TASKS
-from rope_jax.evaluation.data_files import missing_file
+from rope_jax.evaluation.data_files import missing_file, read_texts
 from rope_jax.files import read_text
 
 BABI_COMMAND = (
@@ -53,16 +52,10 @@ def read_stories(folder: Path, task: str) -> tuple[Story, ...]:
 
 def read_books(folder: Path) -> tuple[str, ...]:
     """Texts of a folder (`.txt`, or `.jsonl` with `text`, also gzip) to hide facts in, in the order of their names."""
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise missing_file(
-            folder,
-            "books to hide facts in: any folder of .txt files; BABILong takes the test split of PG19",
-            BOOKS_COMMAND.format(folder=folder),
-        )
-    texts = tuple(document.text for document in read_documents(folder, list_text_files(folder)))
+    what = "books to hide facts in: any folder of .txt files; BABILong takes the test split of PG19"
+    texts = tuple(read_texts(Path(folder), what, BOOKS_COMMAND.format(folder=folder)))
     if not texts:
-        raise InputError(f"{folder} has no .txt or .jsonl file with text in it: name a folder that has")
+        raise InputError(f"{folder} has no text in its files: name a folder that has")
     return texts
 
 

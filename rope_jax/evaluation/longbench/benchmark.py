@@ -1,25 +1,27 @@
-"""The benchmark LongBench-E."""
+"""LongBench-E (Bai et al., arXiv 2308.14508): its rows as questions, truncated in the middle."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
+from typing import Any
 
+from rope_jax.data.tokenizer import Tokenizer
 from rope_jax.errors import InputError
+from rope_jax.evaluation.answering import with_bos
 from rope_jax.evaluation.benchmark import Part, Questions, Setting, Table
 from rope_jax.evaluation.data_files import named_path
 from rope_jax.evaluation.longbench.prompts import load_prompts
 from rope_jax.evaluation.longbench.rows import DOWNLOAD, read_rows
-from rope_jax.evaluation.longbench.samples import longbench_samples, longbench_score, prediction_row
-from rope_jax.evaluation.longbench.scoring import Scored, bucket_intervals
+from rope_jax.evaluation.longbench.scoring import Scored, bucket_intervals, score_prediction
 from rope_jax.evaluation.longbench.sets import BUCKETS, SETS, bucket
 from rope_jax.evaluation.sample import Sample
 
 
 @dataclasses.dataclass(frozen=True)
 class LongBench(Questions):
-    """LongBench-E (Bai et al., arXiv 2308.14508).
+    """LongBench-E.
 
     Attributes:
         folder: folder of its files.
@@ -51,14 +53,14 @@ class LongBench(Questions):
                 )
             rows = read_rows(folder, name)
             if self.rows:
-                groups = {b: [row for row in rows if bucket(row["length"]) == b] for b, _ in BUCKETS}
-                rows = [row for group in groups.values() for row in group[: self.rows]]
+                groups = [[row for row in rows if bucket(row["length"]) == name] for name in BUCKETS]
+                rows = [row for group in groups for row in group[: self.rows]]
             return longbench_samples(name, rows, load_prompts(folder)[name], setting.tokenizer, most)
 
         return [Part(name, 0, partial(make, name), self.folder) for name in SETS]
 
     def score(self, sample: Sample, prediction: str) -> float:
-        return longbench_score(sample, prediction)
+        return score_prediction(sample.task, prediction, sample.references, sample.details["classes"])
 
     def table(self, samples: Sequence[Sample], scores: Mapping[str, float], seed: int) -> Table:
         scored: dict[str, list[Scored]] = {task: [] for task in self.tasks}
@@ -70,5 +72,54 @@ class LongBench(Questions):
         """The benchmark's prediction files, which its own scorer reads."""
         files: dict[str, list[dict]] = {}
         for sample in samples:
-            files.setdefault(f"{sample.task}.jsonl", []).append(prediction_row(sample, predictions[sample.id]))
+            row = {
+                "id": sample.id,
+                "pred": predictions[sample.id],
+                "answers": list(sample.references),
+                "all_classes": list(sample.details["classes"]) or None,
+                "length": sample.details["words"],
+            }
+            files.setdefault(f"{sample.task}.jsonl", []).append(row)
         return files
+
+
+def truncate_middle(tokenizer: Tokenizer, text: str, max_length: int) -> str:
+    """Cuts the middle out of a prompt of more than `max_length` tokens, BOS included.
+
+    What is left are the texts of its first and last `max_length // 2` ids, where the first half counts BOS. Tokenised
+    again it may have a few more or fewer tokens, as in the benchmark.
+    """
+    ids = with_bos(tokenizer, text)
+    if len(ids) <= max_length:
+        return text
+    half = max_length // 2
+    return tokenizer.decode(ids[:half]) + tokenizer.decode(ids[len(ids) - half :])
+
+
+def longbench_samples(
+    name: str, rows: Iterable[Mapping[str, Any]], template: str, tokenizer: Tokenizer, max_length: int
+) -> list[Sample]:
+    """The samples of a set, one for each row.
+
+    `length` is the first number of words of the bucket (0, 4000, 8000); `details` holds `words`, the row's length, its
+    `bucket`, and `classes`.
+    """
+    kind = SETS[name]
+    return [
+        Sample(
+            id=f"{name}/{row['_id']}",
+            task=name,
+            prompt=truncate_middle(tokenizer, template.format(context=row["context"], input=row["input"]), max_length),
+            references=tuple(row["answers"]),
+            max_new_tokens=kind.max_new_tokens,
+            length=BUCKETS[bucket(row["length"])],
+            stop=kind.stop,
+            min_new_tokens=kind.min_new_tokens,
+            details={
+                "words": row["length"],
+                "bucket": bucket(row["length"]),
+                "classes": list(row.get("all_classes") or []),
+            },
+        )
+        for row in rows
+    ]

@@ -33,7 +33,8 @@ def load_prompts(folder: Path) -> dict[str, str]:
     path = find_file(folder, OFFICIAL) or find_file(folder / "config", OFFICIAL)
     if path is not None:
         return official_prompts(path)
-    if importlib.util.find_spec("lm_eval") is None:
+    harness = importlib.util.find_spec("lm_eval")
+    if harness is None or harness.origin is None:
         raise missing_file(
             folder / OFFICIAL,
             "LongBench's prompts (github.com/THUDM/LongBench); the package lm_eval, which has them too, is not "
@@ -42,7 +43,7 @@ def load_prompts(folder: Path) -> dict[str, str]:
             f"curl -L -o {folder / OFFICIAL} "
             "https://raw.githubusercontent.com/THUDM/LongBench/main/LongBench/config/dataset2prompt.json",
         )
-    return harness_prompts()
+    return harness_prompts(Path(harness.origin).parent)
 
 
 def official_prompts(path: Path) -> dict[str, str]:
@@ -53,12 +54,9 @@ def official_prompts(path: Path) -> dict[str, str]:
     return {name: _checked(value.get(name), name, path) for name in SETS}
 
 
-def harness_prompts() -> dict[str, str]:
-    """The templates of the installed lm_eval, as the official ones have them."""
-    spec = importlib.util.find_spec("lm_eval")
-    if spec is None or spec.origin is None:
-        raise InputError("the package lm_eval is not installed: pip install 'rope-jax[eval]'")
-    tasks = Path(spec.origin).parent / "tasks" / "longbench"
+def harness_prompts(package: Path) -> dict[str, str]:
+    """The templates in the package lm_eval, equal to the official ones once their white space is restored."""
+    tasks = package / "tasks" / "longbench"
     prompts = {}
     for name in SETS:
         path = tasks / f"{name}_e.yaml"
@@ -67,20 +65,6 @@ def harness_prompts() -> dict[str, str]:
         template = yaml.load(read_text(path), Loader=_TaskLoader).get("doc_to_text")
         prompts[name] = _checked(_restored(name, str(template)), name, path)
     return prompts
-
-
-def fill(template: str, context: str, question: str) -> str:
-    """The prompt of a row.
-
-    Args:
-        template: template of its set.
-        context: its `context`.
-        question: its `input`.
-
-    Returns:
-        The text, untruncated.
-    """
-    return template.format(context=context, input=question)
 
 
 class _TaskLoader(yaml.SafeLoader):

@@ -16,30 +16,6 @@ DOWNLOAD = (
 )
 
 
-def find_rows(folder: Path, name: str) -> Path:
-    """The file with the rows of a set.
-
-    Args:
-        folder: the data folder.
-        name: name of the set.
-
-    Returns:
-        `NAME_e.jsonl`, or `.jsonl.gz`, in the folder or its sub-folder `data`.
-
-    Raises:
-        InputError: if there is none, with the command that gets it.
-    """
-    folder = Path(folder)
-    path = find_file(folder, f"{name}_e.jsonl")
-    if path is None:
-        raise missing_file(
-            folder / f"{name}_e.jsonl",
-            f"the set {name} of LongBench-E (THUDM/LongBench on the Hugging Face hub)",
-            DOWNLOAD.format(folder=folder),
-        )
-    return path
-
-
 def read_rows(folder: Path, name: str) -> list[dict[str, Any]]:
     """Reads the rows of a set from `NAME_e.jsonl` or `.jsonl.gz` in the folder or its sub-folder `data`.
 
@@ -48,7 +24,14 @@ def read_rows(folder: Path, name: str) -> list[dict[str, Any]]:
     """
     if name not in SETS:
         raise InputError(f"`name` is {name!r}: use one of {', '.join(SETS)}", field="name")
-    path = find_rows(folder, name)
+    folder = Path(folder)
+    path = find_file(folder, f"{name}_e.jsonl")
+    if path is None:
+        raise missing_file(
+            folder / f"{name}_e.jsonl",
+            f"the set {name} of LongBench-E (THUDM/LongBench on the Hugging Face hub)",
+            DOWNLOAD.format(folder=folder),
+        )
     rows, seen = [], set()
     for where, row in read_json_lines(path):
         for field in ("input", "context"):

@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -17,11 +17,10 @@ from rope_jax.evaluation.scores import AVERAGE, MeanScore, mean_of_means, mean_s
 from rope_jax.files import read_json_lines, write_json
 
 
-@dataclasses.dataclass(frozen=True)
-class Scored:
+class Scored(NamedTuple):
     """A prediction's score in [0, 1], and the words of its row, which decide the bucket."""
 
-    length: int
+    words: int
     score: float
 
 
@@ -52,23 +51,17 @@ def bucket_intervals(scored: Mapping[str, Iterable[Scored]], seed: int = 0) -> d
     for name, row in groups.items():
         table[name] = {column: mean_score(group, seed) for column, group in row.items()}
         table[name][AVERAGE] = mean_of_means(list(row.values()), seed)
-    columns = {column: [row[column] for row in groups.values()] for column, _ in BUCKETS}
+    columns = {column: [row[column] for row in groups.values()] for column in BUCKETS}
     table[AVERAGE] = {column: mean_of_means(cells, seed) for column, cells in columns.items()}
     table[AVERAGE][AVERAGE] = mean_of_means([group for cells in columns.values() for group in cells], seed)
     return table
 
 
 def read_scored(folder: Path, progress: Callable[[Iterable], Iterable] = iter) -> dict[str, list[Scored]]:
-    """Scores every prediction file of a folder: scores by set.
+    """Scores by set, in the order of the sets, of a folder of `SET.jsonl` or `SET.jsonl.gz` files; others are ignored.
 
-    Args:
-        folder: holds `SET.jsonl` or `SET.jsonl.gz` for some of the sets, with an object per line as the benchmark's own
-            code writes them: `pred`, `answers`, `all_classes` (may be missing or null) and `length`. Other files are
-            ignored.
-        progress: wraps the list of all rows.
-
-    Raises:
-        InputError: before anything is scored, naming the folder, file or line that is wrong.
+    Lines are objects as the benchmark's own code writes them: `pred`, `answers`, `all_classes` (may be missing or null)
+    and `length`. InputError, before anything is scored, names the folder, file or line that is wrong.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -96,29 +89,13 @@ def read_scored(folder: Path, progress: Callable[[Iterable], Iterable] = iter) -
     return scored
 
 
-def score_folder(folder: Path) -> dict[str, dict[str, float]]:
-    """Scores a folder of prediction files as LongBench's own code does.
-
-    Args:
-        folder: folder of prediction files, as `read_scored` takes it.
-
-    Returns:
-        `{set: {"0-4k": percent, "4-8k": percent, "8k+": percent}}`, rounded to two digits; NaN for an empty bucket.
-    """
-    return {name: bucket_scores(rows) for name, rows in read_scored(folder).items()}
-
-
 def write_scores(
     folder: Path, output: Path, progress: Callable[[Iterable], Iterable] = iter
 ) -> dict[str, dict[str, float]]:
-    """Scores a folder of prediction files and writes the results.
+    """Scores a folder of prediction files in the benchmark's own form, and writes the results.
 
-    Args:
-        folder: holds files of the benchmark's own form, named after their set, such as `qasper.jsonl`.
-        output: folder, created if missing, in which `results.json` becomes `{"longbench_e": scores}`, null standing for
-            NaN, which JSON does not have, and `longbench_e.json` the table with intervals, the averages and the sets
-            without a file.
-        progress: wraps the list of all rows, for instance `tqdm`.
+    In `output`, created if missing, `results.json` becomes `{"longbench_e": scores}`, null standing for NaN, which JSON
+    does not have, and `longbench_e.json` the table with intervals, the averages and the sets without a file.
 
     Returns:
         `{set: {"0-4k": percent, "4-8k": percent, "8k+": percent}}`, rounded to two digits; NaN for an empty bucket.
@@ -146,9 +123,9 @@ def write_scores(
 
 
 def _by_bucket(scored: Iterable[Scored]) -> dict[str, list[float]]:
-    groups: dict[str, list[float]] = {name: [] for name, _ in BUCKETS}
+    groups: dict[str, list[float]] = {name: [] for name in BUCKETS}
     for row in scored:
-        groups[bucket(row.length)].append(row.score)
+        groups[bucket(row.words)].append(row.score)
     return groups
 
 

@@ -28,13 +28,8 @@ _OVERLAP = 16  # Tokens before a stretch of tokens that are decoded with it.
 class LongPerplexity:
     """LongPPL of a model over documents.
 
-    Attributes:
-        long_perplexity: exp of the mean NLL of key tokens; None if there are none.
-        interval: its 95% bootstrap interval over documents; None for fewer than two with key tokens.
-        perplexity: exp of the mean NLL of all tokens.
-        key_tokens: number of key tokens.
-        tokens: number of tokens scored.
-        documents: number of documents.
+    `long_perplexity` is exp of the mean NLL of key tokens, None without any; `interval` its 95% bootstrap interval over
+    documents, None for fewer than two with key tokens; `perplexity` exp of the mean NLL of all tokens.
     """
 
     long_perplexity: float | None
@@ -135,12 +130,10 @@ def token_ends(tokenizer: Tokenizer, tokens: np.ndarray) -> np.ndarray:
 
 
 def transfer_keys(keys: np.ndarray, from_ends: np.ndarray, to_ends: np.ndarray) -> np.ndarray:
-    """Key tokens in another tokenizer's tokens of the same text: those whose characters all belong to key tokens.
+    """Key tokens, bool `[m]`, in another tokenizer's tokens of the same text: those whose characters all belong to
+    keys.
 
-    Args:
-        keys: bool `[n]`, key tokens of the evaluator.
-        from_ends: int `[n]`, where the evaluator's tokens end in the text.
-        to_ends: int `[m]`, where the other tokens end.
+    `from_ends` and `to_ends` say where the evaluator's and the other tokens end in the text.
     """
     from_ends, to_ends = np.asarray(from_ends), np.asarray(to_ends)
     length = int(max(from_ends.max(initial=0), to_ends.max(initial=0)))

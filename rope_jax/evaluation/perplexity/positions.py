@@ -8,8 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from rope_jax.errors import InputError
+from rope_jax.evaluation.benchmark import Progress
 from rope_jax.evaluation.intervals import bootstrap_ratios, percentile_interval
-from rope_jax.evaluation.perplexity.windows import Progress, TokenNll, Window, score_windows
+from rope_jax.evaluation.perplexity.sliding import TokenNll, Window, score_windows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,25 +65,15 @@ def perplexity_by_position(
     bos_id: int | None,
     edges: Sequence[int] | None = None,
     batch_size: int = 1,
-    resamples: int = 1000,
     seed: int = 0,
     progress: Progress = iter,
 ) -> PositionPerplexity:
     """Mean NLL as a function of position, which shows where a model's window ends.
 
-    Documents are cut into windows that do not overlap, each with a BOS in front if there is one, and every token is
-    scored at its position. Only full windows count, so that all positions see the same texts.
-
-    Args:
-        token_nll: NLLs of tokens.
-        documents: int `[n]` each, without special tokens.
-        window: tokens of a window, BOS included.
-        bos_id: the tokenizer's BOS; None if it has none.
-        edges: positions that bound the buckets, ascending from 1 to `window`; default powers of two.
-        batch_size: windows scored together.
-        resamples: number of bootstrap resamples, over windows.
-        seed: seed of the bootstrap.
-        progress: wraps the iterable of batches.
+    Documents, int `[n]` without special tokens, are cut into windows that do not overlap, each with a BOS in front if
+    there is one, and every token is scored at its position. Only full windows count, so that all positions see the same
+    texts. There is a bucket for each pair of neighbouring `edges`, positions that ascend from 1 to `window`; default
+    powers of two. `seed` is the bootstrap's, over windows.
     """
     if window < 2:
         raise InputError(f"`window` is {window}: it must be at least 2", field="window")
@@ -117,7 +108,7 @@ def perplexity_by_position(
     several = len(windows) > 1
     errors = low = high = np.zeros_like(means)
     if several:
-        resampled = bootstrap_ratios(sums, widths, resamples, seed)
+        resampled = bootstrap_ratios(sums, widths, seed=seed)
         errors = resampled.std(axis=0, ddof=1)
         low, high = np.exp(percentile_interval(resampled))
     buckets = tuple(

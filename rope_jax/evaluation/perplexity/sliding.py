@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from rope_jax.errors import InputError
+from rope_jax.evaluation.benchmark import Progress
 from rope_jax.evaluation.intervals import bootstrap_ratios, percentile_interval
-from rope_jax.evaluation.perplexity.windows import Progress, TokenNll, score_windows, sliding_windows
+
+# From tokens int32 [B, T] and wanted bool [B, T] to float32 [B, T]: at [b, t] the NLL in nats of tokens[b, t + 1] after
+# tokens[b, : t + 1] where that is wanted.
+TokenNll = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 # Words in the test split of PG19, by which its own word-level perplexity divides (arXiv 1911.05507).
 PG19_TEST_WORDS = 6_966_499
@@ -17,12 +22,73 @@ PG19_TEST_WORDS = 6_966_499
 CONVENTIONS = ("token", "yarn", "longlora")
 
 
+class Window(NamedTuple):
+    """One window on a document: it holds tokens `start .. end - 1` and scores `first_scored .. end - 1`."""
+
+    start: int
+    end: int
+    first_scored: int
+
+
+def sliding_windows(n_tokens: int, window: int, stride: int, full_last: bool = True) -> list[Window]:
+    """Windows that score every token of a document, BOS not counted, exactly once.
+
+    The first window scores all its tokens, each later one the `stride` tokens beyond the window before it, or what is
+    left of them. A document shorter than the window is one window. `full_last` moves the last window back so that it is
+    full and gives its tokens as much left context as the windows allow; otherwise it starts a stride after the one
+    before, so that it is short.
+    """
+    if not 1 <= stride <= window:
+        raise InputError(
+            f"`stride` is {stride} and a window holds {window} document tokens: use a stride of at least 1 that skips "
+            "no tokens",
+            field="stride",
+        )
+    windows = []
+    start, scored = 0, 0
+    while scored < n_tokens:
+        end = min(start + window, n_tokens)
+        windows.append(Window(max(0, end - window) if full_last else start, end, scored))
+        start, scored = start + stride, end
+    return windows
+
+
+def score_windows(
+    token_nll: TokenNll,
+    windows: Sequence[tuple[np.ndarray, Window]],
+    bos_id: int | None,
+    batch_size: int,
+    progress: Progress,
+) -> Iterator[np.ndarray]:
+    """NLLs in nats of windows on documents, in their order, in batches of one shape with BOS, if any, in front.
+
+    Yields:
+        float64 `[<= batch_size, T]`, a row per window; 0 where nothing is scored.
+    """
+    lead = 0 if bos_id is None else 1
+    length = max(w.end - w.start for _, w in windows) + lead
+    for first in progress(range(0, len(windows), batch_size)):
+        batch = windows[first : first + batch_size]
+        # The last batch has the shape of the others, so that one compilation serves all.
+        tokens = np.zeros((batch_size, length), np.int32)
+        wanted = np.zeros((batch_size, length), bool)
+        for row, (document, w) in enumerate(batch):
+            if bos_id is not None:
+                tokens[row, 0] = bos_id
+            tokens[row, lead : lead + w.end - w.start] = document[w.start : w.end]
+            # The NLL of a token stands one column before it.
+            offset = lead - 1 - w.start
+            wanted[row, w.first_scored + offset : w.end + offset] = True
+        nll = np.asarray(token_nll(tokens, wanted), np.float64)
+        yield np.where(wanted, nll, 0.0)[: len(batch)]
+
+
 @dataclasses.dataclass(frozen=True)
 class Perplexity:
     """A perplexity and all that is needed to read it.
 
     Attributes:
-        convention: how NLLs were averaged: one of `CONVENTIONS`.
+        convention: how NLLs were averaged.
         perplexity: its value.
         interval: 95% bootstrap interval over documents; None for a single document, which has no spread.
         nll: sum of the NLL of scored tokens, nats.
@@ -31,8 +97,8 @@ class Perplexity:
         documents: documents with a scored token.
         window: longest input to the model, tokens, BOS included.
         stride: tokens between windows.
-        bits_per_byte: NLL per byte of scored text in bits, if its bytes were given; comparable between
-            tokenizers. None with "longlora", which scores tokens repeatedly.
+        bits_per_byte: NLL per byte of text in bits, comparable between tokenizers; None with "longlora", which scores
+            tokens repeatedly.
         word_perplexity: exp(NLL / words), if words were given; None with "longlora".
     """
 
@@ -60,11 +126,10 @@ def perplexity(
     batch_size: int = 1,
     document_bytes: Sequence[int] | None = None,
     words: int | None = None,
-    resamples: int = 1000,
     seed: int = 0,
     progress: Progress = iter,
 ) -> Perplexity:
-    """Sliding-window perplexity over documents.
+    """Sliding-window perplexity over documents, int `[n]` each, without special tokens.
 
     With a BOS, every window starts with it, it counts towards the window's tokens (positions stay below `window`), and
     the first token of a document is scored too. Without one, that token has no context and is left out.
@@ -77,19 +142,8 @@ def perplexity(
         "longlora": the same stride, but every token of every window scored, as in LongLoRA's script, so that tokens
             with little context weigh as much as those with all of it.
 
-    Args:
-        token_nll: NLLs of tokens.
-        documents: int `[n]` each, without special tokens.
-        window: longest input to the model in tokens, BOS included.
-        stride: tokens between windows, below `window`.
-        bos_id: the tokenizer's BOS; None if it has none.
-        convention: how NLLs are averaged.
-        batch_size: windows scored together.
-        document_bytes: UTF-8 bytes of each document, for bits per byte.
-        words: words of all documents together, for the word-level perplexity.
-        resamples: number of bootstrap resamples.
-        seed: seed of the bootstrap.
-        progress: wraps the iterable of batches.
+    `document_bytes`, the UTF-8 bytes of each document, give bits per byte; `words`, those of all documents together,
+    the word-level perplexity; `seed` is the bootstrap's.
     """
     if convention not in CONVENTIONS:
         raise InputError(
@@ -132,7 +186,7 @@ def perplexity(
     numerators, denominators = np.bincount(owner, values), np.bincount(owner, weights)
     interval = None
     if len(scored) > 1:
-        low, high = percentile_interval(bootstrap_ratios(numerators, denominators, resamples, seed))
+        low, high = percentile_interval(bootstrap_ratios(numerators, denominators, seed=seed))
         interval = (float(np.exp(low)), float(np.exp(high)))
 
     nll = float(sums.sum())

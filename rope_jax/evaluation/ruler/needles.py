@@ -29,15 +29,10 @@ DEPTHS = tuple(int(depth) for depth in np.round(np.linspace(0, 100, 40)))
 
 @dataclasses.dataclass(frozen=True)
 class NeedleTask:
-    """A variant of the task.
+    """A variant of the task: how many keys, values of each, and keys asked for.
 
-    Attributes:
-        haystack: `noise` repeats a line, `essay` is running text, `needle` is made of other needles.
-        key_kind: `words` or `uuids`.
-        value_kind: `numbers` or `uuids`.
-        keys: keys hidden.
-        values: values of each key.
-        queries: keys asked for.
+    The haystack `noise` repeats a line, `essay` is running text, `needle` is made of other needles. Keys are `words` or
+    `uuids`, values `numbers` or `uuids`.
     """
 
     haystack: str

@@ -27,13 +27,8 @@ TRIES = 4
 
 @dataclasses.dataclass(frozen=True)
 class Question:
-    """A question with its accepted answers.
-
-    Attributes:
-        text: the question.
-        answers: accepted answers.
-        documents: indices of the documents that must be in the prompt.
-        related: indices of those that are taken first to distract.
+    """A question with its accepted answers, by indices of documents: those needed in the prompt, and those that
+    distract first.
     """
 
     text: str
@@ -52,18 +47,12 @@ class QuestionSet:
 
 def read_squad(path: Path) -> QuestionSet:
     """Reads the answerable questions of SQuAD 2.0; other paragraphs of the same article distract first."""
-    path = Path(path)
-    if not path.is_file():
-        raise missing_file(path, "the questions of SQuAD 2.0 (dev set)", SQUAD_COMMAND.format(path=path))
-    return _checked(_parse_squad, path, "dev-v2.0.json of SQuAD 2.0")
+    return _read(_parse_squad, path, "dev-v2.0.json of SQuAD 2.0", SQUAD_COMMAND)
 
 
 def read_hotpotqa(path: Path) -> QuestionSet:
     """Reads the questions of HotpotQA's distractor setting; all ten documents of a question must be in its prompt."""
-    path = Path(path)
-    if not path.is_file():
-        raise missing_file(path, "the questions of HotpotQA (dev set)", HOTPOTQA_COMMAND.format(path=path))
-    return _checked(_parse_hotpotqa, path, "hotpot_dev_distractor_v1.json of HotpotQA")
+    return _read(_parse_hotpotqa, path, "hotpot_dev_distractor_v1.json of HotpotQA", HOTPOTQA_COMMAND)
 
 
 def question_draft(
@@ -113,7 +102,10 @@ def question_draft(
     )
 
 
-def _checked(parse: Callable[[Any], QuestionSet], path: Path, what: str) -> QuestionSet:
+def _read(parse: Callable[[Any], QuestionSet], path: Path, what: str, command: str) -> QuestionSet:
+    path = Path(path)
+    if not path.is_file():
+        raise missing_file(path, what, command.format(path=path))
     value = read_json(path)
     try:
         source = parse(value)

@@ -8,8 +8,8 @@ import scipy.stats
 
 from rope_jax.data.tokenizer import load_tokenizer
 from rope_jax.errors import InputError
+from rope_jax.evaluation.babilong.benchmark import BabiLong, babilong_samples
 from rope_jax.evaluation.babilong.prompts import TASKS, babilong_prompt
-from rope_jax.evaluation.babilong.samples import babilong_samples, babilong_score
 from rope_jax.evaluation.babilong.stories import Story, read_books, read_stories
 from rope_jax.evaluation.draft import SampleSpec
 from rope_jax.evaluation.sample import Sample
@@ -61,7 +61,7 @@ def test_llama2_prompts_fill_the_length_and_can_be_answered(shared, tmp_path, ta
         assert tokens == sample.details["prompt_tokens"] and 0.99 * length <= tokens + 20 <= length
         told = [s for s in stories if s.question == sample.details["question"] and s.answer == sample.references[0]]
         assert any(in_order(story.facts, sample.prompt) for story in told)
-        scores[sample.id] = babilong_score(sample, f" {solve(sample.prompt)}.\nNext")
+        scores[sample.id] = BabiLong().score(sample, f" {solve(sample.prompt)}.\nNext")
     assert score_table(samples, scores)[task][str(length)].mean == 100
 
 
@@ -110,9 +110,9 @@ def test_one_answer_counts_and_labels_of_the_question_do_not():
         "office\n<example>\nkitchen",
         "OFFICE. kitchen",
     ):
-        assert babilong_score(sample, said) == 1
+        assert BabiLong().score(sample, said) == 1
     for said in ("", "garden", "office or kitchen", "not said. office", "<context> office"):
-        assert babilong_score(sample, said) == 0
+        assert BabiLong().score(sample, said) == 0
 
 
 def test_bad_files(tmp_path, own_book):

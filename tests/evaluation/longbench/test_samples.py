@@ -1,5 +1,6 @@
 """LongBench-E's prompts, rows and truncation."""
 
+import dataclasses
 import gzip
 import hashlib
 import json
@@ -10,17 +11,12 @@ import sentencepiece
 
 from rope_jax.data.tokenizer import load_tokenizer
 from rope_jax.errors import InputError
-from rope_jax.evaluation.longbench.prompts import fill, harness_prompts, load_prompts, official_prompts
+from rope_jax.evaluation.longbench.benchmark import LongBench, longbench_samples, truncate_middle
+from rope_jax.evaluation.longbench.prompts import harness_prompts, load_prompts, official_prompts
 from rope_jax.evaluation.longbench.rows import read_rows
-from rope_jax.evaluation.longbench.samples import (
-    longbench_samples,
-    longbench_score,
-    prediction_row,
-    truncate_middle,
-)
-from rope_jax.evaluation.longbench.scoring import score_folder
+from rope_jax.evaluation.longbench.scoring import bucket_scores, read_scored
 from rope_jax.evaluation.longbench.sets import SETS
-from rope_jax.evaluation.sample import from_json, to_json
+from rope_jax.evaluation.sample import from_json
 
 ROW = {"input": "Who?", "context": "It was {Ada}.", "answers": ["Ada"], "length": 4000, "all_classes": None, "_id": "x"}
 
@@ -37,8 +33,9 @@ def test_sets_generate_as_many_tokens_as_the_official_config():
 
 def test_harness_prompts_equal_the_official_ones():
     """To the letter, white space included."""
-    pytest.importorskip("lm_eval", reason="the extra [eval] is not installed")
-    hashes = {name: hashlib.sha256(prompt.encode()).hexdigest() for name, prompt in harness_prompts().items()}
+    lm_eval = pytest.importorskip("lm_eval", reason="the extra [eval] is not installed")
+    prompts = harness_prompts(Path(lm_eval.__file__).parent)
+    hashes = {name: hashlib.sha256(prompt.encode()).hexdigest() for name, prompt in prompts.items()}
     assert hashes == {name: row["template_sha256"] for name, row in OFFICIAL.items()}
 
 
@@ -47,7 +44,6 @@ def test_prompts_of_the_data_folder_come_first(tmp_path):
     mine = {name: "{context} and {input}" for name in SETS}
     (tmp_path / "config/dataset2prompt.json").write_text(json.dumps(mine))
     assert load_prompts(tmp_path) == mine
-    assert fill(mine["trec"], "{a}", "b{}") == "{a} and b{}"
 
 
 @pytest.mark.parametrize("template", [None, "{context} {answers}", "{input}", "{context.__class__}", "{context"])
@@ -112,12 +108,13 @@ def test_samples_score_their_own_answers(tmp_path):
         answer = {"passage_count": "7", "passage_retrieval_en": "Paragraph 7"}.get(name, "Ada Lovelace")
         rows = [{**ROW, "answers": [answer], "all_classes": ["Ada Lovelace", "Bob"] if name == "trec" else None}]
         (sample,) = longbench_samples(name, rows, TEMPLATES[name], tokenizer, 10_000)
-        assert from_json(json.loads(json.dumps(to_json(sample)))) == sample
+        assert from_json(json.loads(json.dumps(dataclasses.asdict(sample)))) == sample
         assert "It was {Ada}." in sample.prompt and sample.length == 4000
         # The package rouge adds 1e-8 to its divisor.
-        assert longbench_score(sample, answer) == pytest.approx(1, abs=1e-6)
-        (tmp_path / f"{name}.jsonl").write_text(json.dumps(prediction_row(sample, answer)))
-    assert all(row["4-8k"] == 100 for row in score_folder(tmp_path).values())
+        assert LongBench().score(sample, answer) == pytest.approx(1, abs=1e-6)
+        for file, (row,) in LongBench().own_files([sample], {sample.id: answer}).items():
+            (tmp_path / file).write_text(json.dumps(row))
+    assert all(bucket_scores(rows)["4-8k"] == 100 for rows in read_scored(tmp_path).values())
 
 
 def test_samsum_stops_at_the_first_newline_after_a_token():

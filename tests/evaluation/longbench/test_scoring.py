@@ -8,13 +8,12 @@ import shutil
 import pytest
 
 from rope_jax.errors import InputError
-from rope_jax.evaluation.longbench import metrics
+from rope_jax.evaluation.longbench import sets
 from rope_jax.evaluation.longbench.scoring import (
     Scored,
     bucket_intervals,
     bucket_scores,
     read_scored,
-    score_folder,
     score_prediction,
     write_scores,
 )
@@ -34,7 +33,7 @@ def published(shared, names, folder):
 def test_published_scores_are_reproduced(shared, tmp_path):
     want = published(shared, [name for name in SETS if name not in SLOW], tmp_path)
     assert len(want) == 11
-    assert score_folder(tmp_path) == want
+    assert {name: bucket_scores(rows) for name, rows in read_scored(tmp_path).items()} == want
 
 
 @pytest.mark.slow
@@ -86,31 +85,31 @@ def test_bucket_edges():
 
 def test_classification_skips_elements_while_removing():
     # "A" and "B" are both part of the gold "A B C". Removing "A" makes the walk skip "B", which stays.
-    assert metrics.classification("A B C", "A B C", ["A", "B", "A B C"]) == 1 / 2
-    assert metrics.classification("A B C", "A B C", ["A", "A B C", "D"]) == 1
-    assert metrics.classification("D", "A B C", ["A", "A B C", "D"]) == 0
+    assert sets.classification("A B C", "A B C", ["A", "B", "A B C"]) == 1 / 2
+    assert sets.classification("A B C", "A B C", ["A", "A B C", "D"]) == 1
+    assert sets.classification("D", "A B C", ["A", "A B C", "D"]) == 0
 
 
 def test_code_similarity():
-    assert metrics.code_similarity("\n\n# comment\n`x`\n// y\nint a;\nb", "int a;", []) == 1
-    assert metrics.code_similarity("", "", []) == 1
-    assert metrics.code_similarity("# only a comment", "x", []) == metrics.code_similarity("x", "", []) == 0
+    assert sets.code_similarity("\n\n# comment\n`x`\n// y\nint a;\nb", "int a;", []) == 1
+    assert sets.code_similarity("", "", []) == 1
+    assert sets.code_similarity("# only a comment", "x", []) == sets.code_similarity("x", "", []) == 0
     # 2 * 3 matching of 8 characters is 0.75; 2 * 2 of 7 is 0.571..., rounded to hundredths.
-    assert metrics.code_similarity("abcd", "abce", []) == 0.75
-    assert metrics.code_similarity("abc", "abde", []) == 0.57
+    assert sets.code_similarity("abcd", "abce", []) == 0.75
+    assert sets.code_similarity("abc", "abde", []) == 0.57
 
 
 def test_numbers():
-    assert metrics.count("There are 4 of 12, no, 4.", "4", []) == pytest.approx(2 / 3)
-    assert metrics.count("none", "4", []) == 0
-    assert metrics.retrieval("Paragraph 12 or 1", "Paragraph 12", []) == 1 / 2
+    assert sets.count("There are 4 of 12, no, 4.", "4", []) == pytest.approx(2 / 3)
+    assert sets.count("none", "4", []) == 0
+    assert sets.retrieval("Paragraph 12 or 1", "Paragraph 12", []) == 1 / 2
     with pytest.raises(InputError, match="Paragraph N"):
-        metrics.retrieval("1", "one", [])
+        sets.retrieval("1", "one", [])
 
 
 def test_rouge_of_nothing_is_zero():
-    assert metrics.rouge_l("", "a b", []) == metrics.rouge_l(".", "a b", []) == 0
-    assert metrics.rouge_l("a b", "a b", []) == pytest.approx(1, abs=1e-6)  # The package adds 1e-8 to a divisor.
+    assert sets.rouge_l("", "a b", []) == sets.rouge_l(".", "a b", []) == 0
+    assert sets.rouge_l("a b", "a b", []) == pytest.approx(1, abs=1e-6)  # The package adds 1e-8 to a divisor.
 
 
 def test_best_answer_and_first_line():
@@ -141,6 +140,6 @@ def test_bad_prediction_files_leave_nothing_written(tmp_path, name, line, messag
 
 def test_folders_without_predictions(tmp_path):
     with pytest.raises(InputError, match="no prediction file"):
-        score_folder(tmp_path)
+        read_scored(tmp_path)
     with pytest.raises(InputError, match="not a folder"):
-        score_folder(tmp_path / "absent")
+        read_scored(tmp_path / "absent")

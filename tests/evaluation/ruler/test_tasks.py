@@ -1,5 +1,6 @@
 """RULER: sizes, answers, determinism, scores."""
 
+import dataclasses
 import hashlib
 import itertools
 import json
@@ -14,10 +15,10 @@ from rope_jax.data.tokenizer import load_tokenizer
 from rope_jax.errors import InputError
 from rope_jax.evaluation.draft import SampleSpec
 from rope_jax.evaluation.haystack import make_haystack, read_haystack
+from rope_jax.evaluation.ruler.benchmark import FILES, TASKS, Ruler, Sources, needed_file, ruler_samples
 from rope_jax.evaluation.ruler.questions import read_hotpotqa, read_squad
-from rope_jax.evaluation.ruler.tasks import FILES, TASKS, Sources, needed_file, ruler_samples, ruler_score
 from rope_jax.evaluation.ruler.words import WordList, built_in_words, load_words
-from rope_jax.evaluation.sample import from_json, to_json
+from rope_jax.evaluation.sample import from_json
 from rope_jax.evaluation.scores import score_table
 from tests.evaluation.ruler.solver import documents, question, solve
 
@@ -61,8 +62,8 @@ def test_llama2_prompts_fill_the_length_and_can_be_answered(llama2, sources, tas
         assert 0.99 * length <= tokens + sample.max_new_tokens <= length
         found = [reference in sample.prompt for reference in sample.references]
         assert any(found) if task.startswith("qa") else all(found)
-        assert ruler_score(sample, answer(task, sample).upper()) == 1
-        assert ruler_score(sample, "") == 0
+        assert Ruler().score(sample, answer(task, sample).upper()) == 1
+        assert Ruler().score(sample, "") == 0
 
 
 @pytest.mark.slow
@@ -71,7 +72,7 @@ def test_many_llama2_prompts_at_4k(llama2, sources, task):
     scores, samples = {}, list(ruler_samples(task, SampleSpec(llama2, 4096, 30, seed=1), sources))
     for sample in samples:
         assert 0.99 * 4096 <= len(llama2.encode(sample.prompt)) + sample.max_new_tokens <= 4096
-        scores[sample.id] = ruler_score(sample, answer(task, sample))
+        scores[sample.id] = Ruler().score(sample, answer(task, sample))
     cell = score_table(samples, scores)[task]["4096"]
     assert cell.mean == 100 and cell.samples == 30 and cell.interval[0] > 88
 
@@ -82,10 +83,10 @@ def test_byte_prompts_of_own_words_can_be_answered(own_sources, task):
     for length in (30_000, 45_000):
         for sample in ruler_samples(task, SampleSpec(tokenizer, length, 2, seed=7), own_sources):
             assert 0.99 * length <= len(tokenizer.encode(sample.prompt)) + sample.max_new_tokens <= length
-            assert ruler_score(sample, answer(task, sample)) == 1
+            assert Ruler().score(sample, answer(task, sample)) == 1
             assert sample.details.get("words", "built in") == "built in"
             assert ("words" in sample.details) == task.startswith(("niah", "cwe"))
-            assert from_json(json.loads(json.dumps(to_json(sample)))) == sample
+            assert from_json(json.loads(json.dumps(dataclasses.asdict(sample)))) == sample
 
 
 def test_samples_are_the_same_in_another_process_and_independent_of_their_number(own_sources):
@@ -93,7 +94,7 @@ def test_samples_are_the_same_in_another_process_and_independent_of_their_number
 import hashlib
 from rope_jax.data.tokenizer import load_tokenizer
 from rope_jax.evaluation.draft import SampleSpec
-from rope_jax.evaluation.ruler.tasks import Sources, ruler_samples
+from rope_jax.evaluation.ruler.benchmark import Sources, ruler_samples
 from rope_jax.evaluation.ruler.words import built_in_words
 for task in ("niah_multikey_3", "vt", "cwe", "fwe"):
     for sample in ruler_samples(task, SampleSpec(load_tokenizer("bytes"), 14000, 2, seed=3), Sources(built_in_words())):
@@ -228,7 +229,7 @@ def test_tasks_without_data_are_named_and_refused(tmp_path):
 
 def test_scores():
     sample = next(ruler_samples("vt", SampleSpec(load_tokenizer("bytes"), 6000, 1), Sources(built_in_words())))
-    assert ruler_score(sample, " ".join(sample.references[:3]).lower()) == pytest.approx(0.6)
+    assert Ruler().score(sample, " ".join(sample.references[:3]).lower()) == pytest.approx(0.6)
 
 
 def test_a_stream_has_every_word_once_and_single_ones_first():
