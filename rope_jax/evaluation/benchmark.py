@@ -158,7 +158,7 @@ class Questions(abc.ABC):
 
     def depth(self, sample: Sample) -> float | None:
         """Depth of the answer in the prompt: 0 at the beginning, 1 at the end; None without one."""
-        return None
+        return sample.details.get("depth")
 
     def table(self, samples: Sequence[Sample], scores: Mapping[str, float], seed: int) -> Table:
         """Mean scores by task and column; `scores` are by sample id."""

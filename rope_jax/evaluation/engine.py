@@ -142,15 +142,7 @@ class Evaluation:
 
 
 def prepare(benchmarks: Mapping[str, Benchmark], setting: Setting, home: Home = Home()) -> Evaluation:
-    """Makes all samples and checks all that needs no weights.
-
-    Args:
-        benchmarks: by name.
-        setting: what they share.
-        home: where everything is kept; samples that are there are not made again.
-
-    Returns:
-        What can be run, and what cannot.
+    """Makes all samples, except for those that are at home, and checks all that needs no weights.
 
     Raises:
         InputError: if the folder holds samples that were made from other files.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
+import itertools
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -45,12 +46,8 @@ class Haystack:
         ends = ends[: bisect.bisect_left(ends, count)]
         edges = [0, *ends, count]  # Of all sentences, the last of which may be cut short.
         cuts = [0, *(edges[int((len(edges) - 1) * depth / 100)] for depth in depths), count]
-        parts = []
-        for i, needle in enumerate((*needles, None)):
-            parts.append(" ".join(words[cuts[i] : cuts[i + 1]]))
-            if needle is not None:
-                parts.append(needle)
-        return " ".join(parts)
+        texts = [" ".join(words[start:end]) for start, end in itertools.pairwise(cuts)]
+        return " ".join(itertools.chain(*zip(texts, needles), texts[-1:]))
 
 
 def make_haystack(texts: Iterable[str], max_words: int | None = None) -> Haystack:

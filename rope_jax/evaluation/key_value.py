@@ -57,9 +57,6 @@ class KeyValue(Questions):
         """1 if a prediction contains the value, letter case, punctuation and blanks apart, else 0."""
         return float(contains(prediction, sample.references[0]))
 
-    def depth(self, sample: Sample) -> float | None:
-        return sample.details["depth"]
-
 
 def key_value_samples(spec: SampleSpec) -> Iterator[Sample]:
     """Generates samples; the first is made at once, the others one by one.

@@ -71,10 +71,8 @@ class Passkey(Questions):
 
     def score(self, sample: Sample, prediction: str) -> float:
         """1 if the first number in a prediction is the key, else 0."""
-        return float(found_number(prediction) == sample.references[0])
-
-    def depth(self, sample: Sample) -> float | None:
-        return sample.details["depth"]
+        found = re.search(r"[0-9]+", prediction)
+        return float(found is not None and found.group() == sample.references[0])
 
 
 def passkey_samples(spec: SampleSpec, depths: int = 10, new_tokens: int = 10) -> Iterator[Sample]:
@@ -132,12 +130,6 @@ def garbage(characters: int) -> str:
     """The first `characters` characters of the endlessly repeated garbage."""
     unit = GARBAGE + " "
     return (unit * (characters // len(unit) + 1))[:characters]
-
-
-def found_number(text: str) -> str | None:
-    """The first run of digits in an answer, or None."""
-    match = re.search(r"[0-9]+", text)
-    return match.group() if match else None
 
 
 def retrieval_grid(

@@ -14,12 +14,12 @@ from rope_jax.evaluation.answering import Prediction, with_bos
 from rope_jax.evaluation.draft import SampleSpec
 from rope_jax.evaluation.passkey import (
     Passkey,
-    found_number,
     garbage,
     passkey_samples,
     prompt_text,
     retrieval_grid,
 )
+from rope_jax.evaluation.sample import Sample
 
 BYTES = load_tokenizer("bytes")
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden/passkey_llama2.json").read_text())["prompts"]
@@ -135,8 +135,9 @@ def test_result_is_plain_json_with_empty_cells():
 @pytest.mark.parametrize(
     ("text", "number"), [(" 12345. 6", "12345"), ("a\n42b", "42"), ("", None), ("no", None), ("007", "007")]
 )
-def test_first_run_of_digits(text, number):
-    assert found_number(text) == number
+def test_first_run_of_digits_counts(text, number):
+    asked = Sample("passkey/1/0", "passkey", "", (number or "1",), 10, 1)
+    assert Passkey().score(asked, text) == (number is not None)
 
 
 def test_a_length_too_short_names_the_least_that_fits():

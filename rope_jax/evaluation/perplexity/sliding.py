@@ -16,9 +16,6 @@ from rope_jax.evaluation.intervals import bootstrap_ratios, percentile_interval
 # tokens[b, : t + 1] where that is wanted.
 TokenNll = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
-# Words in the test split of PG19, by which its own word-level perplexity divides (arXiv 1911.05507).
-PG19_TEST_WORDS = 6_966_499
-
 CONVENTIONS = ("token", "yarn", "longlora")
 
 
