@@ -47,14 +47,7 @@ LAYOUT = ("eval.batch", "eval.generate_batch", "train.loss_chunk", "model.attent
 
 
 def evaluate(config: ConfigDict, folder: Path, name: str, reporter: Reporter | None = None) -> dict:
-    """Evaluates the model that a config names, and writes everything to `folder`.
-
-    Returns:
-        What `results.json` holds.
-
-    Raises:
-        InputError: naming the field or file that cannot be used, before the model is read.
-    """
+    """Evaluates the model that a config names, writes everything to `folder`, and gives what `results.json` holds."""
     reporter = reporter or shell.Terminal()
     with config_names():
         return command.evaluate(job(config, folder, name, reporter), RunFolder(folder), reporter)

@@ -153,11 +153,7 @@ def _results(job: EvaluationJob, evaluation: Evaluation, suites: Mapping[str, Ma
 
 
 def model_folder(path: str, reporter: Reporter) -> Path:
-    """The folder of a model, or of what a run has exported.
-
-    `path` is a model folder, a Hub id, or the folder of a run; InputError if there is none, or the run has not exported
-    yet.
-    """
+    """The folder of a model, which is a folder or a Hub id, or of what the run in a folder has exported."""
     if not path:
         raise InputError("`path` is empty: name a Hugging Face folder, a hub id or a run of extend", field="path")
     run = Path(path).expanduser()

@@ -21,14 +21,9 @@ from rope_jax.model.generate import Stops
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """What a model made of a sample.
+    """A generated text with its score in [0, 1] and its share, in seconds, of the time of its batch.
 
-    Attributes:
-        id: id of the sample.
-        digest: digest of the sample, which changes with its prompt.
-        prediction: generated text.
-        score: in [0, 1].
-        seconds: its share of the time of its batch.
+    `digest` changes with anything in the sample, its prompt above all.
     """
 
     id: str
@@ -48,8 +43,7 @@ def answer_samples(
     """Predicts every sample that a file of predictions lacks, and appends to it batch by batch.
 
     An interruption does not change which samples share a batch: the missing rows of a batch are predicted again with
-    the others, because a row's answer may depend on its batch by rounding. The tokenizer's BOS, if any, goes in front
-    of each prompt. Without a path nothing is kept. Returns the predictions by sample id.
+    the others, because a row's answer may depend on its batch by rounding. Without a path nothing is kept.
     """
     setting = subject.setting
     tokenizer, batch_size = setting.tokenizer, setting.generate_batch
@@ -91,7 +85,7 @@ def answer_text(sample: Sample, text: str) -> str:
 
 
 def digest(sample: Sample) -> str:
-    """A number that changes with anything in the sample, its prompt above all."""
+    """Digest of a sample: 16 hexadecimal digits."""
     return hashlib.sha256(json.dumps(dataclasses.asdict(sample), sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -61,8 +61,8 @@ def fit_draft(
 ) -> FittedPrompt:
     """Draws prompts until one fills 99% of the budget in tokens, each with as many units as fit.
 
-    `seed` is a text, so that draws are the same on every machine and in every process. Returns the first prompt that
-    fills the budget, or the best of 16; one of more tokens than the budget if not even the smallest prompt fits.
+    `seed` is a text, so that draws are the same on every machine and in every process. The best of 16 is taken if none
+    fills the budget, and one of more tokens than the budget if not even the smallest prompt fits.
     """
     best = smallest = None
     for attempt in range(ATTEMPTS):
@@ -102,18 +102,18 @@ def fitted_samples(
 ) -> Iterator[Sample]:
     """Samples of a task, each as long as fits a length; the first is made at once, the others one by one.
 
+    Their `details` hold those of the draft, the `prompt_tokens` and the `units` of filler. There are fewer than wanted
+    if `indices`, the numbers of samples to draw, end before.
+
     Args:
         make: draws the draft of sample i.
-        indices: numbers of the samples; there are fewer samples than wanted if they end before.
+        indices: numbers of the samples.
         spec: how many samples of which length.
         benchmark: its name, for messages and seeds.
         task: its name; ids are `task/length/index`.
         max_new_tokens: tokens of the answer.
         stop: strings that end an answer.
         skip_too_long: whether a sample that does not fit is skipped, as long as another one fits.
-
-    Returns:
-        Samples whose `details` hold those of the draft, the `prompt_tokens` and the `units` of filler.
     """
     name = f"{benchmark} {task}" if benchmark != task else task
     length = spec.length

@@ -94,12 +94,7 @@ class Evaluation:
         }
 
     def run(self, name: str, subject: Subject, shared: Mapping[str, dict] | None = None) -> dict:
-        """Runs the benchmark `name`, as far as an earlier attempt has not.
-
-        Args:
-            name: of the benchmark.
-            subject: what is measured.
-            shared: the benchmark's records that do not depend on the model.
+        """Runs the benchmark `name`, as far as an earlier attempt has not; `shared` are its records that need no model.
 
         Returns:
             For questions the `table` and `grids` of scores, the number of `samples`, and `seconds`; for a measurement

@@ -59,11 +59,7 @@ class KeyValue(Questions):
 
 
 def key_value_samples(spec: SampleSpec) -> Iterator[Sample]:
-    """Generates samples; the first is made at once, the others one by one.
-
-    `details` holds the `depth` of the wanted pair (0: first, 1: last), the prompt's `prompt_tokens`, and as `units` the
-    number of pairs.
-    """
+    """Generates samples; `details` holds the `depth` of the wanted pair (0: first, 1: last), `units` counts the pairs."""
     return fitted_samples(_draft, itertools.count(), spec, benchmark=TASK, task=TASK, max_new_tokens=MAX_NEW_TOKENS)
 
 

@@ -103,8 +103,8 @@ def many_shot_samples(
 ) -> Iterator[Sample]:
     """Generates samples, each with its own examples, classes in turn, and its own numbers for the classes.
 
-    Of more texts to ask for than the samples wanted, classes are taken in turn. `details` holds the `class`, the
-    prompt's `prompt_tokens`, and as `units` the number of examples.
+    Of more texts to ask for than the samples wanted, classes are taken in turn. `details` holds the `class`, and as
+    `units` the number of examples.
     """
     labels = sorted({example.label for example in train})
     unknown = {example.label for example in test} - set(labels)

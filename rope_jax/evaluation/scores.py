@@ -105,7 +105,7 @@ def depth_grids(
     bins: int = 10,
     seed: int = 0,
 ) -> dict[str, dict]:
-    """A grid of mean scores in [0, 1], given by sample id, for each task whose samples have a depth in [0, 1].
+    """A grid of mean scores, given by sample id, for each task whose samples have a depth in [0, 1].
 
     Returns:
         `{task: {"lengths": [...], "depths": [middle of each stratum], "mean": [lengths][depths], "interval": ...,

@@ -20,12 +20,12 @@ PG19_TEST_WORDS = 6_966_499
 
 @dataclasses.dataclass(frozen=True)
 class Texts:
-    """Documents to measure on, without special tokens.
+    """Documents to measure on: token ids, int `[n]`, without special tokens.
 
     Attributes:
-        sliding: int `[n]` token ids of the documents for sliding-window perplexity.
+        sliding: documents for sliding-window perplexity.
         sliding_bytes: their UTF-8 bytes.
-        position: int `[n]` token ids of the documents for perplexity by position.
+        position: documents for perplexity by position.
         source: where the documents come from; kept with every result.
         words: words of all documents in `sliding`, if there is a published number.
     """

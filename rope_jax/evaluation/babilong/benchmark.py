@@ -68,13 +68,11 @@ class BabiLong(Questions):
 
 
 def babilong_samples(task: str, stories: Sequence[Story], books: Sequence[str], spec: SampleSpec) -> Iterator[Sample]:
-    """Generates samples.
+    """Generates samples, whose `details` hold the `question`, and as `units` the number of words of background.
 
     As in the official generator the facts of a story keep their order and stand at random places between the sentences
     of a book, read from a random place on, of which those below ten tokens are left out. Unlike there, prompt and
-    answer together fill `length` in the model's own tokens, not GPT-2's. The first sample is made at once, the others
-    one by one. `details` holds the `question`, the prompt's `prompt_tokens`, and as `units` the number of words of
-    background.
+    answer together fill `length` in the model's own tokens, not GPT-2's.
     """
     short = [story for story in stories if (len(story.facts) + 1) * TOKENS_PER_FACT <= spec.length]
     if not short:

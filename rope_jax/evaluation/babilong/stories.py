@@ -31,8 +31,8 @@ def read_stories(folder: Path, task: str) -> tuple[Story, ...]:
     """Reads the stories of a bAbI task: one for each question, with all sentences told before it.
 
     A line is a number, a blank and a sentence; with a question also its answer and the numbers of the sentences that
-    tell it, each after a tab. The number 1 begins a new story. The folder holds `qaN_*_test.txt` or `qaN_*_train.txt`,
-    also gzip; both, as BABILong's own samples come from the larger train file, are read test file first.
+    tell it, each after a tab. The number 1 begins a new story. Test and train files are read, also gzip, because
+    BABILong's own samples come from the larger train file.
     """
     if task not in TASKS:
         raise InputError(f"`task` is {task!r}: use one of {', '.join(TASKS)}", field="task")

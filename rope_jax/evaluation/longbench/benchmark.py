@@ -99,11 +99,7 @@ def truncate_middle(tokenizer: Tokenizer, text: str, max_length: int) -> str:
 def longbench_samples(
     name: str, rows: Iterable[Mapping[str, Any]], template: str, tokenizer: Tokenizer, max_length: int
 ) -> list[Sample]:
-    """The samples of a set, one for each row.
-
-    `length` is the first number of words of the bucket (0, 4000, 8000); `details` holds `words`, the row's length, its
-    `bucket`, and `classes`.
-    """
+    """A sample for each row of a set; `details` holds `words`, the row's length, its `bucket`, and `classes`."""
     kind = SETS[name]
     return [
         Sample(

@@ -20,7 +20,6 @@ def read_rows(folder: Path, name: str) -> list[dict[str, Any]]:
     """Reads the rows of a set from `NAME_e.jsonl` or `.jsonl.gz` in the folder or its sub-folder `data`.
 
     Rows have `input`, `context`, `answers`, `length`, `all_classes` and `_id`, and keep the order of the file.
-    InputError names the file that is missing, with the command that gets it, or the line that lacks a field.
     """
     if name not in SETS:
         raise InputError(f"`name` is {name!r}: use one of {', '.join(SETS)}", field="name")

@@ -95,10 +95,8 @@ def write_scores(
     """Scores a folder of prediction files in the benchmark's own form, and writes the results.
 
     In `output`, created if missing, `results.json` becomes `{"longbench_e": scores}`, null standing for NaN, which JSON
-    does not have, and `longbench_e.json` the table with intervals, the averages and the sets without a file.
-
-    Returns:
-        `{set: {"0-4k": percent, "4-8k": percent, "8k+": percent}}`, rounded to two digits; NaN for an empty bucket.
+    does not have, and `longbench_e.json` the table with intervals, the averages and the sets without a file. Gives
+    `{set: {"0-4k": percent, "4-8k": percent, "8k+": percent}}`, rounded to two digits; NaN for an empty bucket.
 
     Raises:
         InputError: if a prediction file is damaged, before anything is written, or the output cannot be written.

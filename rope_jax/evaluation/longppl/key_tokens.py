@@ -41,10 +41,9 @@ class LongPerplexity:
 
 
 def is_key(full_nll: np.ndarray, short_nll: np.ndarray, gain: float = GAIN, ceiling: float = CEILING) -> np.ndarray:
-    """Which tokens need a long context: `short - full > gain` and `full < ceiling`.
+    """Which tokens need a long context: `short - full > gain` and `full < ceiling`, of NLLs in nats, float `[n]`.
 
-    Takes NLLs under the evaluator in nats, float `[n]`, from all tokens before and from the short context; the latter
-    is NaN where it would be the full one, and no token is a key there.
+    The short context's is NaN where it would be the full one; no token is a key there.
     """
     full_nll, short_nll = np.asarray(full_nll, np.float64), np.asarray(short_nll, np.float64)
     return (short_nll - full_nll > gain) & (full_nll < ceiling)
@@ -86,8 +85,8 @@ def key_tokens(
 def long_perplexity(nlls: Sequence[np.ndarray], keys: Sequence[np.ndarray], seed: int = 0) -> LongPerplexity:
     """LongPPL over documents, every key token with the same weight.
 
-    For each document it takes the model's NLL of each token from all before it, float `[n]` in nats, NaN where there is
-    none, and which of the model's tokens are keys, bool `[n]`.
+    Of each document: the NLL of each token in nats from all before it, float `[n]`, NaN for none, and its keys, bool
+    `[n]`.
     """
     scored = [~np.isnan(nll) for nll in nlls]
     chosen = [np.asarray(key, bool) & here for key, here in zip(keys, scored)]

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
 from rope_jax.errors import InputError
-from rope_jax.evaluation.benchmark import Progress
 from rope_jax.evaluation.intervals import bootstrap_ratios, percentile_interval
 from rope_jax.evaluation.perplexity.sliding import TokenNll, Window, score_windows
 
@@ -66,7 +65,7 @@ def perplexity_by_position(
     edges: Sequence[int] | None = None,
     batch_size: int = 1,
     seed: int = 0,
-    progress: Progress = iter,
+    progress: Callable[[Iterable], Iterable] = iter,
 ) -> PositionPerplexity:
     """Mean NLL as a function of position, which shows where a model's window ends.
 

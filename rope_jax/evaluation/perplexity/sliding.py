@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from rope_jax.errors import InputError
-from rope_jax.evaluation.benchmark import Progress
 from rope_jax.evaluation.intervals import bootstrap_ratios, percentile_interval
 
 # From tokens int32 [B, T] and wanted bool [B, T] to float32 [B, T]: at [b, t] the NLL in nats of tokens[b, t + 1] after
@@ -55,7 +54,7 @@ def score_windows(
     windows: Sequence[tuple[np.ndarray, Window]],
     bos_id: int | None,
     batch_size: int,
-    progress: Progress,
+    progress: Callable[[Iterable], Iterable],
 ) -> Iterator[np.ndarray]:
     """NLLs in nats of windows on documents, in their order, in batches of one shape with BOS, if any, in front.
 
@@ -124,7 +123,7 @@ def perplexity(
     document_bytes: Sequence[int] | None = None,
     words: int | None = None,
     seed: int = 0,
-    progress: Progress = iter,
+    progress: Callable[[Iterable], Iterable] = iter,
 ) -> Perplexity:
     """Sliding-window perplexity over documents, int `[n]` each, without special tokens.
 

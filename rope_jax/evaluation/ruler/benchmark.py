@@ -133,11 +133,10 @@ class Ruler(Questions):
 
 
 def ruler_samples(task: str, spec: SampleSpec, sources: Sources) -> Iterator[Sample]:
-    """Generates the samples of a task, as long as fit a length; the first is made at once, the others one by one.
+    """Generates the samples of a task, as long as fit a length.
 
     A QA task takes the questions in the order of their file, skips those whose documents do not fit, and has no more
-    samples than there are others. `details` holds the prompt's `prompt_tokens`, the `units` of filler, and where words
-    were drawn the name of their list, `words`.
+    samples than there are others. `details` holds the name of the list, `words`, where words were drawn.
     """
     if task not in TASKS:
         raise InputError(f"`task` is {task!r}: use one of RULER's, {', '.join(TASKS)}", field="task")

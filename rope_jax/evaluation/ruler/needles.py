@@ -31,8 +31,7 @@ DEPTHS = tuple(int(depth) for depth in np.round(np.linspace(0, 100, 40)))
 class NeedleTask:
     """A variant of the task: how many keys, values of each, and keys asked for.
 
-    The haystack `noise` repeats a line, `essay` is running text, `needle` is made of other needles. Keys are `words` or
-    `uuids`, values `numbers` or `uuids`.
+    The haystack `noise` repeats a line, `essay` is running text, `needle` is made of other needles.
     """
 
     haystack: str
