@@ -59,7 +59,7 @@ class KeyValue(Questions):
 
 
 def key_value_samples(spec: SampleSpec) -> Iterator[Sample]:
-    """Generates samples; `details` holds the `depth` of the wanted pair (0: first, 1: last), `units` counts the pairs."""
+    """Generates samples; `details` holds the `depth` of the wanted pair (0: first, 1: last), `units` counts pairs."""
     return fitted_samples(_draft, itertools.count(), spec, benchmark=TASK, task=TASK, max_new_tokens=MAX_NEW_TOKENS)
 
 
