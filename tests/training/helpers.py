@@ -7,7 +7,6 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from rope_jax.model.config import LlamaConfig
 from rope_jax.model.llama import init_params
 from rope_jax.rope.embedding import ScaleVector
 from rope_jax.sharding import make_mesh, param_shardings
@@ -16,18 +15,8 @@ from rope_jax.training.loop import Callbacks, Start, train
 from rope_jax.training.state import Variables
 from rope_jax.training.step import summed_loss
 from rope_jax.training.update import Training
+from tests.training.model import CONFIG
 
-CONFIG = LlamaConfig(
-    vocab_size=64,
-    hidden_size=32,
-    intermediate_size=64,
-    num_layers=2,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=8,
-    attention_chunk=8,
-    context=16,
-)
 ROPE = ScaleVector.create(np.linspace(1.0, 2.0, 4))
 # Adam's first updates are the sign of the gradient, which rounding flips where a gradient is nearly zero; a large
 # eps makes the update a smooth function of the gradient, so that equal sums give equal parameters.

@@ -30,7 +30,7 @@ from rope_jax.training.checkpoints import fingerprint
 from rope_jax.training.config import OptimizerConfig, TrainConfig
 from rope_jax.training.loop import Callbacks, Start, train
 from rope_jax.training.update import Training
-from tests.training.helpers import CONFIG
+from tests.training.model import CONFIG
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 MODEL = dataclasses.replace(CONFIG, vocab_size=258)
