@@ -195,12 +195,9 @@ RULES = [
     private_names,
     dialect,
 ]
-DEBTS = {many_parameters}
 
 
-@pytest.mark.parametrize(
-    "rule", [pytest.param(rule, marks=pytest.mark.xfail(rule in DEBTS, reason="a debt")) for rule in RULES]
-)
+@pytest.mark.parametrize("rule", RULES)
 def test_rule(rule):
     violations = list(rule())
     assert not violations, "\n".join(violations)
