@@ -17,12 +17,7 @@ LARGEST = 1 << 30
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a text file atomically: an interruption leaves the old file or the new one.
-
-    Args:
-        path: file to write; its folder is created.
-        text: content, written as UTF-8.
-    """
+    """Writes a UTF-8 file and its folder, atomically: an interruption leaves the old file or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_text(text, encoding="utf-8")
@@ -30,27 +25,12 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes JSON atomically.
-
-    Args:
-        path: file to write; its folder is created.
-        value: JSON-able value.
-    """
+    """Writes JSON atomically."""
     write_text(path, json.dumps(value, indent=1) + "\n")
 
 
 def read_text(path: Path) -> str:
-    """Reads a UTF-8 file, plain or gzip (``.gz``).
-
-    Args:
-        path: file.
-
-    Returns:
-        Its text, without a byte order mark.
-
-    Raises:
-        InputError: if the file cannot be read, holds more than 1 GiB, or is not UTF-8.
-    """
+    """Reads a UTF-8 file of at most 1 GiB, plain or gzip (``.gz``), without its byte order mark."""
     try:
         with gzip.open(path) if path.name.lower().endswith(".gz") else open(path, "rb") as file:
             data = file.read(LARGEST + 1)
@@ -65,48 +45,17 @@ def read_text(path: Path) -> str:
 
 
 def read_json(path: Path) -> Any:
-    """Reads a JSON file, plain or gzip.
-
-    Args:
-        path: file.
-
-    Returns:
-        Its value.
-
-    Raises:
-        InputError: if the file cannot be read or is not JSON.
-    """
+    """Reads a JSON file, plain or gzip."""
     return _parsed(path, read_text(path))
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
-    """Reads a JSON object whose keys are unique, at every depth.
-
-    Args:
-        path: file.
-
-    Returns:
-        The object.
-
-    Raises:
-        InputError: if the file cannot be read, is not a JSON object, or repeats a key.
-    """
+    """Reads a JSON object whose keys are unique, at every depth."""
     return parse_json_object(path, read_text(path))
 
 
 def parse_json_object(path: Path, text: str) -> dict[str, Any]:
-    """Parses a JSON object whose keys are unique, at every depth.
-
-    Args:
-        path: the file that holds it, for messages.
-        text: the JSON.
-
-    Returns:
-        The object.
-
-    Raises:
-        InputError: if the text is not a JSON object, or repeats a key.
-    """
+    """Parses a JSON object whose keys are unique, at every depth; `path` is the file that holds it."""
     value = _parsed(path, text, object_pairs_hook=lambda pairs: _unique(path, pairs))
     if not isinstance(value, dict):
         raise InputError(f"{path} holds a JSON {type(value).__name__}, not an object: download it again")
@@ -116,14 +65,8 @@ def parse_json_object(path: Path, text: str) -> dict[str, Any]:
 def read_json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Reads a file with one JSON object per line, plain or gzip. Blank lines are skipped.
 
-    Args:
-        path: file.
-
     Yields:
         The place ``path:line``, for messages, and the object.
-
-    Raises:
-        InputError: if the file cannot be read or a line is not a JSON object.
     """
     # str.splitlines would also split at U+2028 and its kind, which JSON strings may hold.
     for number, line in enumerate(read_text(path).split("\n"), 1):

@@ -11,8 +11,7 @@ from rope_jax.commands.export_job import Formats, Job, Trained
 from rope_jax.commands.reporter import Reporter
 from rope_jax.commands.source import read_params
 from rope_jax.files import write_json
-from rope_jax.interop.gguf_convert import write_gguf
-from rope_jax.interop.gguf_extend import add_factors
+from rope_jax.interop.gguf_export import add_factors, write_gguf
 from rope_jax.interop.hf_config import read_config
 from rope_jax.interop.huggingface import write_model
 from rope_jax.interop.model_card import write_card

@@ -14,8 +14,7 @@ from rope_jax.commands.learned import LearnedMethod
 from rope_jax.commands.run import Recipe
 from rope_jax.errors import InputError
 from rope_jax.files import read_record
-from rope_jax.interop.gguf_convert import check_gguf
-from rope_jax.interop.gguf_extend import check_extendable
+from rope_jax.interop.gguf_export import check_extendable, check_gguf
 from rope_jax.interop.model_card import CardFacts
 from rope_jax.interop.peft_adapter import check_adapter
 from rope_jax.interop.verify import TOLERANCES

@@ -15,15 +15,7 @@ ALIGNMENT = 64
 
 
 def aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """An uninitialised array that JAX on a CPU can take over without a copy.
-
-    Args:
-        shape: its shape.
-        dtype: its dtype.
-
-    Returns:
-        The array.
-    """
+    """An uninitialised array that JAX on a CPU can take over without a copy."""
     size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
     raw = np.empty(size + ALIGNMENT, np.uint8)
     start = -raw.ctypes.data % ALIGNMENT
@@ -31,12 +23,7 @@ def aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
 
 
 def copy(target: np.ndarray, values: np.ndarray) -> None:
-    """Copies an array, with a cast if the dtypes differ; beyond the range of the target's it gives infinities.
-
-    Args:
-        target: any layout.
-        values: the same shape, any layout.
-    """
+    """Copies an array of any layout, with a cast if dtypes differ; what the target cannot hold becomes infinite."""
     if target.dtype == values.dtype and target.dtype.itemsize == 2:
         # Bits: NumPy copies its own dtypes without the interpreter's lock.
         target, values = target.view(np.uint16), values.view(np.uint16)
@@ -52,19 +39,7 @@ def copy(target: np.ndarray, values: np.ndarray) -> None:
 
 
 def cast(values: np.ndarray, dtype: np.dtype, name: str) -> np.ndarray:
-    """A tensor in another dtype.
-
-    Args:
-        values: any float dtype.
-        dtype: to convert to, with one rounding.
-        name: tensor name, for the message.
-
-    Returns:
-        The tensor, not copied if it has the dtype already.
-
-    Raises:
-        InputError: if a finite value is beyond the range of `dtype`.
-    """
+    """A tensor in another dtype, rounded once; `InputError` if that cannot hold a finite value."""
     if values.dtype == dtype:
         return values
     result = np.empty(values.shape, dtype)
@@ -73,16 +48,7 @@ def cast(values: np.ndarray, dtype: np.dtype, name: str) -> np.ndarray:
 
 
 def copy_cast(target: np.ndarray, values: np.ndarray, name: str) -> None:
-    """Copies a tensor into an array of another layout and dtype.
-
-    Args:
-        target: the array.
-        values: the same shape; any layout and float dtype.
-        name: tensor name, for the message.
-
-    Raises:
-        InputError: if a finite value is beyond the range of the target's dtype.
-    """
+    """Copies a tensor into another layout and dtype; `InputError` if that cannot hold a finite value."""
     copy(target, values)
     narrower = target.dtype not in (values.dtype, np.float32)
     if narrower and not np.isfinite(target).all() and np.isfinite(values).all():

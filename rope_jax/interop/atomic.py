@@ -16,16 +16,7 @@ _MARGIN_BYTES = 1 << 20
 
 
 def check_target(target: Path, overwrite: bool, mark: str = "") -> None:
-    """Checks that a file or folder may be created, or replaced.
-
-    Args:
-        target: absolute path to create.
-        overwrite: whether one that exists may be replaced.
-        mark: file that a folder must hold to be replaced.
-
-    Raises:
-        InputError: if `target` exists and may not be replaced, or is a folder without the mark.
-    """
+    """Checks that a path may be created, or replaced: a folder only if it holds the file `mark`."""
     if not os.path.lexists(target):
         return
     if not overwrite:
@@ -35,15 +26,7 @@ def check_target(target: Path, overwrite: bool, mark: str = "") -> None:
 
 
 def check_space(target: Path, need: int) -> None:
-    """Checks that the disk has room.
-
-    Args:
-        target: absolute path to create.
-        need: bytes that it will take, headers not counted.
-
-    Raises:
-        InputError: if there is less.
-    """
+    """Checks that the disk has room for `need` bytes, headers not counted."""
     place = next(parent for parent in target.parents if parent.exists())
     need, free = need + _MARGIN_BYTES, shutil.disk_usage(place).free
     if free < need:
@@ -56,13 +39,8 @@ def check_space(target: Path, need: int) -> None:
 def write_atomically(target: Path, write: Callable[[Path], object]) -> None:
     """Writes a file or folder under another name beside its own, and renames it when it is whole.
 
-    Args:
-        target: absolute path to create or replace; its parent is created too.
-        write: creates the file or folder at the path that it is given.
-
-    Raises:
-        InputError: if the place cannot be written. Whatever is raised, nothing new remains, and what was replaced is
-            back.
+    `write` creates it at the path that it is given. Whatever is raised, nothing new remains, and what was replaced is
+    back. A place that cannot be written is an `InputError`.
     """
     mark = uuid.uuid4().hex[:8]
     place, old = (target.with_name(f".{target.name}.{mark}.{end}") for end in ("new", "old"))
@@ -86,15 +64,7 @@ def write_atomically(target: Path, write: Callable[[Path], object]) -> None:
 
 
 def counter(total: int, progress: Callable[[int, int], object] | None) -> Callable[[int], None]:
-    """Adds up bytes that are done.
-
-    Args:
-        total: bytes in all.
-        progress: called with the bytes that are done and `total`; or None.
-
-    Returns:
-        A function to call with every number of bytes that were just done.
-    """
+    """A function from bytes that were just done; it calls `progress` with the bytes done so far and `total`."""
     done = 0
 
     def advance(count: int) -> None:

@@ -36,17 +36,14 @@ def describe_export(
     Args:
         config: model shape.
         rope: scale vector, factors ``[D/2]`` (or rows per layer that are all equal).
-        context: extended context, tokens, written as `max_position_embeddings`.
+        context: extended context, tokens.
         dtype: dtype of the tensors.
-        provenance: what the vector was made from; JSON-serialisable.
+        provenance: what the vector was made from.
         carried: keys of the source that change no logit.
         extra_config: further such keys; they win.
 
     Returns:
         The object of `config.json`, and the attention factor that `fold_attention_factor` moves into the weights.
-
-    Raises:
-        InputError: naming the argument and the fix.
     """
     factors, attention_factor = _one_vector(rope, config)
     _check_context(context, config)
@@ -103,18 +100,7 @@ def describe_export(
 
 
 def carried_keys(source: Path, config: LlamaConfig) -> dict:
-    """Keys of a source's `config.json` that change no logit.
-
-    Args:
-        source: model folder; without a `config.json` there are none.
-        config: shape of the model that is exported.
-
-    Returns:
-        Keys and values.
-
-    Raises:
-        InputError: if the source is another model.
-    """
+    """Keys of a source's `config.json` that change no logit; `InputError` if the source is another model."""
     if not (source / "config.json").exists():
         return {}
     known = read_config(source)
@@ -128,14 +114,7 @@ def carried_keys(source: Path, config: LlamaConfig) -> dict:
 
 
 def check_carried(extra: Mapping) -> None:
-    """Checks keys that a caller wants in an exported `config.json` beside what describes the model.
-
-    Args:
-        extra: keys and values.
-
-    Raises:
-        InputError: for a key that is not known to change no logit.
-    """
+    """Checks that further keys for an exported `config.json` are known to change no logit."""
     for key, value in extra.items():
         if key not in HARMLESS and not (key in HARMLESS_VALUES and value in HARMLESS_VALUES[key]):
             raise InputError(

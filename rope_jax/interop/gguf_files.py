@@ -1,23 +1,18 @@
-"""GGUF, the format of llama.cpp: what a file says about rotary positions, and how one is written.
+"""GGUF, the format of llama.cpp: what a file says about rotary positions.
 
 llama.cpp drops `longrope` factors for LLaMA without an error. What it reads is a tensor `rope_freqs.weight`, float32
-``[D/2]``, by which it divides the frequency of each pair at all lengths, as for LLaMA-3.1. So a scale vector is written
-as that tensor, and no scaling type is set.
+``[D/2]``, by which it divides the frequency of each pair at all lengths, as for LLaMA-3.1.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
-from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from rope_jax.errors import InputError
-from rope_jax.interop.atomic import counter
-from rope_jax.rope.embedding import ScaleVector
 
 FACTORS = "rope_freqs.weight"
 
@@ -26,12 +21,12 @@ FACTORS = "rope_freqs.weight"
 ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "llama", "qwen3": "qwen3"}
 READS_FACTORS = ("llama",)
 
-# Keys by which llama.cpp scales positions further; the factors hold all of it.
+# The key by which llama.cpp multiplies cos and sin, and those by which it scales positions further than the factors do.
+ATTENTION_FACTOR = "rope.scaling.attn_factor"
 SCALING_KEYS = (
     "rope.scale_linear",
     "rope.scaling.type",
     "rope.scaling.factor",
-    "rope.scaling.attn_factor",
     "rope.scaling.original_context_length",
     "rope.scaling.finetuned",
     "rope.scaling.yarn_log_multiplier",
@@ -68,11 +63,7 @@ class GgufRope:
 
 
 def import_gguf() -> Any:
-    """Imports the package of llama.cpp's authors.
-
-    Raises:
-        InputError: if it is not installed.
-    """
+    """The package of llama.cpp's authors, which is an optional dependency."""
     try:
         import gguf
     except ImportError:
@@ -81,17 +72,7 @@ def import_gguf() -> Any:
 
 
 def open_gguf(file: Path) -> Any:
-    """Opens a GGUF file.
-
-    Args:
-        file: GGUF file.
-
-    Returns:
-        A `gguf.GGUFReader`.
-
-    Raises:
-        InputError: naming the file, if it is absent or not a complete GGUF file.
-    """
+    """A `gguf.GGUFReader` of a file; `InputError` if it is absent or not a complete GGUF file."""
     gguf = import_gguf()
     if not file.is_file():
         raise InputError(f"{file} is no file: give a .gguf file")
@@ -102,19 +83,9 @@ def open_gguf(file: Path) -> Any:
         raise InputError(f"{file} is no complete GGUF file ({error}): download or convert it again") from None
 
 
-def read_gguf_rope(file: str | Path) -> GgufRope:
-    """Reads what a GGUF file says about rotary positions, and no weight.
-
-    Args:
-        file: GGUF file.
-
-    Returns:
-        What it says.
-
-    Raises:
-        InputError: naming the file, if it is no GGUF file or lacks a key.
-    """
-    reader = open_gguf(Path(file))
+def read_gguf_rope(file: Path) -> GgufRope:
+    """Reads what a GGUF file says about rotary positions, and no weight."""
+    reader = open_gguf(file)
 
     def value(key: str, default: Any = None) -> Any:
         field = reader.get_field(key)
@@ -125,71 +96,13 @@ def read_gguf_rope(file: str | Path) -> GgufRope:
     name = value("general.architecture")
     heads, width = value(f"{name}.attention.head_count"), value(f"{name}.embedding_length")
     tensor = next((tensor for tensor in reader.tensors if tensor.name == FACTORS), None)
-    further = [key for key in SCALING_KEYS if key != "rope.scaling.attn_factor"]
     return GgufRope(
         architecture=name,
         base=float(value(f"{name}.rope.freq_base", 10000.0)),
         dimensions=int(value(f"{name}.rope.dimension_count", 0)) or width // heads,
         context=int(value(f"{name}.context_length")),
         factors=None if tensor is None else np.array(tensor.data, np.float32),
-        attention_factor=float(value(f"{name}.rope.scaling.attn_factor", 1.0)),
-        scaling=tuple(key for key in further if reader.get_field(f"{name}.{key}")),
+        attention_factor=float(value(f"{name}.{ATTENTION_FACTOR}", 1.0)),
+        scaling=tuple(key for key in SCALING_KEYS if reader.get_field(f"{name}.{key}")),
         splits=int(value("split.count", 1)),
     )
-
-
-def stored_factors(rope: ScaleVector) -> np.ndarray:
-    """The factors as GGUF stores them.
-
-    Args:
-        rope: scale vector.
-
-    Returns:
-        float32, contiguous.
-
-    Raises:
-        InputError: if an entry is not a positive finite number.
-    """
-    factors = np.ascontiguousarray(rope.factors, np.float32)
-    if not (np.isfinite(factors) & (factors > 0)).all():
-        raise InputError("the factors of `rope` hold an entry that is not a positive finite number", field="rope")
-    return factors
-
-
-def write_content(
-    writer: Any,
-    provenance: Mapping,
-    factors: np.ndarray | None,
-    tensors: list[tuple],
-    values: Iterable[np.ndarray],
-    *,
-    endianess: Any = None,
-    progress: Callable[[int, int], object] | None = None,
-) -> None:
-    """Writes a GGUF file whose metadata is complete but for the provenance.
-
-    Args:
-        writer: `gguf.GGUFWriter` that has written nothing yet.
-        provenance: what the scale vector was made from; JSON-serialisable.
-        factors: for `rope_freqs.weight`; None leaves it out.
-        tensors: of each other tensor the arguments of `GGUFWriter.add_tensor_info`: name, shape, dtype, bytes, GGML's
-            type.
-        values: their values, in the same order; each is asked for when it is written.
-        endianess: byte order of the values; None is this machine's.
-        progress: called with the bytes of `tensors` written so far and in all.
-    """
-    writer.add_string("rope_jax.provenance", json.dumps(dict(provenance)))
-    if factors is not None:
-        writer.add_tensor_info(FACTORS, factors.shape, factors.dtype, factors.nbytes)
-    for tensor in tensors:
-        writer.add_tensor_info(*tensor)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_ti_data_to_file()
-    if factors is not None:
-        writer.write_tensor_data(factors)
-    advance = counter(sum(size for _, _, _, size, _ in tensors), progress)
-    for value in values:
-        writer.write_tensor_data(value, tensor_endianess=endianess)
-        advance(value.nbytes)
-    writer.close()

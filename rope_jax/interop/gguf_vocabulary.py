@@ -28,9 +28,6 @@ def add_vocabulary(writer, folder: Path, vocab_size: int) -> None:
         writer: `gguf.GGUFWriter` that has written nothing yet.
         folder: holds `tokenizer.json` or `tokenizer.model`, and `tokenizer_config.json`.
         vocab_size: rows of the embedding; ids without a token are filled up.
-
-    Raises:
-        InputError: naming the file, what llama.cpp does not know of it, and the fix.
     """
     import gguf
 
@@ -59,55 +56,44 @@ def add_vocabulary(writer, folder: Path, vocab_size: int) -> None:
 
     if tokens and max(tokens) >= vocab_size:
         raise InputError(f"{folder}: the tokenizer has ids up to {max(tokens)}, and the model only {vocab_size} rows")
-    rows = [tokens.get(i, (f"[PAD{i}]", 0.0, gguf.TokenType.UNUSED)) for i in range(vocab_size)]
+    rows = [tokens.get(i, (f"[PAD{i}]", 0.0, "UNUSED")) for i in range(vocab_size)]
     writer.add_tokenizer_model(kind)
     writer.add_tokenizer_pre(splits)
     writer.add_token_list([text for text, _, _ in rows])
     if kind == "llama":
         writer.add_token_scores([score for _, score, _ in rows])
-    writer.add_token_types([int(token_type) for _, _, token_type in rows])
+    writer.add_token_types([int(gguf.TokenType[token_type]) for _, _, token_type in rows])
     try:
         gguf.SpecialVocab(folder, load_merges=merges, n_vocab=vocab_size).add_to_gguf(writer, quiet=True)
     except (ValueError, AttributeError, TypeError, KeyError) as error:
         raise InputError(f"{folder}: its tokenizer files cannot be read ({error}): {_ADVICE}") from None
 
 
-def _added(tokenizer) -> dict[int, tuple]:
-    """Tokens beside the model's, by id."""
-    import gguf
-
-    types = gguf.TokenType
+def _added(tokenizer) -> dict[int, tuple[str, float, str]]:
+    """Tokens beside the model's: id -> text, score, and name of a `gguf.TokenType`."""
     return {
-        entry["id"]: (entry["content"], -1000.0, types.CONTROL if entry.get("special") else types.USER_DEFINED)
+        entry["id"]: (entry["content"], -1000.0, "CONTROL" if entry.get("special") else "USER_DEFINED")
         for entry in tokenizer.get("added_tokens") or []
     }
 
 
-def _with_byte_fallback(tokenizer) -> dict[int, tuple]:
+def _with_byte_fallback(tokenizer) -> dict[int, tuple[str, float, str]]:
     """Sentencepiece BPE as the tokenizers library has it: merges by rank, where llama.cpp merges by score."""
-    import gguf
-
-    model, types = tokenizer["model"], gguf.TokenType
+    model = tokenizer["model"]
     ranks: dict[str, int] = {}
     for rank, merge in enumerate(model.get("merges") or []):
         ranks.setdefault("".join(merge.split(" ") if isinstance(merge, str) else merge), rank)
     tokens = {}
     for text, number in model["vocab"].items():
-        kind = types.NORMAL
-        if re.fullmatch("<0x[0-9A-F]{2}>", text):
-            kind = types.BYTE
-        elif text == model.get("unk_token"):
-            kind = types.UNKNOWN
+        unknown_or_normal = "UNKNOWN" if text == model.get("unk_token") else "NORMAL"
+        kind = "BYTE" if re.fullmatch("<0x[0-9A-F]{2}>", text) else unknown_or_normal
         tokens[number] = (text, -float(ranks.get(text, len(ranks))), kind)
     unknown = model["vocab"].get(model.get("unk_token"))
     return tokens | {number: entry for number, entry in _added(tokenizer).items() if number != unknown}
 
 
-def _byte_level(tokenizer) -> dict[int, tuple]:
-    import gguf
-
-    tokens = {number: (text, 0.0, gguf.TokenType.NORMAL) for text, number in tokenizer["model"]["vocab"].items()}
-    return tokens | _added(tokenizer)
+def _byte_level(tokenizer) -> dict[int, tuple[str, float, str]]:
+    return {number: (text, 0.0, "NORMAL") for text, number in tokenizer["model"]["vocab"].items()} | _added(tokenizer)
 
 
 def _is_bytes(tokenizer) -> bool:
@@ -131,7 +117,7 @@ def _split_name(folder, tokenizer) -> str:
     )
 
 
-def _sentencepiece(writer, folder) -> dict[int, tuple]:
+def _sentencepiece(writer, folder) -> dict[int, tuple[str, float, str]]:
     import gguf
     import sentencepiece
 
@@ -140,9 +126,9 @@ def _sentencepiece(writer, folder) -> dict[int, tuple]:
         vocabulary = gguf.vocab.SentencePieceVocab(folder)
     except (OSError, RuntimeError, ValueError, TypeError) as error:
         raise InputError(f"{file} cannot be read ({error}): {_ADVICE}") from None
-    tokens = dict(enumerate((str(text, "utf-8"), score, kind) for text, score, kind in vocabulary.all_tokens()))
+    tokens = dict(enumerate((str(text, "utf-8"), score, kind.name) for text, score, kind in vocabulary.all_tokens()))
     # BPE numbers its pieces 0, -1, -2, ...; a unigram model has logarithms of probabilities.
-    if any(score != int(score) for _, score, kind in tokens.values() if kind == gguf.TokenType.NORMAL):
+    if any(score != int(score) for _, score, kind in tokens.values() if kind == "NORMAL"):
         raise InputError(f"{file} is a unigram model, and llama.cpp's tokenizer for these models is BPE: {_ADVICE}")
     pieces = sentencepiece.SentencePieceProcessor(model_file=str(file)).encode("x", out_type=str)
     writer.add_add_space_prefix(bool(pieces) and pieces[0].startswith("\u2581"))

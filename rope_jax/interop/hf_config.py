@@ -43,7 +43,7 @@ class SourceConfig:
     Attributes:
         config: the model's shape; `param_dtype` is the file's dtype where it names one. How to compute (`dtype`,
             `remat`, ...) is not in the file and has its default.
-        rope: the model's own scaling; factors of one for a plain model.
+        rope: the model's own scaling.
         provenance: what an export of this package recorded about its scale vector; None in a config by others.
         carried: the keys that change no logit, for an export to keep.
     """
@@ -58,12 +58,6 @@ def read_config(folder: Path) -> SourceConfig:
     """Reads `config.json` of a model folder.
 
     Defaults are those of transformers' config classes (5.23); sizes have none.
-
-    Args:
-        folder: model folder.
-
-    Returns:
-        What the file says.
 
     Raises:
         InputError: naming the file, the key, its value and the fix, for anything this package would compute

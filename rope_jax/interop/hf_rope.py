@@ -39,9 +39,6 @@ def read_rope(fields: Fields, head_dim: int, context: int) -> tuple[float, Scale
 
     Returns:
         Rotary base, and the scaling as one scale vector.
-
-    Raises:
-        InputError: naming the file, the key, its value and the fix.
     """
     present = [key for key in ("rope_scaling", "rope_parameters") if fields.values.get(key) not in (None, {})]
     blocks = [_block(fields, key) for key in present]

@@ -47,9 +47,6 @@ def resolve_model(path: str | Path, revision: str | None = None) -> Path:
         path: folder, or Hub name such as ``"meta-llama/Llama-2-7b-hf"``. A folder of that name wins.
         revision: branch, tag or commit of a Hub repository; the default branch if None.
 
-    Returns:
-        Folder with `config.json`, weights and tokenizer files.
-
     Raises:
         InputError: naming the fix, if there is neither.
     """

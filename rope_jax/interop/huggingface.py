@@ -37,12 +37,11 @@ class HuggingFaceModel:
     """A model read from a folder.
 
     Attributes:
-        config: its shape; `param_dtype` is the dtype of `params`. How to compute (`dtype`, `remat`, ...) is
-            not in the folder and has its default.
+        config: as of `SourceConfig`; `param_dtype` is the dtype of `params`.
         params: parameters of `Llama(config)`, plain arrays.
         rope: the model's own scaling, factors ``[D/2]``.
         source_dtype: dtype of the tensors in the folder, the widest if they differ.
-        provenance: what an export of this package recorded about its scale vector; None for a folder by others.
+        provenance: as of `SourceConfig`.
     """
 
     config: LlamaConfig
@@ -54,9 +53,6 @@ class HuggingFaceModel:
 
 def check_model(folder: str | Path) -> SourceConfig:
     """Checks that a folder can be read, without reading its weights.
-
-    Args:
-        folder: model folder.
 
     Returns:
         What its `config.json` says, `param_dtype` being that of the tensors, the widest if they differ.
@@ -83,12 +79,9 @@ def read_model(
     Args:
         folder: model folder; files may be symbolic links, as in the Hub's cache.
         shardings: a `jax.sharding.Sharding` for all parameters, or a tree of them like `params`; None puts
-            everything on the default device. `check_model(folder).config` gives the shapes to make one for.
+            everything on the default device.
         param_dtype: dtype to keep the weights in; None keeps the folder's.
         progress: called with the tensor bytes read so far and in all, after each tensor.
-
-    Returns:
-        The model.
 
     Raises:
         InputError: naming the file and the fix, if the folder is no LLaMA that this package computes exactly,
@@ -157,8 +150,7 @@ def write_model(
             copied.
         save_tokenizer: writes tokenizer files into the folder it is given; those of `source` are not copied then.
         extra_files: writes further files, such as a model card, into the folder it is given.
-        extra_config: further config keys that change no logit, such as `eos_token_id`; they win over
-            `source`.
+        extra_config: further config keys that change no logit, such as `eos_token_id`; they win over `source`.
         dtype: dtype of the tensors; None keeps that of each parameter.
         overwrite: replace a model folder that exists.
         max_shard_bytes: tensor bytes per file.

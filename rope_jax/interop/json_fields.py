@@ -20,15 +20,10 @@ def shown(value: Any) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Fields:
-    """A JSON object, or one inside it.
+    """A JSON object, or one inside it: `prefix` is its path in the file, such as ``"rope_scaling."``.
 
     Every method takes a key. `default` is the value of a key that is absent or null; None makes the key mandatory.
     Errors name file, key, value and fix.
-
-    Attributes:
-        path: the file.
-        values: the object.
-        prefix: path of the object inside the file, such as ``"rope_scaling."``.
     """
 
     path: Path

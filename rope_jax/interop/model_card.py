@@ -35,7 +35,7 @@ class CardFacts:
         data: what it was fine-tuned on.
         before: `stage_record` before fine-tuning, or None.
         after: the same after it, or None.
-        evaluated_on: what was measured on.
+        evaluated_on: texts of the perplexity.
     """
 
     title: str
@@ -52,13 +52,7 @@ class CardFacts:
 
 
 def write_card(folder: Path, facts: CardFacts, source: Path | None) -> None:
-    """Writes the card, and the licence files of the source beside it.
-
-    Args:
-        folder: existing folder of the export.
-        facts: what the card states.
-        source: folder of the model it was made from; None for one trained from nothing.
-    """
+    """Writes the card, and the licence files of the source beside it; `source` None: trained from nothing."""
     licence = {} if source is None else _licence(source)
     files = [] if source is None else licence_files(source)
     for file in files:
@@ -78,14 +72,7 @@ def write_card(folder: Path, facts: CardFacts, source: Path | None) -> None:
 
 
 def licence_files(source: Path) -> list[Path]:
-    """Files of a model folder that state its terms.
-
-    Args:
-        source: model folder.
-
-    Returns:
-        Licences, notices and use policies; no README.
-    """
+    """Licences, notices and use policies of a model folder."""
     patterns = [pattern for pattern in DOCUMENTS if pattern != CARD]
     found = {file for pattern in patterns for file in source.glob(pattern)}
     return sorted(file for file in found if file.is_file())

@@ -14,17 +14,10 @@ from rope_jax.interop.weights import EMBEDDING, HEAD, is_frequency_buffer, table
 
 
 def inspect(folder: Path) -> tuple[SourceConfig, dict[str, StoredTensor]]:
-    """Checks a model folder without reading its weights.
-
-    Args:
-        folder: model folder.
+    """Checks, without reading weights, that config and weights are those of one model that this package computes.
 
     Returns:
         What its config says, and the tensors of that model by name, in the order of the files.
-
-    Raises:
-        InputError: naming the file and the fix, if config and weights are not those of one model that this package
-            computes.
     """
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder: give the folder that holds config.json and the weights")
@@ -62,14 +55,7 @@ def inspect(folder: Path) -> tuple[SourceConfig, dict[str, StoredTensor]]:
 
 
 def widest_dtype(tensors: Mapping[str, StoredTensor]) -> str:
-    """The dtype that holds every value of a model.
-
-    Args:
-        tensors: from `inspect`.
-
-    Returns:
-        The tensors' dtype, or float32 if they differ.
-    """
+    """The dtype that holds every value of a model: the tensors' own, or float32 if they differ."""
     found = {DTYPES[tensor.dtype].name for tensor in tensors.values()}
     # Of two half precisions, neither holds the values of the other.
     return found.pop() if len(found) == 1 else "float32"

@@ -17,16 +17,7 @@ CHECKSUMS = "SHA256SUMS"
 
 
 def check_folder(folder: Path, source: Path | None, overwrite: bool) -> None:
-    """Checks that a model folder may be created, or replaced.
-
-    Args:
-        folder: absolute path of the folder to create.
-        source: model folder that is read meanwhile.
-        overwrite: whether a model folder that exists may be replaced.
-
-    Raises:
-        InputError: if `folder` is or holds `source`, exists and may not be replaced, or is no model folder.
-    """
+    """Checks that a model folder may be created, or replaced: it must not be or hold the `source` that is read."""
     if source is not None:
         if not source.is_dir():
             raise InputError(f"`source` {source} is not a folder: give a model folder", field="source")
@@ -37,15 +28,7 @@ def check_folder(folder: Path, source: Path | None, overwrite: bool) -> None:
 
 
 def files_to_carry(source: Path, with_tokenizer: bool) -> list[Path]:
-    """Lists the small files of a model folder that an export copies.
-
-    Args:
-        source: model folder.
-        with_tokenizer: whether tokenizer files are among them.
-
-    Returns:
-        Those that exist.
-    """
+    """The small files of a model folder that an export copies."""
     names = ("generation_config.json", *(TOKENIZER_FILES if with_tokenizer else ()))
     return [source / name for name in names if (source / name).is_file()]
 
@@ -62,13 +45,9 @@ def write_folder(
     Args:
         folder: absolute path of the folder to create or replace.
         described: the object of `config.json`.
-        write_tensors: writes the tensor files into the folder that it is given, and returns the SHA-256 of each by
-            name.
+        write_tensors: writes the tensor files into the folder that it is given; returns the SHA-256 of each by name.
         carried: files to copy.
-        further: functions that write further files into the folder that they are given; None is skipped.
-
-    Raises:
-        InputError: if the folder cannot be written.
+        further: write further files into the folder that they are given; None is skipped.
     """
 
     def write(place: Path) -> None:

@@ -31,7 +31,7 @@ SHARD_BYTES = 5_000_000_000
 
 @dataclasses.dataclass(frozen=True)
 class NewTensor:
-    """A tensor about to be written: its name, dtype and shape."""
+    """A tensor about to be written."""
 
     name: str
     dtype: np.dtype
@@ -46,20 +46,13 @@ class NewTensor:
 def write_tensors(
     file: Path, tensors: list[NewTensor], values: Iterable[np.ndarray], progress: Callable[[int], None]
 ) -> str:
-    """Writes one safetensors file, holding one tensor at a time in memory.
+    """Writes one safetensors file, holding one tensor at a time in memory, and returns its SHA-256, hexadecimal.
 
     Args:
         file: file to create.
         tensors: what it will hold, in order.
         values: the tensors in the same order, of any layout; a dtype that differs is cast.
         progress: called with the number of bytes that were just taken.
-
-    Returns:
-        SHA-256 of the file, hexadecimal.
-
-    Raises:
-        InputError: if a finite value is beyond the range of its tensor's dtype.
-        OSError: if the file cannot be written.
     """
     header: dict[str, dict] = {"__metadata__": {"format": "pt"}}
     end = 0
@@ -92,7 +85,7 @@ def copy_tensors(
     changed: Mapping[str, Callable[[np.ndarray], np.ndarray]],
     progress: Callable[[int], None],
 ) -> str:
-    """Copies a safetensors file byte for byte, apart from tensors that are changed on the way.
+    """Copies a safetensors file byte for byte, apart from tensors that are changed on the way; returns the SHA-256.
 
     Args:
         source: file that `read_header` accepts.
@@ -100,13 +93,6 @@ def copy_tensors(
         changed: tensor name -> function from successive parts of the tensor, ``[n]``, to their new values, of the same
             shape and dtype.
         progress: called with the number of bytes that were just read.
-
-    Returns:
-        SHA-256 of the new file, hexadecimal.
-
-    Raises:
-        InputError: if the source ends early.
-        OSError: if a file cannot be read or written.
     """
     tensors = read_header(source)
     with source.open("rb", buffering=0) as stream, contextlib.closing(SummedFile(file)) as out:
@@ -128,15 +114,7 @@ def copy_tensors(
 
 
 def plan_shards(tensors: Iterable[NewTensor], max_bytes: int) -> list[list[NewTensor]]:
-    """Cuts a list of tensors into files of a bounded size.
-
-    Args:
-        tensors: in file order.
-        max_bytes: tensor bytes per file; a larger tensor has a file to itself.
-
-    Returns:
-        Tensors of each file, at least one file.
-    """
+    """Cuts a list of tensors into files of at most `max_bytes`; a larger tensor has a file to itself."""
     shards: list[list[NewTensor]] = [[]]
     size = 0
     for tensor in tensors:
@@ -153,17 +131,7 @@ def write_sharded(
 ) -> dict[str, str]:
     """Writes a model's tensors as `model.safetensors`, or as numbered files and an index.
 
-    Args:
-        folder: existing folder.
-        shards: from `plan_shards`.
-        values: all tensors, in the order of the shards.
-        progress: called with the number of bytes that were just written.
-
-    Returns:
-        File name to SHA-256, hexadecimal.
-
-    Raises:
-        OSError: if a file cannot be written.
+    `values` are all tensors in the order of the shards. Returns the SHA-256 of each file by name.
     """
     if len(shards) == 1:
         return {SINGLE: write_tensors(folder / SINGLE, shards[0], values, progress)}
@@ -177,13 +145,7 @@ def write_sharded(
 
 
 def write_index(folder: Path, places: Mapping[str, str], total: int) -> None:
-    """Writes the index of a model of several files.
-
-    Args:
-        folder: existing folder.
-        places: tensor name to file name.
-        total: bytes of all tensors.
-    """
+    """Writes the index of a model of several files, from tensor names to file names; `total` is in bytes."""
     index = {"metadata": {"total_size": total}, "weight_map": dict(places)}
     (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 

@@ -23,10 +23,6 @@ _PREFIX = "base_model.model."
 def check_adapter(config: LlamaConfig, lora: LoraConfig) -> None:
     """Checks that an adapter can be exported on its own.
 
-    Args:
-        config: model shape.
-        lora: what was trained.
-
     Raises:
         InputError: for an embedding that is trained whole and is also the head: PEFT trains a copy of one of the two.
     """
@@ -63,9 +59,6 @@ def write_adapter(
         attention_factor: the factor that is folded into the weights of `base`.
         provenance: what the scale vector was made from; JSON-serialisable.
         overwrite: replace an adapter that exists.
-
-    Raises:
-        InputError: naming the argument and the fix. Nothing remains then.
     """
     folder = Path(os.path.abspath(folder))
     check_adapter(config, lora)

@@ -38,14 +38,9 @@ def rescale_folder(
 
     Args:
         source: model folder.
-        target: folder to create; its parent is created too.
+        target: folder to create.
         rope: the whole scale vector, factors ``[D/2]``, which replaces that of the source's config.
-        context: extended context, tokens, written as `max_position_embeddings`.
-        provenance: what the scale vector was made from; JSON-serialisable.
-        extra_files: writes further files, such as a model card, into the folder it is given.
-        extra_config: further config keys that change no logit; they win over the source's.
-        overwrite: replace a model folder that exists.
-        progress: called with the tensor bytes written so far and in all.
+        context, provenance, extra_files, extra_config, overwrite, progress: as of `write_model`.
 
     Raises:
         InputError: naming the argument, folder or file and the fix. Nothing remains then.

@@ -20,14 +20,12 @@ PIECES = 40
 
 
 class SummedFile:
-    """A new file that is filled in pieces; one thread writes them while another computes the SHA-256."""
+    """A new file that is filled in pieces; one thread writes them while another computes the SHA-256.
+
+    A piece that cannot be written is an `OSError` of one of the later calls.
+    """
 
     def __init__(self, path: Path):
-        """Creates the file.
-
-        Args:
-            path: file to create; it must not exist.
-        """
         self._stream = path.open("xb", buffering=0)
         self._hash = hashlib.sha256()
         self._writer, self._summer = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
@@ -36,15 +34,7 @@ class SummedFile:
         )
 
     def append(self, count: int, fill: Callable[[np.ndarray], None]) -> None:
-        """Appends bytes.
-
-        Args:
-            count: how many, at most `PIECE_BYTES`.
-            fill: writes them into the uint8 array `[count]` that it is given.
-
-        Raises:
-            OSError: if this or an earlier piece cannot be written.
-        """
+        """Appends `count` bytes, at most `PIECE_BYTES`; `fill` writes them into the array that it is given."""
         piece, users = self._pieces.popleft()
         for user in users:
             user.result()
@@ -54,27 +44,13 @@ class SummedFile:
         self._pieces.append((piece, users))
 
     def write(self, data: bytes) -> None:
-        """Appends bytes that are in memory already.
-
-        Args:
-            data: any number of them.
-
-        Raises:
-            OSError: as `append`.
-        """
+        """Appends bytes that are in memory already."""
         for start in range(0, len(data), PIECE_BYTES):
             part = np.frombuffer(data[start : start + PIECE_BYTES], np.uint8)
             self.append(len(part), lambda piece, part=part: np.copyto(piece, part))
 
     def finish(self) -> str:
-        """Waits until all is written.
-
-        Returns:
-            SHA-256 of the file, hexadecimal.
-
-        Raises:
-            OSError: if a piece cannot be written.
-        """
+        """Waits until all is written, and returns the SHA-256 of the file, hexadecimal."""
         for _, users in self._pieces:
             for user in users:
                 user.result()

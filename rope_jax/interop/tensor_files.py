@@ -29,15 +29,7 @@ BLOCK_BYTES = 4 << 20
 
 @dataclasses.dataclass(frozen=True)
 class StoredTensor:
-    """A tensor in a safetensors file, not yet read.
-
-    Attributes:
-        name: tensor name.
-        file: the file that holds it.
-        dtype: safetensors' name of its dtype, such as ``"BF16"``.
-        shape: its shape.
-        bytes: its size.
-    """
+    """A tensor in a safetensors file, not yet read; `dtype` is the format's name, such as 'BF16'."""
 
     name: str
     file: Path
@@ -46,7 +38,7 @@ class StoredTensor:
     bytes: int
 
     def read(self) -> np.ndarray:
-        """Reads the whole tensor; its dtype must be in `DTYPES`."""
+        """The whole tensor; its dtype must be in `DTYPES`."""
         with safe_open(self.file, "np") as file:
             return file.get_tensor(self.name)
 
@@ -56,7 +48,7 @@ class StoredTensor:
         Args:
             shape: the tensor's shape with its first axis split in several or as it is, such as ``[heads, head_dim,
                 embed]`` for ``[heads * head_dim, embed]``.
-            rows: range of the first axis of `shape`; start and stop are given, the step is 1.
+            rows: range of the first axis of `shape`, start and stop given.
 
         Yields:
             Position of a block within `rows`, and its values ``[n, *shape[1:]]``.
@@ -72,17 +64,9 @@ class StoredTensor:
 
 
 def find_tensors(folder: Path) -> dict[str, StoredTensor]:
-    """Finds the weights of a model folder without reading one.
+    """Finds the tensors of a model folder by name, without reading one.
 
-    Args:
-        folder: holds `model.safetensors`, or `model.safetensors.index.json` and the files it names.
-
-    Returns:
-        Tensor name -> tensor.
-
-    Raises:
-        InputError: naming the file and the fix, if weights are absent, truncated or corrupt, or if index and files
-            disagree.
+    Absent, truncated or corrupt weights are an `InputError`, and so is an index that disagrees with its files.
     """
     file, index = folder / SINGLE, folder / INDEX
     if file.exists() and index.exists():
@@ -109,17 +93,7 @@ def find_tensors(folder: Path) -> dict[str, StoredTensor]:
 
 
 def read_header(file: Path) -> list[StoredTensor]:
-    """Reads and checks the header of a safetensors file.
-
-    Args:
-        file: safetensors file; may be a symbolic link, as in the Hugging Face cache.
-
-    Returns:
-        Its tensors, in the order of their bytes.
-
-    Raises:
-        InputError: naming the file, what is wrong and the fix.
-    """
+    """The tensors of a safetensors file, in the order of their bytes; `InputError` if it is corrupt."""
     if not file.is_file():
         raise InputError(f"{file} is missing: download the model again, every file of it")
     try:

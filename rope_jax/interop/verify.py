@@ -36,12 +36,6 @@ def verify_config(folder: Path) -> None:
     transformers switches between `short_factor` and `long_factor` at the original length and honours
     `attention_factor`. vLLM ignores that and derives its own scale from the ratio of the maximum to the original
     length: with equal ones it is 1.
-
-    Args:
-        folder: exported folder.
-
-    Raises:
-        VerificationError: naming the key.
     """
     path = folder / "config.json"
     raw = read_json_object(path)
@@ -69,18 +63,7 @@ def verify_config(folder: Path) -> None:
 
 
 def verify_gguf(file: Path, rope: ScaleVector, *, base: float, context: int, folded: bool) -> None:
-    """Checks the rotary positions that a GGUF file gives llama.cpp.
-
-    Args:
-        file: GGUF file.
-        rope: the scale vector that it should hold.
-        base: the rotary base.
-        context: extended context, tokens.
-        folded: whether the attention factor is in the weights instead of the metadata.
-
-    Raises:
-        VerificationError: naming what differs.
-    """
+    """Checks the rotary positions of a GGUF file; `folded`: the attention factor is in its weights."""
     found = read_gguf_rope(file)
     expected = np.asarray(rope.factors, np.float32)
     factors = np.ones_like(expected) if found.factors is None else found.factors
@@ -99,9 +82,7 @@ def verify_gguf(file: Path, rope: ScaleVector, *, base: float, context: int, fol
 
 
 def verify_logits(folder: Path, lengths: tuple[int, ...], dtype: str = "float32", seed: int = 0) -> list[dict] | None:
-    """Compares the logits of transformers and of this package on random tokens.
-
-    One model is in memory at a time.
+    """Compares the logits of transformers and of this package on random tokens, with one model in memory at a time.
 
     Args:
         folder: exported folder.
@@ -112,9 +93,6 @@ def verify_logits(folder: Path, lengths: tuple[int, ...], dtype: str = "float32"
     Returns:
         Per length `length`, `difference` (the largest), `largest` (the largest logit) and `allowed`; None if torch
         is not installed, without which transformers cannot compute.
-
-    Raises:
-        VerificationError: naming the length, if logits differ by more than is allowed.
     """
     try:
         import torch  # noqa: F401

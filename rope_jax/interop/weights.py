@@ -109,14 +109,7 @@ _FREQUENCY_BUFFER = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.i
 
 
 def axis_sizes(config: LlamaConfig) -> dict[str, int]:
-    """Sizes of the axes that the table names.
-
-    Args:
-        config: model shape.
-
-    Returns:
-        Axis name -> size.
-    """
+    """Sizes of the axes that the table names."""
     return {
         "vocab": config.vocab_size,
         "embed": config.hidden_size,
@@ -128,14 +121,7 @@ def axis_sizes(config: LlamaConfig) -> dict[str, int]:
 
 
 def table(config: LlamaConfig) -> tuple[Weight, ...]:
-    """The rows of a model of this config: a tied one has no head, and not every one has biases.
-
-    Args:
-        config: model shape.
-
-    Returns:
-        Rows of its architecture's table.
-    """
+    """The rows of a model of this config: a tied one has no head, and not every one has biases."""
     absent: tuple[Weight, ...] = (HEAD,) if config.tie_embeddings else ()
     if not config.attention_bias:
         absent += (QUERY_BIAS, KEY_BIAS, VALUE_BIAS, OUTPUT_BIAS)
@@ -143,14 +129,7 @@ def table(config: LlamaConfig) -> tuple[Weight, ...]:
 
 
 def folding_rows(config: LlamaConfig) -> tuple[Weight, ...]:
-    """The rows whose weights an attention factor is folded into.
-
-    Args:
-        config: model shape.
-
-    Returns:
-        Rows that queries and keys, before the rotation, are proportional to.
-    """
+    """Rows that an attention factor is folded into: queries and keys are proportional to their weights."""
     # A norm undoes what is folded in before it.
     rows = (QUERY_NORM, KEY_NORM) if config.qk_norm else (QUERY, KEY, QUERY_BIAS, KEY_BIAS)
     return tuple(weight for weight in table(config) if weight in rows)
@@ -175,10 +154,6 @@ def fold_attention_factor(tensor: np.ndarray, attention_factor: float) -> np.nda
     same holds for the weight of a norm on queries and keys. With both multiplied by ``a``, an attention factor of 1
     gives the same logits up to rounding. Engines disagree about the config's own `attention_factor`: transformers
     honours it, others derive theirs and ignore it.
-
-    Args:
-        tensor: weights of one of the `folding_rows`, any float dtype and layout.
-        attention_factor: a.
 
     Returns:
         The weights times a, float32, so that the only further rounding is that to the dtype of the file; the

@@ -14,8 +14,7 @@ from scipy.special import log_softmax
 
 from rope_jax.data.byte_tokenizer import ByteTokenizer
 from rope_jax.errors import InputError
-from rope_jax.interop.gguf_convert import check_gguf, write_gguf
-from rope_jax.interop.gguf_extend import add_factors
+from rope_jax.interop.gguf_export import add_factors, check_gguf, write_gguf
 from rope_jax.interop.gguf_files import read_gguf_rope
 from rope_jax.interop.gguf_vocabulary import SPLITS
 from rope_jax.interop.hf_config import read_config

@@ -1,0 +1,300 @@
+"""A scale vector in a GGUF file: a converted Hugging Face folder, or a copy of a GGUF file, quantised or not.
+
+The vector is written as the tensor `rope_freqs.weight`, and no scaling type is set.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import statistics
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rope_jax.errors import InputError
+from rope_jax.interop.arrays import cast
+from rope_jax.interop.atomic import check_space, check_target, counter, write_atomically
+from rope_jax.interop.gguf_files import (
+    ARCHITECTURES,
+    ATTENTION_FACTOR,
+    FACTORS,
+    READS_FACTORS,
+    SCALING_KEYS,
+    import_gguf,
+    open_gguf,
+    read_gguf_rope,
+)
+from rope_jax.interop.gguf_vocabulary import add_vocabulary
+from rope_jax.interop.model_folder import inspect
+from rope_jax.interop.tensor_files import DTYPES
+from rope_jax.interop.weights import fold_attention_factor, folding_rows
+from rope_jax.model.config import LlamaConfig
+from rope_jax.rope.embedding import ScaleVector
+
+
+def check_gguf(config: LlamaConfig, rope: ScaleVector, context: int) -> None:
+    """Checks, before anything is computed or written, that llama.cpp can compute a model with a scale vector.
+
+    Raises:
+        InputError: for a missing package, an architecture that has no place for the vector, or a vector per layer.
+    """
+    import_gguf()
+    kind, factors, pairs = config.architecture, np.asarray(rope.factors), config.head_dim // 2
+    if kind not in ARCHITECTURES:
+        raise InputError(f"a {kind!r} model cannot be written as GGUF: use one of {', '.join(ARCHITECTURES)}")
+    if factors.shape != (pairs,):
+        raise InputError(
+            f"the factors of `rope` have shape {list(factors.shape)}, and GGUF holds one vector of {pairs} for all "
+            "layers: export one vector for the whole model",
+            field="rope",
+        )
+    if ARCHITECTURES[kind] not in READS_FACTORS and not np.all(factors == 1):
+        raise InputError(
+            f"llama.cpp reads no scale vector for a {kind} model, so its GGUF file would keep the old frequencies: "
+            "serve the Hugging Face folder",
+            field="rope",
+        )
+    if config.sliding_window is not None and config.sliding_window < context:
+        raise InputError(
+            f"this model attends to {config.sliding_window} tokens, and llama.cpp's {ARCHITECTURES[kind]} to all "
+            f"{context}: serve the Hugging Face folder"
+        )
+
+
+def write_gguf(
+    target: str | Path,
+    folder: str | Path,
+    rope: ScaleVector,
+    *,
+    context: int,
+    provenance: Mapping,
+    dtype: str | None = None,
+    vocabulary: bool = True,
+    overwrite: bool = False,
+    progress: Callable[[int, int], object] | None = None,
+) -> None:
+    """Converts a Hugging Face folder, one tensor in memory at a time.
+
+    An attention factor is folded into the weights. Norms and biases are float32, as llama.cpp expects.
+
+    Args:
+        target: file to create; it appears whole or not at all.
+        folder: model folder.
+        rope: the whole scale vector, factors ``[D/2]``, which replaces that of the folder's config.
+        context: extended context, tokens.
+        provenance: what the scale vector was made from; JSON-serialisable.
+        dtype: of the matrices; None keeps that of each.
+        vocabulary: whether the tokenizer goes in too; without it the file takes token ids only.
+        overwrite: replace a file that exists.
+        progress: called with the tensor bytes written so far and in all.
+
+    Raises:
+        InputError: naming the folder, file or argument, and the fix. Nothing remains then.
+    """
+    gguf = import_gguf()
+    target, folder = Path(os.path.abspath(target)), Path(folder)
+    known, tensors = inspect(folder)
+    config = known.config
+    check_gguf(config, rope, context)
+    # GGML and safetensors have the same names of these dtypes.
+    kinds = {kept.name: kind for kind, kept in DTYPES.items()}
+    if dtype is not None and dtype not in kinds:
+        raise InputError(f"`dtype` is {dtype!r}: use {', '.join(map(repr, kinds))}", field="dtype")
+    check_target(target, overwrite)
+    architecture, factors = ARCHITECTURES[config.architecture], _stored_factors(rope)
+    names = gguf.get_tensor_name_map(
+        next(number for number, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture), config.num_layers
+    )
+    planned = []
+    for name, tensor in tensors.items():
+        kind = "F32" if len(tensor.shape) == 1 else kinds[dtype] if dtype else tensor.dtype
+        size = math.prod(tensor.shape) * DTYPES[kind].itemsize
+        new_name = names.get_name(name, (".weight", ".bias"))
+        planned.append((new_name, tensor.shape, DTYPES[kind], size, gguf.GGMLQuantizationType[kind]))
+    mostly = statistics.mode(kind.name for _, shape, _, _, kind in planned if len(shape) > 1)
+    folded = {name for row in folding_rows(config) for name in row.names(config)}
+
+    def values() -> Iterator[np.ndarray]:
+        for (name, tensor), (new_name, _, kept, _, _) in zip(tensors.items(), planned):
+            value = tensor.read()
+            if name in folded:
+                value = fold_attention_factor(value, float(rope.attention_factor))
+            if architecture == "llama":
+                value = _interleaved(new_name, value, config)
+            yield np.ascontiguousarray(cast(value, kept, name)).reshape(-1).view(np.uint8)
+
+    def write(place: Path) -> None:
+        writer = gguf.GGUFWriter(place, architecture)
+        writer.add_type("model")
+        writer.add_name(target.stem)
+        _add_shape(writer, config, context)
+        writer.add_file_type(gguf.LlamaFileType["ALL_F32" if mostly == "F32" else f"MOSTLY_{mostly}"])
+        writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+        if vocabulary:
+            add_vocabulary(writer, folder, config.vocab_size)
+        else:
+            writer.add_tokenizer_model("no_vocab")
+        served = factors if architecture in READS_FACTORS and not np.all(factors == 1) else None
+        _write_content(writer, provenance, served, planned, values(), progress=progress)
+
+    check_space(target, sum(size for _, _, _, size, _ in planned))
+    write_atomically(target, write)
+
+
+def check_extendable(existing: Path, rope: ScaleVector, base: float) -> None:
+    """Checks that a GGUF file can take a scale vector that was made for a model of this rotary base.
+
+    Raises:
+        InputError: naming the file and the fix, if it is of another model, or is one of several files.
+    """
+    found = read_gguf_rope(existing)
+    if found.splits > 1:
+        raise InputError(f"{existing} is one of several files: join them first (`llama-gguf-split --merge`)")
+    if found.architecture not in READS_FACTORS:
+        raise InputError(
+            f"{existing} is a {found.architecture} model, for which llama.cpp reads no scale vector: only "
+            f"{', '.join(READS_FACTORS)} can be extended"
+        )
+    # GGUF keeps the base as float32.
+    if np.float32(found.base) != np.float32(base):
+        raise InputError(f"{existing} has rotary base {found.base:g} where the model has {base:g}: they are two models")
+    if np.asarray(rope.factors).shape != (found.dimensions // 2,):
+        raise InputError(
+            f"{existing} rotates {found.dimensions} dimensions, but the factors have shape "
+            f"{list(np.shape(rope.factors))}: they are of two models, or differ from layer to layer"
+        )
+
+
+def add_factors(
+    target: str | Path,
+    existing: Path,
+    rope: ScaleVector,
+    *,
+    base: float,
+    context: int,
+    provenance: Mapping,
+    overwrite: bool = False,
+    progress: Callable[[int, int], object] | None = None,
+) -> None:
+    """Copies a GGUF file and adds a scale vector; other tensors, quantised or not, stay equal to the byte.
+
+    An attention factor goes into the key by which llama.cpp multiplies cos and sin, since quantised weights cannot
+    take it up.
+
+    Args:
+        target: file to create; it appears whole or not at all.
+        existing: GGUF file of the same model.
+        rope: scale vector relative to the frequencies of the base, factors ``[D/2]``.
+        base: rotary base of the model that the vector was made for.
+        context, provenance, overwrite, progress: as of `write_gguf`.
+
+    Raises:
+        InputError: naming the file and the fix. Nothing remains then.
+    """
+    gguf = import_gguf()
+    target = Path(os.path.abspath(target))
+    check_extendable(existing, rope, base)
+    check_target(target, overwrite)
+    reader = open_gguf(existing)
+    architecture = reader.get_field("general.architecture").contents()
+    factors, attention_factor = _stored_factors(rope), float(rope.attention_factor)
+    kept = [tensor for tensor in reader.tensors if tensor.name != FACTORS]
+    tensors = [(t.name, t.data.shape, t.data.dtype, t.data.nbytes, t.tensor_type) for t in kept]
+    scaling = {f"{architecture}.{key}" for key in (*SCALING_KEYS, ATTENTION_FACTOR)}
+    length = f"{architecture}.context_length"
+
+    def write(place: Path) -> None:
+        writer = gguf.GGUFWriter(place, architecture, endianess=reader.endianess)
+        for key, field in reader.fields.items():
+            if key in scaling or key == "general.architecture" or key.startswith(("GGUF.", "rope_jax.")):
+                continue
+            if key == length:
+                writer.add_context_length(context)
+                continue
+            kind, value = field.types[0], field.contents()
+            element = field.types[-1] if kind == gguf.GGUFValueType.ARRAY else None
+            if element is not None and not value:
+                continue  # an empty array has no element type to write
+            writer.add_key_value(key, value, kind, sub_type=element)
+            if key == "general.alignment":
+                writer.data_alignment = int(value)
+        if attention_factor != 1:
+            writer.add_rope_scaling_attn_factors(attention_factor)
+        values = (tensor.data for tensor in kept)
+        _write_content(writer, provenance, factors, tensors, values, endianess=reader.endianess, progress=progress)
+
+    check_space(target, existing.stat().st_size)
+    write_atomically(target, write)
+
+
+def _stored_factors(rope: ScaleVector) -> np.ndarray:
+    factors = np.ascontiguousarray(rope.factors, np.float32)
+    if not (np.isfinite(factors) & (factors > 0)).all():
+        raise InputError("the factors of `rope` hold an entry that is not a positive finite number", field="rope")
+    return factors
+
+
+def _write_content(
+    writer: Any,
+    provenance: Mapping,
+    factors: np.ndarray | None,
+    tensors: list[tuple],
+    values: Iterable[np.ndarray],
+    *,
+    endianess: Any = None,
+    progress: Callable[[int, int], object] | None,
+) -> None:
+    """Writes a GGUF file whose metadata is complete but for the provenance.
+
+    Args:
+        writer: `gguf.GGUFWriter` that has written nothing yet.
+        provenance: what the scale vector was made from.
+        factors: for `rope_freqs.weight`; None leaves it out.
+        tensors: of each other tensor the arguments of `GGUFWriter.add_tensor_info`: name, shape, dtype, bytes, GGML's
+            type.
+        values: their values, in the same order; each is asked for when it is written.
+        endianess: byte order of the values; None is this machine's.
+        progress: called with the bytes of `tensors` written so far and in all.
+    """
+    writer.add_string("rope_jax.provenance", json.dumps(dict(provenance)))
+    if factors is not None:
+        writer.add_tensor_info(FACTORS, factors.shape, factors.dtype, factors.nbytes)
+    for tensor in tensors:
+        writer.add_tensor_info(*tensor)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    if factors is not None:
+        writer.write_tensor_data(factors)
+    advance = counter(sum(size for _, _, _, size, _ in tensors), progress)
+    for value in values:
+        writer.write_tensor_data(value, tensor_endianess=endianess)
+        advance(value.nbytes)
+    writer.close()
+
+
+def _add_shape(writer: Any, config: LlamaConfig, context: int) -> None:
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_context_length(context)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_heads)
+    writer.add_head_count_kv(config.num_kv_heads)
+    writer.add_key_length(config.head_dim)
+    writer.add_value_length(config.head_dim)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_dimension_count(config.head_dim)
+    writer.add_rope_freq_base(config.rope_base)
+
+
+def _interleaved(name: str, value: np.ndarray, config: LlamaConfig) -> np.ndarray:
+    """Reorders the rows of q and k: Hugging Face rotates (x[i], x[i + D/2]), llama.cpp's llama (x[2i], x[2i+1])."""
+    heads = {"attn_q": config.num_heads, "attn_k": config.num_kv_heads}.get(name.split(".")[-2])
+    if heads is None:
+        return value
+    return value.reshape(heads, 2, config.head_dim // 2, *value.shape[1:]).swapaxes(1, 2).reshape(value.shape)
