@@ -10,7 +10,7 @@ import numpy as np
 
 from rope_jax.errors import InputError
 from rope_jax.interop.hf_config import read_config
-from rope_jax.interop.hf_keys import ARCHITECTURES, HARMLESS, HARMLESS_VALUES, PROVENANCE_KEY
+from rope_jax.interop.hf_keys import ARCHITECTURES, HARMLESS, HARMLESS_VALUES, PROVENANCE_KEY, SHAPE
 from rope_jax.interop.json_fields import shown
 from rope_jax.model.config import LlamaConfig
 from rope_jax.rope.embedding import ScaleVector
@@ -71,21 +71,14 @@ def describe_export(
             "original_max_position_embeddings": context,
         }
         parameters = scaling | {"rope_theta": base}
+    known = ARCHITECTURES[config.architecture]
     model: dict = {
-        "architectures": [ARCHITECTURES[config.architecture].name],
+        "architectures": [known.name],
         "model_type": config.architecture,
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.hidden_size,
-        "intermediate_size": config.intermediate_size,
-        "num_hidden_layers": config.num_layers,
-        "num_attention_heads": config.num_heads,
-        "num_key_value_heads": config.num_kv_heads,
-        "head_dim": config.head_dim,
         "hidden_act": "silu",
-        "rms_norm_eps": config.rms_norm_eps,
-        "initializer_range": config.initializer_range,
-        "tie_word_embeddings": config.tie_embeddings,
-        **_of_architecture(config),
+        **{key: getattr(config, field) for field, (key, _) in SHAPE.items()},
+        **known.written,
+        **{key: getattr(config, key) for key in known.understood if hasattr(config, key)},
         "max_position_embeddings": context,
         "rope_theta": base,
         "rope_scaling": scaling,
@@ -157,17 +150,3 @@ def _check_context(context, config):
             "whose sizes divide, even where head_dim is given",
             field="hidden_size",
         )
-
-
-def _of_architecture(config: LlamaConfig) -> dict:
-    match config.architecture:
-        case "llama":
-            return {"attention_bias": config.attention_bias, "mlp_bias": False}
-        case "mistral":
-            return {"sliding_window": config.sliding_window}
-        case "qwen2":
-            return {"use_sliding_window": False, "sliding_window": None}
-        case "qwen3":
-            return {"attention_bias": config.attention_bias, "use_sliding_window": False, "sliding_window": None}
-        case name:
-            raise AssertionError(f"architecture {name} is in ARCHITECTURES and not here")

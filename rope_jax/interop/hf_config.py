@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 from rope_jax.errors import InputError
 from rope_jax.files import read_json_object
@@ -13,6 +14,7 @@ from rope_jax.interop.hf_keys import (
     HARMLESS_VALUES,
     NOT_CARRIED,
     PROVENANCE_KEY,
+    SHAPE,
     UNDERSTOOD,
     Architecture,
 )
@@ -22,11 +24,7 @@ from rope_jax.model.config import DTYPES, LlamaConfig
 from rope_jax.rope.embedding import ScaleVector
 
 # Arguments of the model and of scalings -> keys of `config.json`.
-_KEYS = {
-    "num_layers": "num_hidden_layers",
-    "num_heads": "num_attention_heads",
-    "num_kv_heads": "num_key_value_heads",
-    "tie_embeddings": "tie_word_embeddings",
+_KEYS = {field: key for field, (key, _) in SHAPE.items()} | {
     "base": "rope_theta",
     "extension": "factor",
     "factors": "long_factor",
@@ -66,37 +64,30 @@ def read_config(folder: Path) -> SourceConfig:
     path = Path(folder) / "config.json"
     known, raw = _understood(Fields(path, read_json_object(path)))
     fields = Fields(path, raw)
-    kind, layers = raw["model_type"], fields.integer("num_hidden_layers")
-    heads, hidden = fields.integer("num_attention_heads"), fields.integer("hidden_size")
+    kind, heads, hidden = raw["model_type"], fields.integer("num_attention_heads"), fields.integer("hidden_size")
     if raw.get("head_dim") is None and hidden % heads:
         raise fields.error("hidden_size", f"num_attention_heads is {heads}; give head_dim, or sizes that divide")
-    head_dim = fields.integer("head_dim", default=max(hidden // heads, 1))
-    context = fields.integer("max_position_embeddings", default=known.defaults["max_position_embeddings"])
-    if raw.get("layer_types") not in (None, ["full_attention"] * layers):
+    absent = {
+        "num_kv_heads": heads,
+        "head_dim": max(hidden // heads, 1),
+        "rms_norm_eps": 1e-6,
+        "initializer_range": 0.02,
+        "tie_embeddings": False,
+        "context": known.defaults["max_position_embeddings"],
+    }
+    shape: dict[str, Any] = {field: read(fields, key, absent.get(field)) for field, (key, read) in SHAPE.items()}
+    if raw.get("layer_types") not in (None, ["full_attention"] * shape["num_layers"]):
         raise fields.error("layer_types", "only full attention in every layer is supported here")
     windowed = kind == "mistral" and raw["sliding_window"] is not None
-    sizes = {
-        "vocab_size": fields.integer("vocab_size"),
-        "intermediate_size": fields.integer("intermediate_size"),
-        "num_kv_heads": fields.integer("num_key_value_heads", default=heads),
-        "rms_norm_eps": fields.number("rms_norm_eps", default=1e-6),
-        "tie_embeddings": fields.boolean("tie_word_embeddings", default=False),
-        "attention_bias": fields.boolean("attention_bias", default=kind == "qwen2"),
-        "sliding_window": fields.integer("sliding_window") if windowed else None,
-        "initializer_range": fields.number("initializer_range", default=0.02),
-        "param_dtype": _dtype(fields) or "float32",
-    }
     try:
-        base, rope = read_rope(fields, head_dim, context)
+        base, rope = read_rope(fields, shape["head_dim"], shape["context"])
         config = LlamaConfig(
+            **shape,
             architecture=kind,
-            hidden_size=hidden,
-            num_layers=layers,
-            num_heads=heads,
-            head_dim=head_dim,
+            attention_bias=fields.boolean("attention_bias", default=kind == "qwen2"),
+            sliding_window=fields.integer("sliding_window") if windowed else None,
+            param_dtype=_dtype(fields) or "float32",
             rope_base=base,
-            context=context,
-            **sizes,
         )
     except InputError as error:
         # The model's and the scaling's own checks know neither the file nor its keys.
@@ -124,7 +115,7 @@ def _understood(fields: Fields) -> tuple[Architecture, dict]:
         raise fields.error("architectures", f'use a causal model: ["{known.name}"]')
     values = {**HARMLESS_VALUES, **known.values}
     for key, value in fields.values.items():
-        if key in UNDERSTOOD | HARMLESS | known.understood | known.harmless:
+        if key in UNDERSTOOD | HARMLESS or key in known.understood + known.harmless:
             continue
         if key not in values:
             raise fields.error(

@@ -9,6 +9,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
+from rope_jax.interop.json_fields import Fields
+
 # The top-level key under which an export says what its scale vector was made from.
 PROVENANCE_KEY = "rope_jax"
 
@@ -21,76 +23,78 @@ class Architecture:
         name: its class.
         defaults: what its config assumes for keys that a file leaves out (transformers 5.23), where that depends
             on the family.
-        understood: keys of its own that `read_config` interprets.
+        understood: keys of its own that `read_config` interprets; those that are fields of `LlamaConfig` are exported.
         values: keys of its own that may only have the values at which they change nothing.
         harmless: keys of its own that change nothing here whatever they hold.
+        written: keys of its own that every export has.
     """
 
     name: str
     defaults: Mapping[str, int]
-    understood: frozenset[str] = frozenset()
+    understood: tuple[str, ...] = ()
     values: Mapping[str, tuple] = dataclasses.field(default_factory=dict)
-    harmless: frozenset[str] = frozenset()
+    harmless: tuple[str, ...] = ()
+    written: Mapping[str, bool | None] = dataclasses.field(default_factory=dict)
 
 
-# Window and layers of a window that is not used.
-_UNUSED_WINDOW = frozenset({"sliding_window", "max_window_layers"})
+# Window and layers of a window that is not used, and how an export says so.
+_UNUSED_WINDOW = ("sliding_window", "max_window_layers")
+_NO_WINDOW = {"use_sliding_window": False, "sliding_window": None}
 
 # By `model_type`.
 ARCHITECTURES = {
     "llama": Architecture(
         "LlamaForCausalLM",
         {"max_position_embeddings": 2048},
-        understood=frozenset({"attention_bias"}),
+        understood=("attention_bias",),
         values={"sliding_window": (None,)},
+        written={"mlp_bias": False},
     ),
     "mistral": Architecture(
         "MistralForCausalLM",
         {"max_position_embeddings": 131072, "num_key_value_heads": 8, "sliding_window": 4096},
-        understood=frozenset({"sliding_window"}),
+        understood=("sliding_window",),
         values={"attention_bias": (False,)},
     ),
     "qwen2": Architecture(
         "Qwen2ForCausalLM",
         {"max_position_embeddings": 32768, "num_key_value_heads": 32},
-        understood=frozenset({"layer_types"}),
+        understood=("layer_types",),
         values={"attention_bias": (True,), "use_sliding_window": (False,)},
         harmless=_UNUSED_WINDOW,
+        written=_NO_WINDOW,
     ),
     "qwen3": Architecture(
         "Qwen3ForCausalLM",
         {"max_position_embeddings": 32768, "num_key_value_heads": 32, "head_dim": 128},
-        understood=frozenset({"attention_bias", "layer_types"}),
+        understood=("attention_bias", "layer_types"),
         values={"use_sliding_window": (False,)},
         harmless=_UNUSED_WINDOW,
+        written=_NO_WINDOW,
     ),
 }
 
+# Field of `LlamaConfig` -> the key that says the same for every family, and how its value is read.
+SHAPE = {
+    "vocab_size": ("vocab_size", Fields.integer),
+    "hidden_size": ("hidden_size", Fields.integer),
+    "intermediate_size": ("intermediate_size", Fields.integer),
+    "num_layers": ("num_hidden_layers", Fields.integer),
+    "num_heads": ("num_attention_heads", Fields.integer),
+    "num_kv_heads": ("num_key_value_heads", Fields.integer),
+    "head_dim": ("head_dim", Fields.integer),
+    "rms_norm_eps": ("rms_norm_eps", Fields.number),
+    "initializer_range": ("initializer_range", Fields.number),
+    "tie_embeddings": ("tie_word_embeddings", Fields.boolean),
+    "context": ("max_position_embeddings", Fields.integer),
+}
+
 # Keys that `read_config` interprets.
-UNDERSTOOD = frozenset(
-    {
-        "architectures",
-        "dtype",
-        "head_dim",
-        "hidden_size",
-        "initializer_range",
-        "intermediate_size",
-        "max_position_embeddings",
-        "model_type",
-        "num_attention_heads",
-        "num_hidden_layers",
-        "num_key_value_heads",
-        "original_max_position_embeddings",
-        "rms_norm_eps",
-        "rope_parameters",
-        "rope_scaling",
-        "rope_theta",
-        "tie_word_embeddings",
-        "torch_dtype",
-        "vocab_size",
-        PROVENANCE_KEY,
-    }
-)
+UNDERSTOOD = {
+    *(key for key, _ in SHAPE.values()),
+    *("architectures", "model_type", "dtype", "torch_dtype", PROVENANCE_KEY),
+    *("rope_theta", "rope_scaling", "rope_parameters", "original_max_position_embeddings"),
+}
 
 # Keys that may only have the values at which they change nothing.
 HARMLESS_VALUES = {
@@ -113,66 +117,27 @@ HARMLESS_VALUES = {
     "use_mrope": (False,),
 }
 
-# Keys that change no logit whatever they hold: labels, token ids, what an API returns, how text is sampled.
-HARMLESS = frozenset(
-    {
-        "_attn_implementation",
-        "_attn_implementation_autoset",
-        "_commit_hash",
-        "_name_or_path",
-        "attn_implementation",
-        "bad_words_ids",
-        "begin_suppress_tokens",
-        "bos_token_id",
-        "decoder_start_token_id",
-        "diversity_penalty",
-        "do_sample",
-        "early_stopping",
-        "encoder_no_repeat_ngram_size",
-        "eos_token_id",
-        "exponential_decay_length_penalty",
-        "finetuning_task",
-        "forced_bos_token_id",
-        "forced_eos_token_id",
-        "id2label",
-        "label2id",
-        "length_penalty",
-        "max_length",
-        "min_length",
-        "name_or_path",
-        "no_repeat_ngram_size",
-        "num_beam_groups",
-        "num_beams",
-        "num_labels",
-        "num_return_sequences",
-        "output_attentions",
-        "output_hidden_states",
-        "output_scores",
-        "pad_token_id",
-        "prefix",
-        "problem_type",
-        "remove_invalid_values",
-        "repetition_penalty",
-        "return_dict",
-        "return_dict_in_generate",
-        "sep_token_id",
-        "suppress_tokens",
-        "task_specific_params",
-        "temperature",
-        "tf_legacy_loss",
-        "tokenizer_class",
-        "top_k",
-        "top_p",
-        "torchscript",
-        "transformers.js_config",
-        "transformers_version",
-        "typical_p",
-        "unsloth_fixed",
-        "unsloth_version",
-        "use_bfloat16",
-        "use_cache",
-    }
-)
-
 # What describes the folder that a config was read from, rather than the model.
-NOT_CARRIED = frozenset({"_commit_hash", "_name_or_path", "name_or_path"})
+NOT_CARRIED = {"_commit_hash", "_name_or_path", "name_or_path"}
+
+# Keys that change no logit whatever they hold.
+HARMLESS = {
+    *NOT_CARRIED,
+    # Labels.
+    *("finetuning_task", "id2label", "label2id", "num_labels", "prefix", "problem_type", "task_specific_params"),
+    # Token ids, and the tokenizer.
+    *("bos_token_id", "decoder_start_token_id", "eos_token_id", "forced_bos_token_id", "forced_eos_token_id"),
+    *("pad_token_id", "sep_token_id", "tokenizer_class"),
+    # What an API returns, and how.
+    *("output_attentions", "output_hidden_states", "output_scores", "return_dict", "return_dict_in_generate"),
+    *("use_cache", "torchscript", "use_bfloat16", "tf_legacy_loss"),
+    # How text is sampled.
+    *("bad_words_ids", "begin_suppress_tokens", "suppress_tokens", "remove_invalid_values"),
+    *("diversity_penalty", "exponential_decay_length_penalty", "length_penalty", "repetition_penalty"),
+    *("do_sample", "early_stopping", "num_beam_groups", "num_beams", "num_return_sequences"),
+    *("encoder_no_repeat_ngram_size", "max_length", "min_length", "no_repeat_ngram_size"),
+    *("temperature", "top_k", "top_p", "typical_p"),
+    # What wrote the file, and which implementation it chose.
+    *("_attn_implementation", "_attn_implementation_autoset", "attn_implementation"),
+    *("transformers.js_config", "transformers_version", "unsloth_fixed", "unsloth_version"),
+}

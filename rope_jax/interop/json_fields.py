@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,27 +36,24 @@ class Fields:
 
     def integer(self, key: str, default: int | None = None) -> int:
         """A positive integer."""
-        value = self.values.get(key)
-        if value is None and default is not None:
-            return default
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise self.error(key, "give a positive integer")
-        return value
+        return self._read(key, default, lambda value: type(value) is int and value > 0, "a positive integer")
 
     def number(self, key: str, default: float | None = None) -> float:
         """A positive finite number."""
+
+        def accepts(value: Any) -> bool:
+            return type(value) in (int, float) and 0 < value <= sys.float_info.max
+
+        return float(self._read(key, default, accepts, "a positive finite number"))
+
+    def boolean(self, key: str, default: bool | None = None) -> bool:
+        """True or false."""
+        return self._read(key, default, lambda value: isinstance(value, bool), "true or false")
+
+    def _read(self, key: str, default: Any, accepts: Callable[[Any], bool], wanted: str) -> Any:
         value = self.values.get(key)
         if value is None and default is not None:
             return default
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value <= 0:
-            raise self.error(key, "give a positive finite number")
-        return float(value)
-
-    def boolean(self, key: str, default: bool) -> bool:
-        """True or false."""
-        value = self.values.get(key)
-        if value is None:
-            return default
-        if not isinstance(value, bool):
-            raise self.error(key, "give true or false")
+        if not accepts(value):
+            raise self.error(key, f"give {wanted}")
         return value
