@@ -101,7 +101,7 @@ def generate(config: LlamaConfig, folder: Path) -> None:
 
     folder.mkdir()
     write_sharded(folder, plan_shards(tensors, SHARD_BYTES), values(), lambda _: None)
-    fields = {"context": config.context, "dtype": "bfloat16", "provenance": {}, "carried": {}, "extra_config": {}}
+    fields = {"context": config.context, "dtype": "bfloat16", "provenance": {}, "carried": {}}
     described, _ = describe_export(config, identity(config.head_dim), **fields)
     (folder / "config.json").write_text(json.dumps(described))
 

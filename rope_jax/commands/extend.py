@@ -94,7 +94,7 @@ def pretrain(run: Run, reporter: Reporter) -> None:
             rope,
             context=original,
             provenance={"trained_by": "rope-jax", "steps": config.optimizer.steps},
-            save_tokenizer=run.tokenizer.save,
+            extra_files=run.tokenizer.save,
             dtype="float32",
             progress=progress,
         )

@@ -10,8 +10,7 @@ import numpy as np
 
 from rope_jax.errors import InputError
 from rope_jax.interop.hf_config import read_config
-from rope_jax.interop.hf_keys import ARCHITECTURES, HARMLESS, HARMLESS_VALUES, PROVENANCE_KEY, SHAPE
-from rope_jax.interop.json_fields import shown
+from rope_jax.interop.hf_keys import ARCHITECTURES, PROVENANCE_KEY, SHAPE
 from rope_jax.model.config import LlamaConfig
 from rope_jax.rope.embedding import ScaleVector
 
@@ -24,7 +23,6 @@ def describe_export(
     dtype: str,
     provenance: Mapping,
     carried: Mapping,
-    extra_config: Mapping,
 ) -> tuple[dict, float]:
     """Checks what an export is to say and describes it as a `config.json` that stock engines load.
 
@@ -40,7 +38,6 @@ def describe_export(
         dtype: dtype of the tensors.
         provenance: what the vector was made from.
         carried: keys of the source that change no logit.
-        extra_config: further such keys; they win.
 
     Returns:
         The object of `config.json`, and the attention factor that `fold_attention_factor` moves into the weights.
@@ -56,7 +53,6 @@ def describe_export(
         raise InputError(
             f"`provenance` cannot be written as JSON ({error}): give strings and numbers", field="provenance"
         ) from None
-    check_carried(extra_config)
     base = float(config.rope_base)
     if np.all(factors == 1):
         scaling, parameters = None, {"rope_type": "default", "rope_theta": base}
@@ -89,7 +85,7 @@ def describe_export(
     }
     # Without these, transformers assumes LLaMA's ids 1 and 2, which are ordinary tokens elsewhere.
     ids = {"bos_token_id": None, "eos_token_id": None}
-    return {**ids, **carried, **extra_config, **model}, attention_factor
+    return {**ids, **carried, **model}, attention_factor
 
 
 def carried_keys(source: Path, config: LlamaConfig) -> dict:
@@ -104,16 +100,6 @@ def carried_keys(source: Path, config: LlamaConfig) -> dict:
             field="source",
         )
     return known.carried
-
-
-def check_carried(extra: Mapping) -> None:
-    """Checks that further keys for an exported `config.json` are known to change no logit."""
-    for key, value in extra.items():
-        if key not in HARMLESS and not (key in HARMLESS_VALUES and value in HARMLESS_VALUES[key]):
-            raise InputError(
-                f"`extra_config` has {key!r}: {shown(value)}, and an export carries only keys that change no logit",
-                field="extra_config",
-            )
 
 
 def _one_vector(rope: ScaleVector, config: LlamaConfig) -> tuple[np.ndarray, float]:

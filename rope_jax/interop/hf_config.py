@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rope_jax.errors import InputError
-from rope_jax.files import read_json_object
+from rope_jax.files import Fields, read_json_object, shown
 from rope_jax.interop.hf_keys import (
     ARCHITECTURES,
     HARMLESS,
@@ -19,7 +19,6 @@ from rope_jax.interop.hf_keys import (
     Architecture,
 )
 from rope_jax.interop.hf_rope import read_rope
-from rope_jax.interop.json_fields import Fields, shown
 from rope_jax.model.config import DTYPES, LlamaConfig
 from rope_jax.rope.embedding import ScaleVector
 

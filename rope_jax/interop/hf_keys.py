@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
-from rope_jax.interop.json_fields import Fields
+from rope_jax.files import Fields
 
 # The top-level key under which an export says what its scale vector was made from.
 PROVENANCE_KEY = "rope_jax"

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from rope_jax.errors import InputError
-from rope_jax.interop.json_fields import Fields, shown
+from rope_jax.files import Fields, shown
 from rope_jax.rope.embedding import ScaleVector, frequencies, identity
 from rope_jax.rope.methods.by_parts import llama3, yarn
 from rope_jax.rope.methods.explicit import explicit, longrope_attention_factor

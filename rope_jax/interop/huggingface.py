@@ -33,22 +33,10 @@ THREADS = 4
 
 
 @dataclasses.dataclass(frozen=True)
-class HuggingFaceModel:
-    """A model read from a folder.
+class HuggingFaceModel(SourceConfig):
+    """A model read from a folder: what its config says, and `params` of `Llama(config)`, plain arrays."""
 
-    Attributes:
-        config: as of `SourceConfig`; `param_dtype` is the dtype of `params`.
-        params: parameters of `Llama(config)`, plain arrays.
-        rope: the model's own scaling, factors ``[D/2]``.
-        source_dtype: dtype of the tensors in the folder, the widest if they differ.
-        provenance: as of `SourceConfig`.
-    """
-
-    config: LlamaConfig
     params: dict
-    rope: ScaleVector
-    source_dtype: str
-    provenance: dict | None
 
 
 def check_model(folder: str | Path) -> SourceConfig:
@@ -90,18 +78,14 @@ def read_model(
     source, tensors = inspect(Path(folder))
     if param_dtype is not None:
         _check_dtype(param_dtype, "param_dtype")
-    found = {name: DTYPES[tensor.dtype].name for name, tensor in tensors.items()}
-    source_dtype = widest_dtype(tensors)
-    if param_dtype is None and len(set(found.values())) > 1:
-        examples = ", ".join(
-            f"{next(name for name in found if found[name] == dtype)} is {dtype}"
-            for dtype in sorted(set(found.values()))
-        )
+    stored = {DTYPES[tensor.dtype].name: name for name, tensor in reversed(tensors.items())}
+    if param_dtype is None and len(stored) > 1:
+        examples = ", ".join(f"{name} is {dtype}" for dtype, name in sorted(stored.items()))
         raise InputError(
-            f"{folder} mixes dtypes ({examples}): give `param_dtype`, such as '{source_dtype}'", field="param_dtype"
+            f"{folder} mixes dtypes ({examples}): give `param_dtype`, such as '{widest_dtype(tensors)}'",
+            field="param_dtype",
         )
-
-    config = dataclasses.replace(source.config, param_dtype=param_dtype or source_dtype)
+    config = dataclasses.replace(source.config, param_dtype=param_dtype or widest_dtype(tensors))
     advance = counter(sum(tensor.bytes for tensor in tensors.values()), progress)
     params: dict = {}
     with ThreadPoolExecutor(THREADS) as threads:
@@ -112,7 +96,7 @@ def read_model(
                 node = node.setdefault(key, {})
             sharding = _leaf(shardings, weight.path) if isinstance(shardings, Mapping) else shardings
             node[weight.path[-1]] = reader.parameter(weight, sharding)
-    return HuggingFaceModel(config, params, source.rope, source_dtype, source.provenance)
+    return HuggingFaceModel(config, source.rope, source.provenance, source.carried, params)
 
 
 def write_model(
@@ -124,9 +108,7 @@ def write_model(
     context: int,
     provenance: Mapping,
     source: str | Path | None = None,
-    save_tokenizer: Callable[[Path], object] | None = None,
     extra_files: Callable[[Path], object] | None = None,
-    extra_config: Mapping | None = None,
     dtype: str | None = None,
     overwrite: bool = False,
     max_shard_bytes: int = SHARD_BYTES,
@@ -148,9 +130,7 @@ def write_model(
             of its own into `config.json`; JSON-serialisable.
         source: model folder whose tokenizer files, `generation_config.json` and config keys that change no logit are
             copied.
-        save_tokenizer: writes tokenizer files into the folder it is given; those of `source` are not copied then.
-        extra_files: writes further files, such as a model card, into the folder it is given.
-        extra_config: further config keys that change no logit, such as `eos_token_id`; they win over `source`.
+        extra_files: writes further files, such as a tokenizer's or a model card, into the folder it is given.
         dtype: dtype of the tensors; None keeps that of each parameter.
         overwrite: replace a model folder that exists.
         max_shard_bytes: tensor bytes per file.
@@ -172,11 +152,10 @@ def write_model(
         dtype=dtype or _leaf(params, EMBEDDING.path).dtype.name,
         provenance=provenance,
         carried={} if source is None else carried_keys(source, config),
-        extra_config=extra_config or {},
     )
     planned = _plan(config, params, dtype)
     shards = plan_shards((tensor for tensor, _, _ in planned), max_shard_bytes)
-    carried = [] if source is None else files_to_carry(source, with_tokenizer=save_tokenizer is None)
+    carried = [] if source is None else files_to_carry(source)
     total = sum(tensor.bytes for tensor, _, _ in planned)
     need = total + sum(file.stat().st_size for file in carried)
     multihost.together(lambda: check_space(folder, need) if multihost.is_first() else None)
@@ -193,11 +172,7 @@ def write_model(
         advance = counter(total, progress)
         try:
             write_folder(
-                folder,
-                described,
-                lambda place: write_sharded(place, shards, coming, advance),
-                carried,
-                [save_tokenizer, extra_files],
+                folder, described, lambda place: write_sharded(place, shards, coming, advance), carried, extra_files
             )
         except Exception:
             if jax.process_count() > 1:

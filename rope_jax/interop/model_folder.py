@@ -10,7 +10,7 @@ import numpy as np
 from rope_jax.errors import InputError
 from rope_jax.interop.hf_config import SourceConfig, read_config
 from rope_jax.interop.tensor_files import DTYPES, StoredTensor, find_tensors
-from rope_jax.interop.weights import EMBEDDING, HEAD, is_frequency_buffer, table
+from rope_jax.interop.weights import EMBEDDING, FREQUENCY_BUFFER, HEAD, table
 
 
 def inspect(folder: Path) -> tuple[SourceConfig, dict[str, StoredTensor]]:
@@ -33,7 +33,7 @@ def inspect(folder: Path) -> tuple[SourceConfig, dict[str, StoredTensor]]:
     unexpected = [
         name
         for name in found
-        if name not in expected and not is_frequency_buffer(name) and found[name] is not duplicate_head
+        if name not in expected and not FREQUENCY_BUFFER.fullmatch(name) and found[name] is not duplicate_head
     ]
     if missing:
         hint = "; set tie_word_embeddings to true if this model has no head" if missing == [HEAD.name] else ""
@@ -81,8 +81,7 @@ def _check_duplicate_head(embedding, head):
     if not same:
         raise InputError(
             f"{head.file}: {HEAD.name} differs from {EMBEDDING.name}, yet config.json sets "
-            "tie_word_embeddings: set "
-            "it to false to use the head, or remove the head"
+            "tie_word_embeddings: set it to false to use the head, or remove the head"
         )
 
 

@@ -27,18 +27,17 @@ def check_folder(folder: Path, source: Path | None, overwrite: bool) -> None:
     check_target(folder, overwrite, mark="config.json")
 
 
-def files_to_carry(source: Path, with_tokenizer: bool) -> list[Path]:
+def files_to_carry(source: Path) -> list[Path]:
     """The small files of a model folder that an export copies."""
-    names = ("generation_config.json", *(TOKENIZER_FILES if with_tokenizer else ()))
-    return [source / name for name in names if (source / name).is_file()]
+    return [source / name for name in ("generation_config.json", *TOKENIZER_FILES) if (source / name).is_file()]
 
 
 def write_folder(
     folder: Path,
     described: Mapping,
     write_tensors: Callable[[Path], Mapping[str, str]],
-    carried: Iterable[Path] = (),
-    further: Iterable[Callable[[Path], object] | None] = (),
+    carried: Iterable[Path],
+    extra_files: Callable[[Path], object] | None,
 ) -> None:
     """Writes a model folder, whole or not at all.
 
@@ -47,7 +46,7 @@ def write_folder(
         described: the object of `config.json`.
         write_tensors: writes the tensor files into the folder that it is given; returns the SHA-256 of each by name.
         carried: files to copy.
-        further: write further files into the folder that they are given; None is skipped.
+        extra_files: writes further files into the folder that it is given.
     """
 
     def write(place: Path) -> None:
@@ -55,9 +54,8 @@ def write_folder(
         digests = write_tensors(place)
         for file in carried:
             shutil.copyfile(file, place / file.name)
-        for add in further:
-            if add is not None:
-                add(place)
+        if extra_files is not None:
+            extra_files(place)
         _allow_length(place / "tokenizer_config.json", described["max_position_embeddings"])
         (place / "config.json").write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
         lines = []

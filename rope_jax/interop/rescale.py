@@ -27,7 +27,6 @@ def rescale_folder(
     context: int,
     provenance: Mapping,
     extra_files: Callable[[Path], object] | None = None,
-    extra_config: Mapping | None = None,
     overwrite: bool = False,
     progress: Callable[[int, int], object] | None = None,
 ) -> None:
@@ -40,7 +39,7 @@ def rescale_folder(
         source: model folder.
         target: folder to create.
         rope: the whole scale vector, factors ``[D/2]``, which replaces that of the source's config.
-        context, provenance, extra_files, extra_config, overwrite, progress: as of `write_model`.
+        context, provenance, extra_files, overwrite, progress: as of `write_model`.
 
     Raises:
         InputError: naming the argument, folder or file and the fix. Nothing remains then.
@@ -55,12 +54,11 @@ def rescale_folder(
         dtype=DTYPES[tensors[EMBEDDING.name].dtype].name,
         provenance=provenance,
         carried=known.carried,
-        extra_config=extra_config or {},
     )
     # The files hold buffers of old checkpoints too, which no row of the table asks for.
     stored = find_tensors(source)
     files = sorted({tensor.file for tensor in stored.values()})
-    carried = files_to_carry(source, with_tokenizer=True)
+    carried = files_to_carry(source)
     total = sum(tensor.bytes for tensor in stored.values())
     check_space(target, total + sum(file.stat().st_size for file in carried))
 
@@ -77,4 +75,4 @@ def rescale_folder(
             write_index(place, {name: tensor.file.name for name, tensor in stored.items()}, total)
         return digests
 
-    write_folder(target, described, write_tensors, carried, [extra_files])
+    write_folder(target, described, write_tensors, carried, extra_files)

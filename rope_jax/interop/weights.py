@@ -105,7 +105,7 @@ QWEN3 = (*LLAMA, QUERY_NORM, KEY_NORM)
 TABLES = {"llama": LLAMA, "mistral": MISTRAL, "qwen2": QWEN2, "qwen3": QWEN3}
 
 # Old checkpoints store the rotary frequencies; they follow from the config.
-_FREQUENCY_BUFFER = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
+FREQUENCY_BUFFER = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
 
 
 def axis_sizes(config: LlamaConfig) -> dict[str, int]:
@@ -133,18 +133,6 @@ def folding_rows(config: LlamaConfig) -> tuple[Weight, ...]:
     # A norm undoes what is folded in before it.
     rows = (QUERY_NORM, KEY_NORM) if config.qk_norm else (QUERY, KEY, QUERY_BIAS, KEY_BIAS)
     return tuple(weight for weight in table(config) if weight in rows)
-
-
-def is_frequency_buffer(name: str) -> bool:
-    """Whether a tensor holds the rotary frequencies, which are read from the config instead.
-
-    Args:
-        name: tensor name.
-
-    Returns:
-        True for the buffers of old checkpoints.
-    """
-    return _FREQUENCY_BUFFER.fullmatch(name) is not None
 
 
 def fold_attention_factor(tensor: np.ndarray, attention_factor: float) -> np.ndarray:

@@ -183,7 +183,7 @@ def test_mixed_dtypes_need_a_decision(originals, tmp_path):
         InputError, match=r"mixes dtypes .*model.norm.weight is float16.*give `param_dtype`, such as 'float32'"
     ):
         read_model(folder)
-    assert read_model(folder, param_dtype="float32").source_dtype == "float32"
+    assert read_model(folder, param_dtype="float32").config.param_dtype == "float32"
     with pytest.raises(InputError, match="`param_dtype` is 'int8': use one of float32, bfloat16, float16"):
         read_model(folder, param_dtype="int8")
 

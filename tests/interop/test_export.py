@@ -77,7 +77,7 @@ def test_rows_per_layer_that_are_equal_are_one_vector(tmp_path, model):
 
 
 def test_files_of_the_source_are_carried(tmp_path, source, model):
-    config = export(tmp_path / "out", model, source=source, extra_config={"eos_token_id": 7})
+    config = export(tmp_path / "out", model, source=source)
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "SHA256SUMS",
         "config.json",
@@ -92,17 +92,7 @@ def test_files_of_the_source_are_carried(tmp_path, source, model):
     # Engines that take the lower of the model's and the tokenizer's limit would cut the context off.
     settings = json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())
     assert settings == {"model_max_length": 512, "name": "caf\u00e9"}
-    assert (config["pad_token_id"], config["eos_token_id"]) == (3, 7)
-
-
-def test_a_tokenizer_may_save_itself(tmp_path, source, model):
-    def save(folder):
-        (folder / "tokenizer.json").write_text("mine")
-
-    export(tmp_path / "out", model, source=source, save_tokenizer=save)
-    assert (tmp_path / "out" / "tokenizer.json").read_text() == "mine"
-    assert not (tmp_path / "out" / "tokenizer.model").exists()
-    assert (tmp_path / "out" / "generation_config.json").exists()
+    assert config["pad_token_id"] == 3
 
 
 def test_checksums(tmp_path, source, model):
@@ -138,7 +128,7 @@ def test_dtype_of_an_export(tmp_path, model):
     config = export(tmp_path / "out", model, dtype="bfloat16")
     assert config["torch_dtype"] == "bfloat16"
     again = read_model(tmp_path / "out")
-    assert again.source_dtype == "bfloat16"
+    assert again.config.param_dtype == "bfloat16"
     np.testing.assert_array_equal(again.params["embedding"], model.params["embedding"].astype(jnp.bfloat16))
 
 
@@ -225,7 +215,6 @@ def without(tree, *path):
         ({"dtype": "float8"}, "`dtype` is 'float8': use one of float32, bfloat16, float16"),
         ({"provenance": {"vector": np.ones(3)}}, "`provenance` cannot be written as JSON"),
         ({"provenance": {"kl": float("nan")}}, "`provenance` cannot be written as JSON"),
-        ({"extra_config": {"attention_bias": True}}, r"attention_bias.*change no logit"),
         ({"source": "/nowhere"}, "`source` /nowhere is not a folder"),
     ],
 )
@@ -276,7 +265,7 @@ def test_a_failure_midway_leaves_nothing_behind(tmp_path, model, monkeypatch, ex
         raise raised
 
     with pytest.raises(expected):
-        export(tmp_path / "out", model, overwrite=True, save_tokenizer=fail)
+        export(tmp_path / "out", model, overwrite=True, extra_files=fail)
     assert os.listdir(tmp_path) == ["out"] * existing
     if existing:
         assert read_model(tmp_path / "out").provenance == {"method": "before"}

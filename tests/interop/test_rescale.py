@@ -97,7 +97,6 @@ def test_extending_twice(tmp_path):
         ({"rope": ScaleVector.create(np.ones(5))}, r"factors of `rope` have shape \[5\]"),
         ({"context": 0}, "`context` is 0"),
         ({"provenance": {"vector": np.ones(3)}}, "`provenance` cannot be written as JSON"),
-        ({"extra_config": {"rope_theta": 1.0}}, "change no logit"),
     ],
 )
 def test_refused(tmp_path, changes, message):
