@@ -32,8 +32,8 @@ import numpy as np
 from benchmarks.common import head, in_own_process, machine, options, peak_bytes, row
 from rope_jax.interop.export_config import describe_export
 from rope_jax.interop.huggingface import read_model, write_model
+from rope_jax.interop.new_folder import rescale_folder
 from rope_jax.interop.new_tensor_files import SHARD_BYTES, NewTensor, plan_shards, write_sharded
-from rope_jax.interop.rescale import rescale_folder
 from rope_jax.interop.tensor_files import find_tensors
 from rope_jax.interop.weights import table
 from rope_jax.model.config import LlamaConfig

@@ -15,8 +15,8 @@ from rope_jax.interop.gguf_export import add_factors, write_gguf
 from rope_jax.interop.hf_config import read_config
 from rope_jax.interop.huggingface import write_model
 from rope_jax.interop.model_card import write_card
+from rope_jax.interop.new_folder import rescale_folder
 from rope_jax.interop.peft_adapter import write_adapter
-from rope_jax.interop.rescale import rescale_folder
 from rope_jax.interop.verify import verify_config, verify_gguf, verify_logits
 from rope_jax.rope.embedding import ScaleVector
 from rope_jax.training.checkpoints import read_trained

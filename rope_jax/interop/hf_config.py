@@ -8,22 +8,13 @@ from typing import Any
 
 from rope_jax.errors import InputError
 from rope_jax.files import Fields, read_json_object, shown
-from rope_jax.interop.hf_keys import (
-    ARCHITECTURES,
-    HARMLESS,
-    HARMLESS_VALUES,
-    NOT_CARRIED,
-    PROVENANCE_KEY,
-    SHAPE,
-    UNDERSTOOD,
-    Architecture,
-)
+from rope_jax.interop import hf_keys
 from rope_jax.interop.hf_rope import read_rope
 from rope_jax.model.config import DTYPES, LlamaConfig
 from rope_jax.rope.embedding import ScaleVector
 
 # Arguments of the model and of scalings -> keys of `config.json`.
-_KEYS = {field: key for field, (key, _) in SHAPE.items()} | {
+_KEYS = {field: key for field, (key, _) in hf_keys.SHAPE.items()} | {
     "base": "rope_theta",
     "extension": "factor",
     "factors": "long_factor",
@@ -74,7 +65,9 @@ def read_config(folder: Path) -> SourceConfig:
         "tie_embeddings": False,
         "context": known.defaults["max_position_embeddings"],
     }
-    shape: dict[str, Any] = {field: read(fields, key, absent.get(field)) for field, (key, read) in SHAPE.items()}
+    shape: dict[str, Any] = {
+        field: read(fields, key, absent.get(field)) for field, (key, read) in hf_keys.SHAPE.items()
+    }
     if raw.get("layer_types") not in (None, ["full_attention"] * shape["num_layers"]):
         raise fields.error("layer_types", "only full attention in every layer is supported here")
     windowed = kind == "mistral" and raw["sliding_window"] is not None
@@ -92,29 +85,29 @@ def read_config(folder: Path) -> SourceConfig:
         # The model's and the scaling's own checks know neither the file nor its keys.
         message = str(error.renamed(_KEYS))
         raise InputError(message if str(path) in message else f"{path}: {message}") from None
-    provenance = raw.get(PROVENANCE_KEY)
+    provenance = raw.get(hf_keys.PROVENANCE_KEY)
     if provenance is not None and not isinstance(provenance, dict):
-        raise fields.error(PROVENANCE_KEY, "it must be an object; remove it")
+        raise fields.error(hf_keys.PROVENANCE_KEY, "it must be an object; remove it")
     carried = {
         key: value
         for key, value in raw.items()
-        if (key in HARMLESS or key in HARMLESS_VALUES) and key not in NOT_CARRIED
+        if (key in hf_keys.HARMLESS or key in hf_keys.HARMLESS_VALUES) and key not in hf_keys.NOT_CARRIED
     }
     return SourceConfig(config, rope, provenance, carried)
 
 
-def _understood(fields: Fields) -> tuple[Architecture, dict]:
+def _understood(fields: Fields) -> tuple[hf_keys.Architecture, dict]:
     """The architecture, and the file's keys with its defaults, if every key is known to be computed as it asks."""
     kind, names = fields.values.get("model_type"), fields.values.get("architectures")
     # As a string, because an untrusted file may hold a list here, which no dictionary can look up.
-    if not isinstance(kind, str) or kind not in ARCHITECTURES:
-        raise fields.error("model_type", f"use a model of type {', '.join(ARCHITECTURES)}")
-    known = ARCHITECTURES[kind]
+    if not isinstance(kind, str) or kind not in hf_keys.ARCHITECTURES:
+        raise fields.error("model_type", f"use a model of type {', '.join(hf_keys.ARCHITECTURES)}")
+    known = hf_keys.ARCHITECTURES[kind]
     if names is not None and names != [known.name]:
         raise fields.error("architectures", f'use a causal model: ["{known.name}"]')
-    values = {**HARMLESS_VALUES, **known.values}
+    values = {**hf_keys.HARMLESS_VALUES, **known.values}
     for key, value in fields.values.items():
-        if key in UNDERSTOOD | HARMLESS or key in known.understood + known.harmless:
+        if key in hf_keys.UNDERSTOOD | hf_keys.HARMLESS or key in known.understood + known.harmless:
             continue
         if key not in values:
             raise fields.error(

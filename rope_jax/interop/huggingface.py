@@ -8,10 +8,12 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.experimental import multihost_utils
 
 from rope_jax import multihost
@@ -87,16 +89,11 @@ def read_model(
         )
     config = dataclasses.replace(source.config, param_dtype=param_dtype or widest_dtype(tensors))
     advance = counter(sum(tensor.bytes for tensor in tensors.values()), progress)
-    params: dict = {}
+    placed = flatten_dict(shardings) if isinstance(shardings, Mapping) else {}
     with ThreadPoolExecutor(THREADS) as threads:
         reader = _Reader(config, tensors, threads, advance)
-        for weight in table(config):
-            node = params
-            for key in weight.path[:-1]:
-                node = node.setdefault(key, {})
-            sharding = _leaf(shardings, weight.path) if isinstance(shardings, Mapping) else shardings
-            node[weight.path[-1]] = reader.parameter(weight, sharding)
-    return HuggingFaceModel(config, source.rope, source.provenance, source.carried, params)
+        params = {w.path: reader.parameter(w, placed[w.path] if placed else shardings) for w in table(config)}
+    return HuggingFaceModel(config, source.rope, source.provenance, source.carried, unflatten_dict(params))
 
 
 def write_model(
@@ -144,23 +141,24 @@ def write_model(
     multihost.together(lambda: check_folder(folder, source, overwrite) if multihost.is_first() else None)
     if dtype is not None:
         _check_dtype(dtype, "dtype")
-    _check_params(params, config)
+    leaves: dict[tuple[str, ...], Any] = dict(flatten_dict(params))
+    _check_params(leaves, config)
     described, attention_factor = describe_export(
         config,
         rope,
         context=context,
-        dtype=dtype or _leaf(params, EMBEDDING.path).dtype.name,
+        dtype=dtype or leaves[EMBEDDING.path].dtype.name,
         provenance=provenance,
         carried={} if source is None else carried_keys(source, config),
     )
-    planned = _plan(config, params, dtype)
+    planned = _plan(config, leaves, dtype)
     shards = plan_shards((tensor for tensor, _, _ in planned), max_shard_bytes)
     carried = [] if source is None else files_to_carry(source)
     total = sum(tensor.bytes for tensor, _, _ in planned)
     need = total + sum(file.stat().st_size for file in carried)
     multihost.together(lambda: check_space(folder, need) if multihost.is_first() else None)
 
-    values = _stored_values(planned, config, params, attention_factor)
+    values = _stored_values(planned, config, leaves, attention_factor)
 
     def write() -> None:
         # Every tensor is gathered from all processes by all processes.
@@ -244,15 +242,14 @@ def _check_dtype(dtype: str, field: str, what: str = "") -> None:
 
 def _check_params(params, config):
     rows = {weight.path: weight for weight in table(config)}
-    found = {tuple(key.key for key in path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]}
-    missing = ["/".join(path) for path in rows if path not in found]
-    unexpected = ["/".join(path) for path in found if path not in rows]
+    missing = ["/".join(path) for path in rows if path not in params]
+    unexpected = ["/".join(path) for path in params if path not in rows]
     if missing or unexpected:
         parts = [f"{word} {listed(names)}" for word, names in (("lacks", missing), ("holds", unexpected)) if names]
         raise InputError(
             f"`params` {' and '.join(parts)}: give the parameters of a model of this config", field="params"
         )
-    for path, leaf in found.items():
+    for path, leaf in params.items():
         shape = rows[path].kept_shape(config)
         if leaf.shape != shape:
             raise InputError(
@@ -266,7 +263,7 @@ def _check_params(params, config):
 def _plan(config, params, dtype) -> list[tuple[NewTensor, Weight, int | None]]:
     planned = []
     for weight in table(config):
-        kept = np.dtype(jnp.dtype(dtype or _leaf(params, weight.path).dtype))
+        kept = np.dtype(jnp.dtype(dtype or params[weight.path].dtype))
         for layer, name in enumerate(weight.names(config)):
             tensor = NewTensor(name, kept, weight.stored_shape(config))
             planned.append((tensor, weight, layer if weight.stacked else None))
@@ -278,7 +275,7 @@ def _plan(config, params, dtype) -> list[tuple[NewTensor, Weight, int | None]]:
 def _stored_values(planned, config, params, attention_factor) -> Iterator[np.ndarray]:
     folded = folding_rows(config)
     for _, weight, layer in planned:
-        value = weight.to_stored(_to_host(_leaf(params, weight.path), layer), config)
+        value = weight.to_stored(_to_host(params[weight.path], layer), config)
         yield fold_attention_factor(value, attention_factor) if weight in folded else value
 
 
@@ -301,12 +298,3 @@ def _one_ahead(values: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
         while (value := coming.result()) is not None:
             coming = thread.submit(next, values, None)
             yield value
-
-
-# Both
-
-
-def _leaf(params, path):
-    for key in path:
-        params = params[key]
-    return params

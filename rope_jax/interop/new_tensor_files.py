@@ -10,23 +10,30 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import io
+import hashlib
 import json
 import math
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
 from rope_jax.errors import InputError
 from rope_jax.interop.arrays import copy_cast
-from rope_jax.interop.summed_file import PIECE_BYTES, SummedFile
 from rope_jax.interop.tensor_files import DTYPES, INDEX, SINGLE, read_header
 
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 # Tensor bytes per file, the limit of transformers.
 SHARD_BYTES = 5_000_000_000
+
+# Bytes per write, and pieces in flight: enough that reading and summing continue while the disk stalls the writer, few
+# enough that memory is reused; memory that the system hands out for the first time is slow.
+PIECE_BYTES = 8 << 20
+PIECES = 40
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,13 +76,9 @@ def write_tensors(
             if value.shape != tensor.shape:
                 raise AssertionError(f"{tensor.name}: {value.shape} where {tensor} was announced")
             for block in _blocks(value, PIECE_BYTES // tensor.dtype.itemsize):
-                count = block.size * tensor.dtype.itemsize
-
-                def fill(piece, block=block, tensor=tensor):
+                with out.piece(block.size * tensor.dtype.itemsize) as piece:
                     copy_cast(piece.view(tensor.dtype).reshape(block.shape), block, tensor.name)
-
-                out.append(count, fill)
-                progress(count)
+                progress(len(piece))
         return out.finish()
 
 
@@ -95,21 +98,17 @@ def copy_tensors(
         progress: called with the number of bytes that were just read.
     """
     tensors = read_header(source)
-    with source.open("rb", buffering=0) as stream, contextlib.closing(SummedFile(file)) as out:
+    with source.open("rb") as stream, contextlib.closing(SummedFile(file)) as out:
         out.write(_marked_header(stream))
         for tensor in tensors:
-            change = changed.get(tensor.name)
-
-            def fill(piece, tensor=tensor, change=change):
-                _read_exactly(stream, piece)
-                if change is not None:
-                    numbers = piece.view(DTYPES[tensor.dtype])
-                    numbers[:] = change(numbers)
-
             for start in range(0, tensor.bytes, PIECE_BYTES):
-                count = min(PIECE_BYTES, tensor.bytes - start)
-                out.append(count, fill)
-                progress(count)
+                with out.piece(min(PIECE_BYTES, tensor.bytes - start)) as piece:
+                    if stream.readinto(piece.data) != len(piece):
+                        raise InputError(f"{source} has become shorter while it was read: start again")
+                    if tensor.name in changed:
+                        numbers = piece.view(DTYPES[tensor.dtype])
+                        numbers[:] = changed[tensor.name](numbers)
+                progress(len(piece))
         return out.finish()
 
 
@@ -161,29 +160,70 @@ def _blocks(value: np.ndarray, size: int) -> Iterator[np.ndarray]:
         yield from _blocks(part if step else part[0], size)
 
 
-def _marked_header(stream: io.FileIO) -> bytes:
+def _marked_header(stream: BinaryIO) -> bytes:
     """The header of a file, with the mark that loaders ask for and not every writer sets."""
-    length = np.empty(8, np.uint8)
-    _read_exactly(stream, length)
-    text = np.empty(int(length.view("<u8")[0]), np.uint8)
-    _read_exactly(stream, text)
-    header = json.loads(text.tobytes())
-    if (header.get("__metadata__") or {}).get("format") == "pt":
-        return length.tobytes() + text.tobytes()
-    return _encoded({**header, "__metadata__": {**(header.get("__metadata__") or {}), "format": "pt"}})
-
-
-def _read_exactly(stream: io.FileIO, target: np.ndarray) -> None:
-    """Fills a contiguous array with the next bytes of an unbuffered file."""
-    view = target.reshape(-1).view(np.uint8).data
-    while view:
-        count = stream.readinto(view)
-        if not count:
-            raise InputError(f"{stream.name} has become shorter while it was read: start again")
-        view = view[count:]
+    length = stream.read(8)
+    text = stream.read(int.from_bytes(length, "little"))
+    header = json.loads(text)
+    metadata = header.get("__metadata__") or {}
+    if metadata.get("format") == "pt":
+        return length + text
+    return _encoded({**header, "__metadata__": {**metadata, "format": "pt"}})
 
 
 def _encoded(header: dict) -> bytes:
     text = json.dumps(header, separators=(",", ":")).encode("utf-8")
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text
+
+
+class SummedFile:
+    """A new file that is filled in pieces; one thread writes them while another computes the SHA-256.
+
+    The checksum costs as much as writing: computed afterwards it would double the time of an export. A piece that
+    cannot be written is an `OSError` of one of the later calls.
+    """
+
+    def __init__(self, path: Path):
+        self._stream = path.open("xb", buffering=0)
+        self._hash = hashlib.sha256()
+        self._writer, self._summer = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
+        self._pieces: deque[tuple[np.ndarray, list[Future]]] = deque(
+            (np.empty(PIECE_BYTES, np.uint8), []) for _ in range(PIECES)
+        )
+
+    @contextlib.contextmanager
+    def piece(self, count: int) -> Iterator[np.ndarray]:
+        """The next `count` bytes, at most `PIECE_BYTES`, to be filled in the block."""
+        buffer, users = self._pieces.popleft()
+        for user in users:
+            user.result()
+        piece = buffer[:count]
+        yield piece
+        users = [self._writer.submit(self._write, piece), self._summer.submit(self._hash.update, piece.data)]
+        self._pieces.append((buffer, users))
+
+    def write(self, data: bytes) -> None:
+        """Appends bytes that are in memory already."""
+        for start in range(0, len(data), PIECE_BYTES):
+            part = np.frombuffer(data[start : start + PIECE_BYTES], np.uint8)
+            with self.piece(len(part)) as piece:
+                np.copyto(piece, part)
+
+    def finish(self) -> str:
+        """Waits until all is written, and returns the SHA-256 of the file, hexadecimal."""
+        for _, users in self._pieces:
+            for user in users:
+                user.result()
+        return self._hash.hexdigest()
+
+    def close(self) -> None:
+        """Closes the file, whether it is finished or not."""
+        for thread in (self._writer, self._summer):
+            thread.shutdown(cancel_futures=True)
+        self._stream.close()
+
+    def _write(self, data: np.ndarray) -> None:
+        view = data.data
+        while view:
+            view = view[self._stream.write(view) :]

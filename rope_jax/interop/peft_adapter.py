@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 
 from rope_jax.errors import InputError
 from rope_jax.interop.atomic import check_target, write_atomically
-from rope_jax.interop.weights import Weight, fold_attention_factor, folding_rows, table
+from rope_jax.interop.weights import fold_attention_factor, folding_rows, table
 from rope_jax.model.config import LlamaConfig
 from rope_jax.model.lora import LoraConfig
 
@@ -54,7 +54,7 @@ def write_adapter(
         folder: folder to create.
         base: folder, or Hub name, of the model that the adapter is for.
         config: that model's shape.
-        lora: what was trained.
+        lora: low-rank updates.
         trained: as from `lora.init_trained`.
         attention_factor: the factor that is folded into the weights of `base`.
         provenance: what the scale vector was made from; JSON-serialisable.
@@ -66,23 +66,22 @@ def write_adapter(
     trained = flatten_dict(trained)
     modules, whole, values, folded = set(), set(), {}, folding_rows(config)
     for weight in table(config):
+        factor = attention_factor if weight in folded else 1.0
         module = weight.name.removesuffix(".weight")
         factors = [trained.get(("factors", *weight.path[:-1], part)) for part in ("a", "b")]
         if weight.path[-1] == "kernel" and factors[1] is not None:
             modules.add(module.rpartition(".")[2])
-            a, b = (np.asarray(factor, np.float32) for factor in factors)
-            if weight in folded:
-                b = fold_attention_factor(b, attention_factor)
+            a, b = np.asarray(factors[0], np.float32), np.asarray(factors[1], np.float32)
+            b = fold_attention_factor(b, factor)
             for layer in range(config.num_layers):
                 name = _PREFIX + module.format(layer)
                 values[f"{name}.lora_A.weight"] = a[layer].reshape(-1, lora.rank).T
                 values[f"{name}.lora_B.weight"] = b[layer].reshape(lora.rank, -1).T
         elif ("whole", *weight.path) in trained:
             whole.add(module.rpartition(".")[2])
-            parameter = np.asarray(trained["whole", *weight.path], np.float32)
-            if weight in folded:
-                parameter = fold_attention_factor(parameter, attention_factor)
-            values |= _stored(weight, parameter, config)
+            parameter = fold_attention_factor(np.asarray(trained["whole", *weight.path], np.float32), factor)
+            for name, layer in zip(weight.names(config), parameter if weight.stacked else [parameter]):
+                values[_PREFIX + name] = weight.to_stored(layer, config)
     described = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -106,9 +105,3 @@ def write_adapter(
         (place / "adapter_config.json").write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
 
     write_atomically(folder, write)
-
-
-def _stored(weight: Weight, parameter: np.ndarray, config: LlamaConfig) -> dict[str, np.ndarray]:
-    names = weight.names(config)
-    layers = parameter if weight.stacked else [parameter]
-    return {_PREFIX + name: weight.to_stored(layer, config) for name, layer in zip(names, layers)}

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from rope_jax.interop.huggingface import check_model, read_model, write_model
-from rope_jax.interop.rescale import rescale_folder
+from rope_jax.interop.new_folder import rescale_folder
 from rope_jax.interop.weights import table
 from rope_jax.model.llama import abstract_params
 from rope_jax.rope.embedding import ScaleVector

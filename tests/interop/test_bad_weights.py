@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 from rope_jax.errors import InputError
 from rope_jax.interop.huggingface import check_model, read_model
-from rope_jax.interop.rescale import rescale_folder
+from rope_jax.interop.new_folder import rescale_folder
 from rope_jax.interop.tensor_files import StoredTensor
 from rope_jax.rope.embedding import identity
 from tests.interop.references import quiet_transformers, write_random_llama

@@ -18,7 +18,7 @@ from rope_jax.interop.gguf_export import add_factors, check_gguf, write_gguf
 from rope_jax.interop.gguf_files import read_gguf_rope
 from rope_jax.interop.gguf_vocabulary import SPLITS
 from rope_jax.interop.hf_config import read_config
-from rope_jax.interop.rescale import rescale_folder
+from rope_jax.interop.new_folder import rescale_folder
 from rope_jax.rope.embedding import ScaleVector, identity
 from tests.interop.llama_cpp import log_probabilities, tokenized
 from tests.interop.references import reference_logits, write_random_llama

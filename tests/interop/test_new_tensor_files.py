@@ -8,8 +8,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from rope_jax.errors import InputError
-from rope_jax.interop.new_tensor_files import NewTensor, copy_tensors, write_tensors
-from rope_jax.interop.summed_file import PIECE_BYTES, PIECES
+from rope_jax.interop.new_tensor_files import PIECE_BYTES, PIECES, NewTensor, copy_tensors, write_tensors
 
 FLOAT = np.dtype(np.float32)
 # Rows of the second are longer than a piece; the third's are columns in memory; the last fit into one piece.

@@ -12,8 +12,8 @@ import transformers
 
 from rope_jax.errors import InputError
 from rope_jax.interop.huggingface import read_model
+from rope_jax.interop.new_folder import rescale_folder
 from rope_jax.interop.peft_adapter import check_adapter, write_adapter
-from rope_jax.interop.rescale import rescale_folder
 from rope_jax.model.llama import Llama
 from rope_jax.model.lora import LoraConfig, apply_lora, init_lora, merge_lora
 from rope_jax.rope.embedding import ScaleVector

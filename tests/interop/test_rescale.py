@@ -10,9 +10,9 @@ import torch
 from safetensors.numpy import load_file, save_file
 
 from rope_jax.errors import InputError
-from rope_jax.interop import rescale
+from rope_jax.interop import new_folder
 from rope_jax.interop.huggingface import read_model, write_model
-from rope_jax.interop.rescale import rescale_folder
+from rope_jax.interop.new_folder import rescale_folder
 from rope_jax.rope.embedding import ScaleVector
 from tests.interop.references import reference_logits, write_random_llama
 from tests.interop.test_llama_logits import TOLERANCE, our_logits, random_tokens
@@ -120,7 +120,7 @@ def test_the_source_is_never_replaced(tmp_path):
 def test_a_file_that_shrinks_leaves_nothing_behind(tmp_path, monkeypatch):
     source = write_random_llama(tmp_path / "in")
     file = source / "model.safetensors"
-    monkeypatch.setattr(rescale, "check_space", lambda *_: file.write_bytes(file.read_bytes()[:-4]))
+    monkeypatch.setattr(new_folder, "check_space", lambda *_: file.write_bytes(file.read_bytes()[:-4]))
     with pytest.raises(InputError):
         extend(source, tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
