@@ -40,7 +40,7 @@ def describe_export(
         carried: keys of the source that change no logit.
 
     Returns:
-        The object of `config.json`, and the attention factor that `fold_attention_factor` moves into the weights.
+        The object, and the attention factor that `fold_attention_factor` moves into the weights.
     """
     factors, attention_factor = _one_vector(rope, config)
     _check_context(context, config)

@@ -248,17 +248,10 @@ def _write_content(
     endianess: Any = None,
     progress: Callable[[int, int], object] | None,
 ) -> None:
-    """Writes a GGUF file whose metadata is complete but for the provenance.
+    """Writes a file whose metadata is complete but for the provenance; `factors` None leaves out `rope_freqs.weight`.
 
-    Args:
-        writer: `gguf.GGUFWriter` that has written nothing yet.
-        provenance: what the scale vector was made from.
-        factors: for `rope_freqs.weight`; None leaves it out.
-        tensors: of each other tensor the arguments of `GGUFWriter.add_tensor_info`: name, shape, dtype, bytes, GGML's
-            type.
-        values: their values, in the same order; each is asked for when it is written.
-        endianess: byte order of the values; None is this machine's.
-        progress: called with the bytes of `tensors` written so far and in all.
+    `tensors` are the arguments of `GGUFWriter.add_tensor_info` (name, shape, dtype, bytes, GGML's type) for the other
+    tensors. Each of their `values` is asked for when it is written; `endianess` None is this machine's byte order.
     """
     writer.add_string("rope_jax.provenance", json.dumps(dict(provenance)))
     if factors is not None:

@@ -42,13 +42,11 @@ class GgufRope:
     """What a GGUF file says about rotary positions.
 
     Attributes:
-        architecture: llama.cpp's name of the architecture.
-        base: rotary base.
+        architecture: llama.cpp's name of it.
         dimensions: rotated dimensions of a head, D.
-        context: context length, tokens.
         factors: float32 ``[D/2]`` of `rope_freqs.weight`; None if there is no such tensor.
         attention_factor: on cos and sin.
-        scaling: names of the keys that ask for a further scaling.
+        scaling: keys that ask for a further scaling.
         splits: number of files that the model is split into.
     """
 

@@ -1,8 +1,7 @@
-"""A Hugging Face folder's tokenizer as llama.cpp's metadata.
+"""A Hugging Face folder's tokenizer as llama.cpp's metadata: which of llama.cpp's own tokenizers it is, and its table.
 
-llama.cpp has its own tokenizers, so what goes into the file is which of them, and its table. Two kinds are known:
-sentencepiece BPE with bytes as a fallback ("llama"), and byte-level BPE ("gpt2"), which splits text by one of the
-regular expressions that llama.cpp knows by name.
+Two kinds are known: sentencepiece BPE with bytes as a fallback ("llama"), and byte-level BPE ("gpt2"), which splits
+text by one of the regular expressions that llama.cpp knows by name.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What this package knows of the keys of `config.json`.
 
-Reading is by allow-list: a key is understood, or known to leave the computation as it is here, or the file is
-refused. An ignored key that matters gives a model that runs and is wrong.
+A key is understood, or known to leave the computation as it is here, or the file is refused: an ignored key that
+matters gives a model that runs and is wrong.
 """
 
 from __future__ import annotations

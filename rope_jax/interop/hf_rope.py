@@ -30,16 +30,7 @@ ROPE_KEYS: dict[str, tuple[set[str], set[str]]] = {
 
 
 def read_rope(fields: Fields, head_dim: int, context: int) -> tuple[float, ScaleVector]:
-    """Reads base and scaling of the rotary positions, from the keys of any release of transformers.
-
-    Args:
-        fields: of `config.json`.
-        head_dim: head dimension D.
-        context: its `max_position_embeddings`.
-
-    Returns:
-        Rotary base, and the scaling as one scale vector.
-    """
+    """Reads the rotary base, and the scaling as one scale vector, from the keys of any release of transformers."""
     present = [key for key in ("rope_scaling", "rope_parameters") if fields.values.get(key) not in (None, {})]
     blocks = [_block(fields, key) for key in present]
     base = _agreed([fields, *blocks], "rope_theta", Fields.number, 10000.0)

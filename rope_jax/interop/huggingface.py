@@ -78,8 +78,6 @@ def read_model(
             or is incomplete or corrupt.
     """
     source, tensors = inspect(Path(folder))
-    if param_dtype is not None:
-        _check_dtype(param_dtype, "param_dtype")
     stored = {DTYPES[tensor.dtype].name: name for name, tensor in reversed(tensors.items())}
     if param_dtype is None and len(stored) > 1:
         examples = ", ".join(f"{name} is {dtype}" for dtype, name in sorted(stored.items()))
@@ -118,13 +116,12 @@ def write_model(
     holds one tensor of one layer at a time. All processes of a run call this, and the first writes.
 
     Args:
-        folder: folder to create; its parent is created too.
+        folder: folder to create.
         config: model shape.
         params: parameters of `Llama(config)`, plain arrays; may be sharded.
         rope: scale vector, factors `[D/2]` (or rows per layer that are all equal).
-        context: extended context, tokens, written as `max_position_embeddings`.
-        provenance: what the scale vector was made from (method, original and target context, ...), written under a key
-            of its own into `config.json`; JSON-serialisable.
+        context: extended context, tokens.
+        provenance: what the scale vector was made from (method, original and target context, ...); JSON-serialisable.
         source: model folder whose tokenizer files, `generation_config.json` and config keys that change no logit are
             copied.
         extra_files: writes further files, such as a tokenizer's or a model card, into the folder it is given.
@@ -181,9 +178,6 @@ def write_model(
     multihost.together(write)
 
 
-# Reading
-
-
 @dataclasses.dataclass(frozen=True)
 class _Reader:
     """Reads parameters of one model."""
@@ -229,9 +223,6 @@ class _Reader:
         for place, values in tensor.blocks(tuple(kept[axis] for axis in axes), rows):
             copy_cast(target.transpose(axes)[place], values[(slice(None), *others)], name)
         return target.size * DTYPES[tensor.dtype].itemsize
-
-
-# Writing
 
 
 def _check_dtype(dtype: str, field: str, what: str = "") -> None:

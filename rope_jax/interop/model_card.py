@@ -27,8 +27,7 @@ class CardFacts:
     Attributes:
         title: name of the model.
         source: Hub name of the model it was made from, or a description of it.
-        method: name of the method that gave the scale vector.
-        rope: the scale vector.
+        method: name of the method that gave the scale vector `rope`.
         original: pre-training context, tokens.
         target: extended context, tokens.
         training: sentences on how it was fine-tuned; empty for none.

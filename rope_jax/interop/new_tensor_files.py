@@ -1,9 +1,7 @@
 """Safetensors files, written or copied one tensor at a time, with their checksums.
 
-The safetensors library writes a file from tensors that are all in memory, each contiguous. A checkpoint's are neither
-here: they are transposed, cast and gathered one by one, in files of 5 GB. So files are written by the format's
-definition (https://github.com/huggingface/safetensors#format): eight bytes of header length, a JSON header, the
-tensors' bytes.
+The safetensors library writes tensors that are all in memory, each contiguous; a checkpoint's are transposed, cast and
+gathered one by one. The format (https://github.com/huggingface/safetensors#format): length of header, JSON, bytes.
 """
 
 from __future__ import annotations

@@ -53,8 +53,8 @@ def write_adapter(
     Args:
         folder: folder to create.
         base: folder, or Hub name, of the model that the adapter is for.
-        config: that model's shape.
-        lora: low-rank updates.
+        config: shape of `base`.
+        lora: what was trained.
         trained: as from `lora.init_trained`.
         attention_factor: the factor that is folded into the weights of `base`.
         provenance: what the scale vector was made from; JSON-serialisable.

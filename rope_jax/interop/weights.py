@@ -10,6 +10,16 @@ import numpy as np
 
 from rope_jax.model.config import LlamaConfig
 
+# Axis of a tensor -> its size, a field of `LlamaConfig`.
+AXES = {
+    "vocab": "vocab_size",
+    "embed": "hidden_size",
+    "heads": "num_heads",
+    "kv_heads": "num_kv_heads",
+    "head_dim": "head_dim",
+    "mlp": "intermediate_size",
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class Weight:
@@ -38,14 +48,12 @@ class Weight:
 
     def stored_shape(self, config: LlamaConfig) -> tuple[int, ...]:
         """Shape of each tensor."""
-        sizes = axis_sizes(config)
-        return tuple(math.prod(sizes[axis] for axis in group) for group in self.stored)
+        return tuple(math.prod(getattr(config, AXES[axis]) for axis in group) for group in self.stored)
 
     def kept_shape(self, config: LlamaConfig) -> tuple[int, ...]:
         """Shape of the parameter, `layers` included."""
-        sizes = axis_sizes(config)
         leading = (config.num_layers,) if self.stacked else ()
-        return leading + tuple(sizes[axis] for axis in self.kept)
+        return leading + tuple(getattr(config, AXES[axis]) for axis in self.kept)
 
     def axes(self) -> list[int]:
         """Axes of (one layer of) the parameter, in the order in which the tensor has them."""
@@ -106,18 +114,6 @@ TABLES = {"llama": LLAMA, "mistral": MISTRAL, "qwen2": QWEN2, "qwen3": QWEN3}
 
 # Old checkpoints store the rotary frequencies; they follow from the config.
 FREQUENCY_BUFFER = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
-
-
-def axis_sizes(config: LlamaConfig) -> dict[str, int]:
-    """Sizes of the axes that the table names."""
-    return {
-        "vocab": config.vocab_size,
-        "embed": config.hidden_size,
-        "heads": config.num_heads,
-        "kv_heads": config.num_kv_heads,
-        "head_dim": config.head_dim,
-        "mlp": config.intermediate_size,
-    }
 
 
 def table(config: LlamaConfig) -> tuple[Weight, ...]:

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from rope_jax.errors import InputError
-from rope_jax.interop.hf_config import PROVENANCE_KEY, read_config
+from rope_jax.interop.hf_config import read_config
+from rope_jax.interop.hf_keys import PROVENANCE_KEY
 from rope_jax.rope.methods.explicit import longrope_attention_factor
 
 # LLaMA2 7B's own file, with what transformers has written into such files over the years.
