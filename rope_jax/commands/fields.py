@@ -13,7 +13,7 @@ from typing import Any
 
 from rope_jax.errors import InputError
 from rope_jax.evaluation.perplexity.sliding import CONVENTIONS
-from rope_jax.model.config import ARCHITECTURES, ATTENTION
+from rope_jax.model.config import ARCHITECTURES, ATTENTION, ROTARY
 from rope_jax.model.lora import PROJECTIONS, WHOLE
 from rope_jax.model.remat import POLICIES
 from rope_jax.rope.methods import METHODS
@@ -176,7 +176,7 @@ FIELDS: tuple[Field, ...] = (
         "model.rotary",
         "float32",
         "arithmetic of rotary angles; 'exact' does not drift at long positions",
-        one_of("float32", "exact"),
+        one_of(*ROTARY),
     ),
     Field(
         "model.remat",

@@ -15,7 +15,7 @@ from rope_jax.files import read_json_object
 from rope_jax.interop.gguf_files import READS_FACTORS, read_gguf_rope
 from rope_jax.interop.hf_config import read_config
 from rope_jax.interop.huggingface import read_model
-from rope_jax.model.llama import Llama, head_kernel
+from rope_jax.model.llama import Llama, head_kernel, logits
 from rope_jax.rope.embedding import ScaleVector
 
 # Largest difference of a logit, as a share of the largest logit. float32 sums in another order differ by some 1e-6 per
@@ -125,7 +125,7 @@ def _our_logits(folder, rows, dtype) -> list[np.ndarray]:
     @jax.jit
     def last(params, tokens):
         hidden = cast(jax.Array, Llama(config).apply({"params": params}, tokens, model.rope, project=False))[:, -_LAST:]
-        return jnp.dot(hidden, head_kernel(params, config).astype(hidden.dtype), preferred_element_type=jnp.float32)
+        return logits(hidden, head_kernel(params, config))
 
     return [np.asarray(last(model.params, jnp.asarray(tokens)), np.float32) for tokens in rows]
 

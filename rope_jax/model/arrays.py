@@ -10,11 +10,12 @@ from jaxtyping import Array, Float, Float32, Int
 HostOrDevice = Array | np.ndarray
 Head = Float[HostOrDevice, "e v"]
 
+# Queries and keys of the model are rotated already. A query sees only keys of its own segment, which is a document.
 Query = Float[Array, "b t h d"]
 Key = Float[Array, "b s k d"]
 Segments = Int[HostOrDevice, "b s"]
 
-# As products take them: a product is one of plain matrices.
+# As products take them: a product is one of plain matrices, and queries are scaled by `d^-1/2`.
 GroupedQuery = Float[Array, "b k g t d"]
 GroupedKey = Float[Array, "b k s d"]
 Output = Float32[Array, "b k g t d"]

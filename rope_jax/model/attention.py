@@ -1,7 +1,4 @@
-"""Causal attention over packed documents, and attention over a key-value cache.
-
-Shapes: B rows, T queries, S keys, H query heads, K key heads, G = H / K, D head dimension.
-"""
+"""Causal attention over packed documents, and attention over a KV cache."""
 
 from __future__ import annotations
 
@@ -14,7 +11,7 @@ from jax.ad_checkpoint import checkpoint_name
 from rope_jax.model import cpu
 from rope_jax.model.arrays import GroupedQuery, Key, Query, Segments
 from rope_jax.model.cache import LayerCache
-from rope_jax.model.flash import MASKED, Cotangent, Mask, Tokens, attend_blocks, attend_blocks_gradient
+from rope_jax.model.flash import MASKED, Mask, Softmax, Tokens, attend_blocks, attend_blocks_gradient
 from rope_jax.model.remat import ATTENTION
 
 
@@ -26,15 +23,12 @@ def causal_attention(
     Queries and keys meet one pair of blocks at a time, in the backward pass too: memory is O(T) in both directions.
 
     Args:
-        query: of the last T of S tokens, already rotated.
-        key: already rotated.
-        value: values.
-        segment_ids: a query sees only keys of its own document.
+        query: of the last T of S tokens; the dtype of the output.
+        key: of all S tokens.
+        value: of all S tokens.
+        segment_ids: of all S tokens.
         chunk: queries and keys at a time, about.
         window: keys that a query sees, its own included; None is all before it.
-
-    Returns:
-        In the dtype of `query`.
     """
     keys = Tokens(jnp.arange(key.shape[1]), segment_ids)
     queries = Tokens(keys.places[-query.shape[1] :], segment_ids[:, -query.shape[1] :])
@@ -50,14 +44,14 @@ def by_head(query: Query, kv_heads: int) -> GroupedQuery:
 
 
 def heads_last(out: GroupedQuery) -> Query:
-    """The layout of the model's states, from that of `by_head`."""
+    """Outputs in the layout of the model's queries."""
     b, k, g, t, d = out.shape
     return out.transpose(0, 3, 1, 2, 4).reshape(b, t, k * g, d)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4,))
 def _self_attention(query, key, value, mask, chunk):
-    """Scaled queries `[B, K, G, T, D]`, keys and values `[B, K, S, D]` to outputs shaped like the queries."""
+    """Softmax of `GroupedQuery` over `GroupedKey`; the output is shaped like the queries."""
     return _forward(query, key, value, mask, chunk)[0]
 
 
@@ -70,8 +64,7 @@ def _forward(query, key, value, mask, chunk):
 
 def _backward(chunk, residuals, d_out):
     query, key, value, mask, out, log_sum = residuals
-    cotangent = Cotangent.of(out, log_sum, d_out)
-    grads = attend_blocks_gradient(query, key, value, mask, cotangent, chunk=chunk)
+    grads = attend_blocks_gradient(query, key, value, mask, Softmax(out, log_sum, d_out), chunk=chunk)
     return *(grad.astype(x.dtype) for grad, x in zip(grads, (query, key, value))), None
 
 
@@ -82,16 +75,7 @@ def cached_attention(query: Query, cache: LayerCache, *, chunk: int, window: int
     """Causal attention of the newest tokens over a cache that holds their keys and values already.
 
     Many queries take blocks of keys, up to the last that they may see: scores stay small, and empty slots cost nothing.
-    A single query takes all keys at once.
-
-    Args:
-        query: of the last T slots, already rotated; reads the slots from its row's first up to its own.
-        cache: keys and values.
-        chunk: queries and keys at a time, about.
-        window: slots that a query sees, its own included; None is all before it.
-
-    Returns:
-        In the dtype of `query`.
+    A single query takes all keys at once. A query reads the slots from its row's first up to its own.
     """
     b, t = query.shape[:2]
     k, slots = cache.values.shape[1:3]

@@ -21,18 +21,7 @@ from rope_jax.model.remat import ATTENTION
 
 
 def attend(query: Query, key: Key, value: Key, segment_ids: Segments, config: LlamaConfig) -> Query:
-    """Causal self-attention by `config.attention`.
-
-    Args:
-        query: already rotated.
-        key: already rotated.
-        value: values.
-        segment_ids: a query sees only keys of its own document.
-        config: model config: backend, queries and keys at a time, window.
-
-    Returns:
-        In the dtype of `query`.
-    """
+    """Causal self-attention by `config.attention`, in the dtype of `query`."""
     arrays, window = (query, key, value, segment_ids), config.sliding_window
     # Named for checkpointing policies; `cpu` names its output itself, with the sums that go with it.
     if config.attention == "cudnn":
@@ -49,14 +38,11 @@ def ring_kernel(config: LlamaConfig) -> Callable | None:
     which the forward pass needs, is in that of 'splash'; that of cuDNN rounds it to 16 bits, so 'cudnn' computes a ring
     in plain JAX.
 
-    Args:
-        config: model config.
-
     Returns:
         `kernel` of `rope_jax.model.ring.Ring`; None for plain JAX.
 
     Raises:
-        InputError: if that backend has no window there and the model has one.
+        InputError: if the model has a window and that backend has none in a ring.
     """
     if config.attention != "splash":
         return None
@@ -70,14 +56,7 @@ def ring_kernel(config: LlamaConfig) -> Callable | None:
 
 
 def check_backend(config: LlamaConfig) -> None:
-    """Checks that this machine has the backend that `config` asks for, and that it takes this model.
-
-    Args:
-        config: model config.
-
-    Raises:
-        InputError: naming what is missing.
-    """
+    """Raises InputError if this machine lacks the backend that `config` asks for, or if it does not take this model."""
 
     def require(condition, reason, field="attention"):
         if not condition:

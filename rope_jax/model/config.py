@@ -9,6 +9,7 @@ from rope_jax.model.remat import POLICIES
 
 ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3")
 ATTENTION = ("cpu", "cudnn", "splash")
+ROTARY = ("float32", "exact")
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -72,34 +73,18 @@ class LlamaConfig:
         sizes = ("vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads")
         for field in (*sizes, "context", "scan_unroll", "attention_chunk"):
             self._require(field, getattr(self, field) >= 1, "it must be at least 1")
-        self._require(
-            "num_heads",
-            self.num_heads % self.num_kv_heads == 0,
-            f"it must be a multiple of `num_kv_heads`, which is {self.num_kv_heads}",
-        )
-        self._require(
-            "head_dim",
-            self.head_dim >= 2 and self.head_dim % 2 == 0,
-            "rotary dimensions come in pairs; it must be even",
-        )
-        choices = {
-            "architecture": ARCHITECTURES,
-            "rotary": ("float32", "exact"),
-            "attention": ATTENTION,
-            "remat": POLICIES,
-            "dtype": DTYPES,
-            "param_dtype": DTYPES,
-        }
-        for field, names in choices.items():
+        grouped = self.num_heads % self.num_kv_heads == 0
+        self._require("num_heads", grouped, f"it must be a multiple of `num_kv_heads`, which is {self.num_kv_heads}")
+        pairs = self.head_dim >= 2 and self.head_dim % 2 == 0
+        self._require("head_dim", pairs, "rotary dimensions come in pairs; it must be even")
+        choices = {"architecture": ARCHITECTURES, "rotary": ROTARY, "attention": ATTENTION, "remat": POLICIES}
+        for field, names in (choices | {"dtype": DTYPES, "param_dtype": DTYPES}).items():
             self._require(field, getattr(self, field) in names, f"use one of {', '.join(names)}")
         bias = {"mistral": False, "qwen2": True}.get(self.architecture, self.attention_bias)
         self._require("attention_bias", self.attention_bias == bias, f"'{self.architecture}' requires {bias}")
         window = self.sliding_window
-        self._require(
-            "sliding_window",
-            window is None or (self.architecture == "mistral" and window >= 1),
-            "it is a number of tokens for 'mistral', and None for the others",
-        )
+        fits = window is None or (self.architecture == "mistral" and window >= 1)
+        self._require("sliding_window", fits, "it is a number of tokens for 'mistral', and None for the others")
 
     def _require(self, field, condition, fix):
         if not condition:

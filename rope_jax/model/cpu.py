@@ -23,14 +23,6 @@ def product(x: Float[Array, "*in"], kernel: Float[HostOrDevice, "*weight"], axes
 
     The kernel's gradient multiplies two long arrays, of which XLA transposes the first. Autodiff begins with the
     gradient of the outputs, which may be the wider; here the narrower comes first.
-
-    Args:
-        x: activations, contracted over their last axes.
-        kernel: weights, contracted over their first axes.
-        axes: number of contracted axes.
-
-    Returns:
-        The product.
     """
     return jnp.tensordot(x, kernel, axes)
 

@@ -1,14 +1,11 @@
-"""Greedy decoding over a KV cache: one compiled function for prompts, one for the steps after them.
-
-Shapes: B rows, T new tokens, V vocabulary.
-"""
+"""Greedy decoding over a KV cache: one compiled function for prompts, one for the steps after them."""
 
 from __future__ import annotations
 
 import dataclasses
 from functools import partial
 from operator import itemgetter
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,13 +26,6 @@ def decoding_weights(params, config: LlamaConfig):
 
     A step reads every weight once and does little with it, so it must neither convert nor slice any. A scan over
     stacked layers would slice weights, and the cache, at each step.
-
-    Args:
-        params: parameters of `Llama`, without boxes, sharded or not.
-        config: its config.
-
-    Returns:
-        The parameters, with a tuple of trees as `layers`, and `[V, E]` as `head` unless it is tied.
     """
     top = {name: value for name, value in params.items() if name != "layers"}
     if not config.tie_embeddings:
@@ -49,74 +39,59 @@ def _separate(layers, config):
     return tuple(jax.tree.map(itemgetter(i), layers) for i in range(config.num_layers))
 
 
-@partial(jax.jit, static_argnames=("config", "replicated"), donate_argnames="cache")
-def prefill(
-    weights,
-    rope: ScaleVector,
-    tokens,
-    cache: Cache,
-    banned,
-    *,
-    config: LlamaConfig,
-    replicated: NamedSharding | None = None,
-):
-    """Reads the next tokens of every prompt.
+@partial(jax.tree_util.register_dataclass, data_fields=("weights", "rope"), meta_fields=("config", "replicated"))
+@dataclasses.dataclass(frozen=True)
+class Decoder:
+    """A model that decodes."""
 
-    Args:
-        weights: from `decoding_weights`.
-        rope: scale vector.
-        tokens: int32 `[B, T]`.
-        cache: with room for T tokens; donated.
-        banned: bool `[V]`, tokens that may not come next.
-        config: model config.
-        replicated: sharding that gives every process the whole answer, or None.
+    weights: Any  # from `decoding_weights`
+    rope: ScaleVector
+    config: LlamaConfig
+    replicated: NamedSharding | None = None  # gives every process the whole answer
+
+    def next_token(self, tokens, cache: Cache, banned):
+        """The most likely token after `tokens` that is not banned, and the cache with `tokens`."""
+        # Padding in front of a prompt has no position; no query reads it.
+        positions = jnp.maximum(cache.used + jnp.arange(tokens.shape[1]) - cache.first[:, None], 0)
+        # Only the last state meets the vocabulary: T x V logits are never formed.
+        inputs = Inputs(tokens, positions)
+        states, cache, _ = forward(self.weights, self.config, self.rope, inputs, cache=cache, tail=1)
+        head = self.weights["embedding" if self.config.tie_embeddings else "head"]
+        return cpu.most_likely(cpu.projection(states[:, 0], head), banned), cache
+
+    def whole(self, x):
+        return x if self.replicated is None else jax.lax.with_sharding_constraint(x, self.replicated)
+
+
+@partial(jax.jit, donate_argnames="cache")
+def prefill(decoder: Decoder, tokens, cache: Cache, banned):
+    """Reads the next tokens of every prompt, int32 `[B, T]`, into the cache, which has room for them and is donated.
 
     Returns:
-        The most likely next token int32 `[B]`, and the cache.
+        The most likely token int32 `[B]` after them that is not `banned`, bool `[V]`; and the cache.
     """
-    logits, cache = _next_logits(weights, config, rope, tokens, cache)
-    return _constrained(cpu.most_likely(logits, banned), replicated), cache
+    token, cache = decoder.next_token(tokens, cache, banned)
+    return decoder.whole(token), cache
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Limits:
-    """When decoding ends.
+class Limits(NamedTuple):
+    """When decoding ends."""
 
-    Attributes:
-        left: int32 `[B]`, tokens that each row may still produce; 0 for rows that have ended.
-        stops: bool `[V]`, tokens that end a row.
-        steps: int32 scalar, steps at most, up to `SEGMENT`.
-        unstopped: int32 scalar, the number of first steps in which `stops` have no probability.
-    """
-
-    left: Any
-    stops: Any
-    steps: Any
-    unstopped: Any
+    left: Any  # int32 `[B]`, tokens that each row may still produce; 0 for rows that have ended
+    stops: Any  # bool `[V]`, tokens that end a row
+    steps: Any  # int32 scalar, steps at most, up to `SEGMENT`
+    unstopped: Any  # int32 scalar, the number of first steps in which `stops` have no probability
 
 
-@partial(jax.jit, static_argnames=("config", "replicated"), donate_argnames="cache")
-def decode(
-    weights,
-    rope: ScaleVector,
-    token,
-    cache: Cache,
-    limits: Limits,
-    *,
-    config: LlamaConfig,
-    replicated: NamedSharding | None = None,
-):
+@partial(jax.jit, donate_argnames="cache")
+def decode(decoder: Decoder, token, cache: Cache, limits: Limits):
     """Greedy decoding until every row has ended, or for `limits.steps`.
 
     Args:
-        weights: from `decoding_weights`.
-        rope: scale vector.
+        decoder: the model.
         token: int32 `[B]`, the newest tokens, not in the cache yet.
         cache: with room for `limits.steps` tokens; donated.
         limits: when rows end.
-        config: model config.
-        replicated: sharding that gives every process the whole answer, or None.
 
     Returns:
         int32 `[B, SEGMENT]` tokens, valid as far as steps were made and the row had not ended; the newest token; and
@@ -129,25 +104,11 @@ def decode(
 
     def advance(carry):
         step, token, cache, new, left = carry
-        logits, cache = _next_logits(weights, config, rope, token[:, None], cache)
-        token = cpu.most_likely(logits, limits.stops & (step < limits.unstopped))
+        token, cache = decoder.next_token(token[:, None], cache, limits.stops & (step < limits.unstopped))
         new = jax.lax.dynamic_update_slice(new, token[:, None], (0, step))
         return step + 1, token, cache, new, jnp.where(limits.stops[token], 0, jnp.maximum(left - 1, 0))
 
     new = jnp.zeros((len(token), SEGMENT), jnp.int32)
     start = jnp.int32(0), token, cache, new, limits.left
     _, token, cache, new, _ = jax.lax.while_loop(unfinished, advance, start)
-    return _constrained(new, replicated), token, cache
-
-
-def _next_logits(weights, config, rope, tokens, cache):
-    """float32 logits `[B, V]` after the last of the new tokens, and the cache with them."""
-    # Padding in front of a prompt has no position; no query reads it.
-    positions = jnp.maximum(cache.used + jnp.arange(tokens.shape[1]) - cache.first[:, None], 0)
-    # Only the last state meets the vocabulary: T x V logits are never formed.
-    states, cache, _ = forward(weights, config, rope, Inputs(tokens, positions), cache=cache, tail=1)
-    return cpu.projection(states[:, 0], weights["embedding" if config.tie_embeddings else "head"]), cache
-
-
-def _constrained(x, sharding):
-    return x if sharding is None else jax.lax.with_sharding_constraint(x, sharding)
+    return decoder.whole(new), token, cache

@@ -16,25 +16,18 @@ from jax.sharding import NamedSharding, PartitionSpec
 from rope_jax.errors import InputError
 from rope_jax.model.cache import empty_cache, grown
 from rope_jax.model.config import LlamaConfig
-from rope_jax.model.decode import SEGMENT, Limits, decode, decoding_weights, prefill
+from rope_jax.model.decode import SEGMENT, Decoder, Limits, decode, decoding_weights, prefill
 from rope_jax.rope.embedding import ScaleVector
 
 
 @dataclasses.dataclass(frozen=True)
 class Stops:
-    """What ends a continuation before its length does.
+    """What ends a continuation before its length does."""
 
-    Attributes:
-        tokens: ids that end a row; they are not part of the answer.
-        strings: texts that end a row; the answer keeps the tokens up to the one that completes a string.
-        decode: from token ids to text; needed for `strings`.
-        min_new_tokens: tokens produced before one of `tokens` may come; until then they have no probability.
-    """
-
-    tokens: Collection[int] = ()
-    strings: Sequence[str] = ()
-    decode: Callable[[Sequence[int]], str] | None = None
-    min_new_tokens: int = 0
+    tokens: Collection[int] = ()  # ids that end a row; they are not part of the answer
+    strings: Sequence[str] = ()  # the answer keeps the tokens up to the one that completes a string
+    decode: Callable[[Sequence[int]], str] | None = None  # from token ids to text; needed for `strings`
+    min_new_tokens: int = 0  # produced before one of `tokens` may come; until then they have no probability
 
     def __post_init__(self):
         if isinstance(self.strings, str) or "" in self.strings:
@@ -54,19 +47,9 @@ def greedy(
 ) -> list[np.ndarray]:
     """The most likely continuation of each prompt, one token at a time.
 
-    Args:
-        params: parameters of `Llama`, without boxes, sharded or not.
-        config: its config.
-        rope: scale vector.
-        prompts: int `[length]` each.
-        max_new_tokens: tokens that every prompt, or each one, may get; at least 1.
-        **options: keyword arguments of `greedy_batches`.
-
     Returns:
-        int32 `[<= max_new_tokens]` new tokens of each prompt, in the order of `prompts`.
-
-    Raises:
-        InputError: if a prompt is empty or has a token that is not in the vocabulary, or an option is out of range.
+        int32 `[<= max_new_tokens]` new tokens of each prompt, in the order of `prompts`; the arguments are those of
+        `greedy_batches`.
     """
     answers: list[np.ndarray] = [np.zeros(0, np.int32)] * len(prompts)
     for batch in greedy_batches(params, config, rope, prompts, max_new_tokens, **options):
@@ -128,8 +111,9 @@ def greedy_batches(
         return
     batch_size = batch_size or len(prompts)
     order = np.lexsort((limits, lengths))
-    weights = decoding_weights(params, config)
-    run = _Run(weights, config, rope, stops, chunk, cache_dtype or config.dtype, cache_sharding)
+    replicated = None if cache_sharding is None else NamedSharding(cache_sharding.mesh, PartitionSpec())
+    decoder = Decoder(decoding_weights(params, config), rope, config, replicated)
+    run = _Run(decoder, stops, chunk, cache_dtype or config.dtype, cache_sharding)
     # The longest first: what does not fit into memory fails at once.
     for start in progress(range(0, len(prompts), batch_size)[::-1]):
         rows = order[start : start + batch_size]
@@ -138,13 +122,9 @@ def greedy_batches(
 
 
 def bucket_length(length: int) -> int:
-    """The padded length: four lengths per octave, from 16 up, so at most a fifth is padding.
+    """The padded length: of four lengths per octave, from 16 up, the smallest that holds `length`, at least 1.
 
-    Args:
-        length: tokens, at least 1.
-
-    Returns:
-        The smallest bucket that holds it.
+    At most a fifth is padding above 64.
     """
     step = max(16, 2 ** (length.bit_length() - 3))
     return -(-length // step) * step
@@ -159,9 +139,7 @@ def _require(condition, argument, problem):
 class _Run:
     """What all batches share, and the host's side of decoding one."""
 
-    weights: dict
-    config: LlamaConfig
-    rope: ScaleVector
+    decoder: Decoder
     stops: Stops
     chunk: int
     cache_dtype: str
@@ -169,7 +147,7 @@ class _Run:
 
     def batch(self, prompts, limits, batch_size) -> list[np.ndarray]:
         """New tokens of each prompt."""
-        stops = np.zeros(self.config.vocab_size, bool)
+        stops = np.zeros(self.decoder.config.vocab_size, bool)
         stops[list(self.stops.tokens)] = True
         least, most = self.stops.min_new_tokens, int(limits.max())
         answers = [_Answer(int(limit), self.stops) for limit in limits]
@@ -188,7 +166,7 @@ class _Run:
             if used + steps > cache.slots:
                 cache = grown(cache, _slots(used + steps, room))
             limits = Limits(self._spread(left), stops, np.int32(steps), np.int32(least - produced))
-            new, token, cache = decode(self.weights, self.rope, token, cache, limits, **self._common)
+            new, token, cache = decode(self.decoder, token, cache, limits)
             new = np.asarray(new)[:, :steps]
             produced += steps
 
@@ -204,21 +182,12 @@ class _Run:
             first[row] = length - len(prompt)
             tokens[row, first[row] :] = prompt
         slots = _slots(length + min(SEGMENT, limit - 1), bucket_length(length + limit - 1))
-        cache = empty_cache(self.config, self._spread(first), slots, self.cache_dtype, self.cache_sharding)
+        cache = empty_cache(self.decoder.config, self._spread(first), slots, self.cache_dtype, self.cache_sharding)
         token, start = None, 0
         for end in range(head, length + 1, self.chunk):
-            part = self._spread(tokens[:, start:end])
-            token, cache = prefill(self.weights, self.rope, part, cache, banned, **self._common)
+            token, cache = prefill(self.decoder, self._spread(tokens[:, start:end]), cache, banned)
             start = end
         return token, cache
-
-    @property
-    def _common(self):
-        sharding = self.cache_sharding
-        return {
-            "config": self.config,
-            "replicated": None if sharding is None else NamedSharding(sharding.mesh, PartitionSpec()),
-        }
 
     def _spread(self, rows):
         """Rows of a batch on the devices that hold their cache."""
@@ -259,7 +228,6 @@ class _Answer:
 
     def _cut(self, before):
         """Ends after the first token with which the text holds a stop string."""
-
         decode = self.stops.decode
         assert decode is not None  # `Stops` checks it
 
@@ -267,10 +235,7 @@ class _Answer:
             text = decode(self.tokens[:count])
             return any(string in text for string in self.stops.strings)
 
-        if not stopped(len(self.tokens)):
-            return
-        count = before + 1
-        while not stopped(count):
-            count += 1
-        del self.tokens[count:]
-        self.left = 0
+        if stopped(len(self.tokens)):
+            count = next(filter(stopped, range(before + 1, len(self.tokens) + 1)))
+            del self.tokens[count:]
+            self.left = 0

@@ -9,10 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from rope_jax.model.arrays import GroupedKey, GroupedQuery, Key, LogSum, Output, Query, Segments
-from rope_jax.model.flash import Mask, padded_to_multiple
-
-_to_128 = partial(padded_to_multiple, multiple=128)
-_even = partial(padded_to_multiple, multiple=2)  # with a mask, cuDNN differentiates no odd lengths
+from rope_jax.model.flash import Mask, padded
 
 
 def cudnn_attention(
@@ -29,23 +26,13 @@ def cudnn_attention(
     That interface knows no documents, and lengths alone (`key_value_seq_lengths`) cannot say where the second one of
     a row begins. So rows of several documents get a mask, which cuDNN adds to the scores: correct in value and
     gradient, for 4 T^2 bytes per row on top (the mask and an unused gradient of it). Where every row is a single
-    document, the kernel runs without it.
-
-    Args:
-        query: bfloat16 or float16, already rotated.
-        key: already rotated.
-        value: values.
-        segment_ids: a query sees only keys of its own document.
-        window: tokens that a query sees, its own included; None is all before it.
-        implementation: of `jax.nn.dot_product_attention`; 'xla' is its reference.
-
-    Returns:
-        In the dtype of `query`.
+    document, the kernel runs without it. It computes in bfloat16 or float16; the implementation 'xla' is its reference.
+    `window` is the number of tokens that a query sees, its own included.
     """
     length = query.shape[1]
-    # Padding at the end is not seen by the others under a causal mask.
-    query, key, value = (_even(x, 1) for x in (query, key, value))
-    segment_ids = _even(segment_ids, 1, mode="edge")
+    # With a mask, cuDNN differentiates no odd lengths. Padding at the end is not seen by the others under a causal one.
+    query, key, value = (_padded(x, 1, 2) for x in (query, key, value))
+    segment_ids = _padded(segment_ids, 1, 2, mode="edge")
     attention = partial(jax.nn.dot_product_attention, is_causal=True, implementation=implementation)
 
     def documents(query, key, value):
@@ -67,22 +54,12 @@ def splash_attention(
 ) -> Query:
     """Causal self-attention by JAX's kernel for TPUs; blocks that the causal mask or the window hides cost nothing.
 
-    Args:
-        query: already rotated.
-        key: already rotated.
-        value: values.
-        segment_ids: a query sees only keys of its own document.
-        window: tokens that a query sees, its own included; None is all before it.
-        interpret: run the kernel's program on any platform, slowly.
-
-    Returns:
-        In the dtype of `query`.
+    `interpret` runs the kernel's program on any platform, slowly.
     """
     length, heads, dim = query.shape[1:]
     query = (query * jnp.asarray(dim**-0.5, query.dtype)).swapaxes(1, 2)
-    # Padding at the end is not seen by the others under a causal mask.
-    query, key, value = (_to_128(x, 2) for x in (query, key.swapaxes(1, 2), value.swapaxes(1, 2)))
-    ids = _to_128(segment_ids, 1, mode="edge")
+    query, key, value = (_padded(x, 2) for x in (query, key.swapaxes(1, 2), value.swapaxes(1, 2)))
+    ids = _padded(segment_ids, 1, mode="edge")
     shape = query.shape[2], query.shape[2]
     splash = _splash()
     mask = splash.CausalMask(shape) if window is None else splash.LocalMask(shape, (window - 1, 0), 0)
@@ -95,26 +72,22 @@ def splash_piece(
 ) -> tuple[Output, LogSum]:
     """Attention of one piece of queries to one piece of keys by JAX's kernel for TPUs, for a ring.
 
-    Args:
-        query: scaled; the output leaves the kernel in their dtype.
-        key: keys.
-        value: values.
-        mask: who sees whom, without a window: the kernel's mask is fixed at compilation, and how far keys are from a
-            device's queries changes as they go around.
-        causal: whether the two pieces are one, under a causal mask; otherwise all keys come before all queries.
-        interpret: run the kernel's program on any platform, slowly.
-
-    Returns:
-        Outputs, and the log of each softmax's sum.
+    The mask has no window: the kernel's is fixed at compilation, and how far keys are from a device's queries changes
+    as they go around. The two pieces are one where it is `causal`; otherwise all keys come before all queries. Outputs
+    leave the kernel in the dtype of the queries; with them comes the log of each softmax's sum.
     """
     b, k, g, size, d = query.shape
-    q, key, value = (_to_128(x, 2) for x in (query.reshape(b, k * g, size, d), key, value))
+    q, key, value = (_padded(x, 2) for x in (query.reshape(b, k * g, size, d), key, value))
     # Padding is documents of its own: in a piece that comes before, keys after a query are seen too.
-    ids = _to_128(mask.queries.segments, 1, constant_values=-1), _to_128(mask.keys.segments, 1, constant_values=-2)
+    ids = _padded(mask.queries.segments, 1, constant_values=-1), _padded(mask.keys.segments, 1, constant_values=-2)
     shape = q.shape[2], q.shape[2]
     seen = _splash().CausalMask(shape) if causal else _splash().FullMask(shape)
     out, (log_sum,) = _by_row(_kernel(seen, k * g, interpret, residuals=True), q, key, value, ids)
     return out[:, :, :size].reshape(query.shape).astype(jnp.float32), log_sum[:, :, :size].reshape(query.shape[:4])
+
+
+def _padded(x, axis, multiple=128, **how):
+    return padded(x, axis, -(-x.shape[axis] // multiple) * multiple, **how)
 
 
 def _splash():

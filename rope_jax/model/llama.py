@@ -1,7 +1,4 @@
-"""LLaMA, Mistral, Qwen2 and Qwen3: the parameters with their logical axes, one block, and the forward pass.
-
-Shapes: B rows, T tokens, E hidden size, H query heads, K key heads, D head dimension, V vocabulary.
-"""
+"""LLaMA, Mistral, Qwen2 and Qwen3: the parameters with their logical axes, one block, and the forward pass."""
 
 from __future__ import annotations
 
@@ -33,20 +30,14 @@ Waves = Float32[Array, "#b t pairs"]
 
 @dataclasses.dataclass(frozen=True)
 class Weight:
-    """How one parameter is declared.
+    """How one parameter is declared."""
 
-    Attributes:
-        axes: logical name of each axis, which `rope_jax.sharding.RULES` maps to mesh axes.
-        shape: its size along each.
-        initialiser: function of a PRNG key, shape and dtype.
-    """
-
-    axes: tuple[str, ...]
+    axes: tuple[str, ...]  # logical names, which `rope_jax.sharding.RULES` maps to mesh axes
     shape: tuple[int, ...]
-    initialiser: Callable
+    initialiser: Callable  # of a PRNG key, shape and dtype
 
 
-def declared_weights(config: LlamaConfig) -> dict:
+def _declared_weights(config: LlamaConfig) -> dict:
     """Declaration of the parameters, a nested dict of `Weight`; under `layers`, those of one block."""
     c, normal = config, nn.initializers.normal(config.initializer_range)
     sizes = {
@@ -86,12 +77,12 @@ def declared_weights(config: LlamaConfig) -> dict:
 
 
 def _stacked_weights(config: LlamaConfig) -> dict:
-    """`declared_weights`, those under `layers` stacked over layers."""
+    """`_declared_weights`, those under `layers` stacked over layers."""
 
     def stacked(weight):
         return Weight(("layers", *weight.axes), (config.num_layers, *weight.shape), weight.initialiser)
 
-    weights = declared_weights(config)
+    weights = _declared_weights(config)
     return weights | {"layers": jax.tree.map(stacked, weights["layers"])}
 
 
@@ -118,31 +109,19 @@ def _declare(module, weights, dtype):
 
 
 class Inputs(NamedTuple):
-    """What the model reads.
-
-    Attributes:
-        tokens: int `[B, T]`.
-        positions: int `[B, T]`.
-        segment_ids: int `[B, T]`, documents of a packed row, which never attend to one another. Not with a KV cache.
-    """
+    """What the model reads, int `[B, T]` each."""
 
     tokens: Any
     positions: Any
-    segment_ids: Any = None
+    segment_ids: Any = None  # documents of a packed row; not with a KV cache
 
 
 class Pass(NamedTuple):
-    """What a forward pass gives.
+    """What a forward pass gives."""
 
-    Attributes:
-        states: final normalised states in the computation dtype, `[B, T, E]`, or `[B, tail, E]`.
-        cache: the KV cache with the new tokens, or None.
-        inspected: `inspect` of the embedded tokens, of each layer's output (stacked), and of the final states.
-    """
-
-    states: jax.Array
-    cache: Any
-    inspected: tuple
+    states: jax.Array  # final, normalised, in the computation dtype: `[B, T, E]`, or `[B, tail, E]`
+    cache: Any  # the KV cache with the new tokens, or None
+    inspected: tuple  # `inspect` of the embedded tokens, of each layer's output (stacked), and of the final states
 
 
 def forward(
@@ -167,17 +146,14 @@ def forward(
         inputs: tokens, positions and documents.
         lora: low-rank factors `a` and `b` of projections, a tree like `params`; `x a b` is added to the output of
             each projection that has them: two thin products instead of a changed kernel.
-        cache: KV cache to read and to extend.
+        cache: KV cache to read and to extend; not with `inspect`.
         tail: number of last tokens whose states are given; 0 gives all. The last layer computes these only: of the
             others it needs keys and values, the smaller part of its work. Without a cache, `attend` must take fewer
-            queries than keys.
+            queries than keys. Not with `inspect`.
         attend: attention as a function of query, key, value and segment ids, such as
             `rope_jax.training.context.attention_on` gives for a mesh; default `config.attention` on one device.
         place: lays states `[B, T, E]` out over a mesh, such as `rope_jax.sharding.states_on` gives.
         inspect: function of states whose results are returned, such as whether they are finite.
-
-    Returns:
-        States, cache, and what `inspect` gave (of all tokens only: not with a cache or `tail`).
     """
     c, layers = config, params["layers"]
     if lora:
@@ -235,16 +211,8 @@ def block(
 ):
     """One pre-norm decoder block: grouped-query attention with rotary positions, and SwiGLU (arXiv 2002.05202).
 
-    Args:
-        weights: parameters of the block, low-rank factors included.
-        config: model config.
-        x: states of all tokens.
-        waves: cosine and sine of the rotary angles.
-        attend: attention as a function of query, key and value; gives its output and a KV cache or None.
-        tail: number of last tokens whose states are given; 0 gives all.
-
-    Returns:
-        States `[B, T, E]`, or `[B, tail, E]`, and the KV cache.
+    `waves` are cosine and sine of the rotary angles. `attend`, of query, key and value, gives its output and a KV cache
+    or None. Returned are the states, of the last `tail` tokens if it is not 0, and that cache.
     """
     cos, sin = waves
     attention, feed_forward = weights["attention"], weights["feed_forward"]
@@ -294,9 +262,6 @@ class Llama(nn.Module):
 
     `rope` is a `ScaleVector`, an argument like the tokens: the same compiled function serves every scale vector of
     one shape, and gradients flow into it.
-
-    Attributes:
-        config: model config.
     """
 
     config: LlamaConfig
@@ -309,8 +274,7 @@ class Llama(nn.Module):
             tokens: int `[B, T]`.
             rope: scale vector, factors `[D/2]` or `[layers, D/2]`.
             positions: int `[B, T]`; default 0 .. T-1.
-            segment_ids: int `[B, T]` documents of a packed row, which never attend to one another; default
-                one document.
+            segment_ids: int `[B, T]` documents of a packed row; default one document.
             project: False returns the final normalised states instead of logits.
 
         Returns:
@@ -319,7 +283,7 @@ class Llama(nn.Module):
         """
         c = self.config
         if self.is_initializing():
-            weights = declared_weights(c)
+            weights = _declared_weights(c)
             layers = weights.pop("layers")
             _declare(self, weights, c.param_dtype)
             stacked = nn.scan(
@@ -353,37 +317,15 @@ def logits(states: Float[Array, "*rows e"], head: Head) -> Float32[Array, "*rows
 
 @partial(jax.jit, static_argnums=0)
 def init_params(config: LlamaConfig, key):
-    """Fresh parameters, boxed with their logical axes (`nn.unbox` gives plain arrays).
-
-    Args:
-        config: model config.
-        key: PRNG key.
-
-    Returns:
-        Pytree of `flax.linen.LogicallyPartitioned`, layers stacked on the leading axis.
-    """
+    """Fresh parameters: pytree of `flax.linen.LogicallyPartitioned`, which `nn.unbox` unboxes, with stacked layers."""
     return Llama(config).init(key, None, None)["params"]
 
 
 def abstract_params(config: LlamaConfig):
-    """Shapes and dtypes of the parameters.
-
-    Args:
-        config: model config.
-
-    Returns:
-        Pytree of `jax.ShapeDtypeStruct`, shaped like the plain (unboxed) parameters.
-    """
+    """Shapes and dtypes of the parameters: pytree of `jax.ShapeDtypeStruct`, shaped like them without boxes."""
     return jax.tree.map(lambda weight: jax.ShapeDtypeStruct(weight.shape, config.param_dtype), _stacked_weights(config))
 
 
 def logical_axes(config: LlamaConfig):
-    """Logical axis names of the parameters.
-
-    Args:
-        config: model config.
-
-    Returns:
-        Pytree of `PartitionSpec` of names, shaped like the parameters.
-    """
+    """Logical axis names of the parameters: pytree of `PartitionSpec`, shaped like them without boxes."""
     return jax.tree.map(lambda weight: PartitionSpec(*weight.axes), _stacked_weights(config))

@@ -5,8 +5,6 @@ softmaxes are merged by their log-sum-exp, so that the result is that of one dev
 causal mask a plain cut leaves the first devices idle. In the zigzag order (arXiv 2311.09431; Llama 3, 2407.21783) the
 sequence is cut into twice as many pieces as there are devices and device i holds pieces i and 2n-1-i: then every
 device has the same work in every step, two products of pieces, none of them masked away whole.
-
-Shapes on one device: B rows, C tokens per piece, K key heads, G = H / K, D head dimension.
 """
 
 from __future__ import annotations
@@ -22,9 +20,9 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import Mesh, PartitionSpec
 
 from rope_jax.errors import InputError
-from rope_jax.model.arrays import Key, Query, Segments
+from rope_jax.model.arrays import GroupedKey, GroupedQuery, Key, Query, Segments
 from rope_jax.model.attention import by_head, heads_last
-from rope_jax.model.flash import MASKED, Cotangent, Mask, Tokens, attend_blocks, attend_blocks_gradient
+from rope_jax.model.flash import MASKED, Mask, Softmax, Tokens, attend_blocks, attend_blocks_gradient
 from rope_jax.model.remat import ATTENTION
 
 
@@ -37,9 +35,6 @@ def zigzag(length: int, devices: int) -> np.ndarray:
 
     Returns:
         int32 `[T]`: the token at each place; `numpy.argsort` of it is the way back.
-
-    Raises:
-        InputError: if the length does not divide.
     """
     if length % (2 * devices):
         raise InputError(
@@ -53,43 +48,23 @@ def zigzag(length: int, devices: int) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class Ring:
-    """A ring of devices, and how each computes its products of pieces.
-
-    Attributes:
-        mesh: devices.
-        axis: mesh axis of the ring.
-        specs: of query, of key and value, and of segment ids, in all of which `axis` cuts T.
-        chunk: queries and keys at a time of products in plain JAX.
-        window: places that a query sees, its own included; None is all before it.
-        kernel: function of `(query, key, value, mask, causal)` that computes the product of two pieces in the forward
-            pass, such as `rope_jax.model.kernels.splash_piece`; None for plain JAX.
-    """
+    """A ring of devices, and how each computes its products of pieces."""
 
     mesh: Mesh
-    axis: str
-    specs: tuple[PartitionSpec, PartitionSpec, PartitionSpec]
-    chunk: int
-    window: int | None = None
-    kernel: Callable | None = None
+    axis: str  # of the mesh, along the ring
+    specs: tuple[PartitionSpec, PartitionSpec, PartitionSpec]  # query, key and value, segment ids: `axis` cuts T in all
+    chunk: int  # queries and keys at a time of products in plain JAX
+    window: int | None = None  # places that a query sees, its own included; None is all before it
+    kernel: Callable | None = None  # computes `attend` instead, such as `rope_jax.model.kernels.splash_piece`
 
     @property
     def size(self) -> int:
-        """Devices of the ring."""
         return self.mesh.shape[self.axis]
 
-    def attend(self, query, key, value, mask: Mask, causal: bool):
-        """Attention of one piece of queries to one piece of keys.
+    def attend(self, query: GroupedQuery, key: GroupedKey, value: GroupedKey, mask: Mask, causal: bool):
+        """Attention of one piece of queries to one piece of keys: outputs, and the log of each softmax's sum.
 
-        Args:
-            query: `[B, K, G, C, D]`, scaled.
-            key: `[B, K, C, D]`.
-            value: `[B, K, C, D]`.
-            mask: who sees whom.
-            causal: whether the two pieces are one; otherwise all keys come before all queries.
-
-        Returns:
-            Outputs float32 `[B, K, G, C, D]`, and the log of each softmax's sum float32 `[B, K, G, C]`, which is
-            negligible beside others where a query sees no key.
+        The two pieces are one where it is `causal`; otherwise all keys come before all queries.
         """
         if self.kernel:
             return self.kernel(query, key, value, mask, causal)
@@ -102,27 +77,17 @@ class Ring:
 
     def mask(self, queries, keys) -> Mask:
         """Of two pieces, each given as the segments of both pieces of a device, which of them, and the device."""
-        return Mask(self._tokens(*queries), self._tokens(*keys), self.window)
 
-    def _tokens(self, segments, piece, device):
-        size = segments.shape[-1]
-        start = jnp.where(piece == 0, device, 2 * self.size - 1 - device) * size
-        return Tokens(start + jnp.arange(size), segments[piece])
+        def tokens(segments, piece, device):
+            size = segments.shape[-1]
+            start = jnp.where(piece == 0, device, 2 * self.size - 1 - device) * size
+            return Tokens(start + jnp.arange(size), segments[piece])
+
+        return Mask(tokens(*queries), tokens(*keys), self.window)
 
 
 def ring_attention(query: Query, key: Key, value: Key, segment_ids: Segments, ring: Ring) -> Query:
-    """Causal self-attention of sequences that are cut over devices in zigzag order.
-
-    Args:
-        query: tokens in the order of `zigzag`.
-        key: in the same order.
-        value: in the same order.
-        segment_ids: in the same order; a query sees only keys of its own document.
-        ring: devices.
-
-    Returns:
-        In the order and dtype of `query`.
-    """
+    """Causal self-attention of sequences that are cut over devices; all arrays are in the order of `zigzag`."""
     q_spec, kv_spec, segment_spec = ring.specs
     return jax.shard_map(
         partial(_on_device, ring=ring),
@@ -187,9 +152,8 @@ def _backward(ring, residuals, d_out):
         d_key, d_value = grads
         for q, k, _ in _products(number, me, source):
             mask = ring.mask((segments, q, me), (held[2], k, source))
-            cotangent = Cotangent.of(out[q], log_sum[q], d_out[q])
-            piece = query[q], held[0][k], held[1][k]
-            dq, dk, dv = attend_blocks_gradient(*piece, mask, cotangent, chunk=ring.chunk)
+            piece, softmax = (query[q], held[0][k], held[1][k]), Softmax(out[q], log_sum[q], d_out[q])
+            dq, dk, dv = attend_blocks_gradient(*piece, mask, softmax, chunk=ring.chunk)
             d_query, d_key, d_value = d_query.at[q].add(dq), d_key.at[k].add(dk), d_value.at[k].add(dv)
         return (d_key, d_value), d_query
 

@@ -41,7 +41,7 @@ def key_blocks(config: LlamaConfig, length: int, devices: int = 1) -> float:
         devices: number of devices that a row is sharded over, each of which holds two pieces in ring order.
     """
     size = length // (2 * devices) if devices > 1 else length
-    n, rows, m, columns = block_sizes(size, size, config.attention_chunk)
+    (n, rows), (m, columns) = block_sizes(size, size, config.attention_chunk)
     # Of a piece's own keys, those up to the block's last query.
     own = sum(min(m, (i * rows + rows - 1) // columns + 1) for i in range(n)) / n
     return own if devices == 1 else (2 * own + (2 * devices - 1) * m) / (2 * devices + 1)

@@ -76,7 +76,7 @@ def account(training: Training, rope: ScaleVector) -> Memory:
     weights = sum(leaf.size for leaf in jax.tree.leaves(abstract_params(local.model)["layers"])) // (local.rows + 1)
     head = model.hidden_size * local.model.vocab_size
     chunk = min(config.loss_chunk, local.length)
-    _, queries, _, keys = block_sizes(local.length, local.length, model.attention_chunk)
+    (_, queries), (_, keys) = block_sizes(local.length, local.length, model.attention_chunk)
     backward = {
         # Those of this microbatch and the sum over earlier ones.
         "gradients": gradients * (2 if config.accumulation > 1 else 1),

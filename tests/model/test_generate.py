@@ -216,12 +216,10 @@ def test_prefill_memory_does_not_grow_with_the_prompt(untied):
         weights |= {"embedding": jax.ShapeDtypeStruct((4096, 32), jnp.float32)}
         weights |= {"head": jax.ShapeDtypeStruct((4096, 32), jnp.float32)}
         compiled = decode.prefill.lower(
-            weights,
-            jax.eval_shape(lambda: identity(8)),
+            decode.Decoder(weights, jax.eval_shape(lambda: identity(8)), config),
             jax.ShapeDtypeStruct((2, 64), jnp.int32),
             jax.eval_shape(lambda: empty_cache(config, np.zeros(2, np.int32), slots, "float32")),
             jax.ShapeDtypeStruct((4096,), bool),
-            config=config,
         ).compile()
         return compiled.memory_analysis().temp_size_in_bytes
 
@@ -242,10 +240,10 @@ def test_a_mesh_gives_the_same_tokens(untied, sizes):
 
 def test_the_cache_is_donated_and_has_the_dtype_asked_for(untied):
     _, params, config = untied
-    weights = decode.decoding_weights(params, config)
+    decoder = decode.Decoder(decode.decoding_weights(params, config), identity(8), config)
     free = np.zeros(config.vocab_size, bool)
     cache = empty_cache(config, np.zeros(1, np.int32), 32, "bfloat16")
-    _, filled = decode.prefill(weights, identity(8), np.ones((1, 16), np.int32), cache, free, config=config)
+    _, filled = decode.prefill(decoder, np.ones((1, 16), np.int32), cache, free)
     assert all(x.is_deleted() for x in cache.keys + cache.values)
     assert all(x.dtype == jnp.bfloat16 for x in filled.keys + filled.values)
     assert int(filled.used) == 16

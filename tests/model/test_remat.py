@@ -34,7 +34,7 @@ def expected(params):
     return jax.jit(jax.grad(lambda p: loss(p, "none")))(params)
 
 
-@pytest.mark.parametrize("policy", POLICIES[1:])
+@pytest.mark.parametrize("policy", list(POLICIES)[1:])
 def test_gradients_are_those_of_no_policy(params, expected, policy):
     gradients = jax.jit(jax.grad(lambda p: loss(p, policy)))(params)
     # The same float32 products, which a compiler may fuse in another way; gradients are of order 1.
@@ -71,7 +71,7 @@ def test_what_is_kept(params):
     # The block's input, what `o` gave, q, k, v, attention's output with the logs of its sums, and the two inputs of the
     # SwiGLU.
     assert kept(params, "dots") == sorted([entering, entering, asked, attended, sums, keys, keys, wide, wide])
-    size = {policy: sum(map(math.prod, kept(params, policy))) for policy in POLICIES[:4]}
+    size = {policy: sum(map(math.prod, kept(params, policy))) for policy in list(POLICIES)[:4]}
     assert size["none"] > size["dots"] > size["attention"] > size["full"]
 
 
