@@ -33,17 +33,12 @@ SWEEP = flags.DEFINE_bool("sweep", False, "Also sweep interpolated dimensions, i
 def analyze(
     config: ConfigDict, folder: Path, name: str, *, sweep: bool = False, reporter: Reporter | None = None
 ) -> dict:
-    """Solves and measures every method.
+    """Solves and measures every method; gives what `analysis.json` holds.
 
     Args:
         config: the run's config; needs `rope.base`, `rope.head_dim` and `context.original`, or `model.path`.
-        folder: `analysis.json` and `figures/` go here.
-        name: of the run.
         sweep: also sweep settings, into `sweep.json`.
-        reporter: shows the table; None for the terminal.
-
-    Returns:
-        What `analysis.json` holds.
+        reporter: None for the terminal.
 
     Raises:
         InputError: naming the field that cannot be used.

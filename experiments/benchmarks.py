@@ -48,7 +48,6 @@ def names(benchmark: str = "") -> dict[str, str]:
 
 
 def values(config: ConfigDict, fields: Mapping[str, str]) -> dict[str, Any]:
-    """Argument to the value of its field."""
     return {argument: build.value(config, field) for argument, field in fields.items()}
 
 
@@ -59,7 +58,6 @@ def benchmark(config: ConfigDict, name: str, **changes) -> Benchmark:
 
 
 def texts(config: ConfigDict) -> TextSelection:
-    """The texts that the config names."""
     return TextSelection(**values(config, TEXTS))
 
 

@@ -54,7 +54,6 @@ def check(config: ConfigDict) -> None:
 
 
 def settings(config: ConfigDict) -> dict[str, Any]:
-    """The config as JSON has it."""
     return json.loads(config.to_json())
 
 
@@ -64,13 +63,11 @@ def command(door: str) -> str:
 
 
 def processes(config: ConfigDict) -> Processes:
-    """How the processes of a run find one another."""
     d = config.distributed
     return Processes(d.coordinator, d.processes, d.process, d.auto, tuple(d.local_devices), d.timeout)
 
 
 def compute(config: ConfigDict) -> Compute:
-    """How models are computed."""
     m = config.model
     chosen = {name: m[name] for name in ("dtype", "param_dtype", "rotary", "remat", "scan_unroll", "attention")}
     return Compute(**chosen, attention_chunk=m.attention_chunk, ring=config.mesh.context > 1)
@@ -132,7 +129,6 @@ def _small_model(config: ConfigDict) -> SourceConfig:
 
 
 def geometry(known: SourceConfig) -> Geometry:
-    """The rotary geometry of a model."""
     model = known.config
     return Geometry(model.rope_base, model.head_dim, known.rope, model.num_layers)
 
@@ -158,7 +154,6 @@ NO_OWN = {OWN: "it leaves the model as it is; use a method that extends"}
 
 
 def method(config: ConfigDict, name: str) -> Method | LearnedMethod:
-    """A method with its parameters."""
     if name != LEARNED:
         return solved_method(config, name)
     fields = config.learn
@@ -183,13 +178,11 @@ def check_methods(methods: Mapping[str, Method | LearnedMethod], geometry: Geome
 
 
 def learning(config: ConfigDict) -> LearnConfig:
-    """How a scale vector is learned."""
     with section("learn"):
         return LearnConfig(config.learn.learning_rate, config.learn.attention_factor, config.train.loss_chunk)
 
 
 def pretraining(config: ConfigDict) -> TrainConfig:
-    """The training of the small model."""
     p = config.pretrain
     shared = {name: p[name] for name in ("learning_rate", "warmup_steps", "steps", "weight_decay", "clip_norm")}
     with section("pretrain", length="config.context.original"):
@@ -230,7 +223,6 @@ def recipe(config: ConfigDict, source: Source, refused: Mapping[str, str] = NO_O
 
 
 def tokenizer(config: ConfigDict, source: Source) -> Tokenizer:
-    """The tokenizer of a model."""
     name = "data.tokenizer" if source.path else "pretrain.tokenizer"
     with reading(name, tokenizer=f"config.{name}"):
         return source.load_tokenizer(config.data.tokenizer if source.path else config.pretrain.tokenizer)

@@ -33,10 +33,7 @@ def export(config: ConfigDict, folder: Path, name: str, reporter: Reporter | Non
     """Writes the formats that a config asks for, and verifies them if it asks for that.
 
     Args:
-        config: the export's config.
-        folder: everything is written here.
-        name: of the config.
-        reporter: shows progress; None for the terminal.
+        reporter: None for the terminal.
 
     Returns:
         What `verify.json` holds: what was compared, by file. Empty without `config.verify`.
@@ -84,7 +81,6 @@ def finished_run(config: ConfigDict) -> Job:
 
 
 def formats(config: ConfigDict) -> Formats:
-    """What an export writes."""
     chosen = {
         field.name: config.export[field.name] for field in dataclasses.fields(Formats) if field.name in config.export
     }

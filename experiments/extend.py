@@ -61,17 +61,11 @@ def extend(
     profile: tuple[int, int] | None = None,
     reporter: Reporter | None = None,
 ) -> dict:
-    """Extends a model as a config says.
+    """Extends a model as a config says; gives what `results.json` holds.
 
     Args:
-        config: the run's config.
-        folder: everything is written here.
-        name: of the run, for its page.
         profile: first and last step of each training to trace; None for none.
-        reporter: shows progress; None for the terminal.
-
-    Returns:
-        What `results.json` holds.
+        reporter: None for the terminal.
 
     Raises:
         InputError: naming the field or file that cannot be used, before any long computation.
@@ -85,20 +79,7 @@ def extend(
 
 
 def prepare(config: ConfigDict, folder: Path, name: str, reporter: Reporter) -> Run:
-    """Checks everything that can be checked before the first long computation, and claims the folder.
-
-    Args:
-        config: the run's config.
-        folder: everything is written here.
-        name: of the run.
-        reporter: shows progress.
-
-    Returns:
-        The run.
-
-    Raises:
-        InputError: naming the field or file, and the fix.
-    """
+    """Checks everything that can be checked before the first long computation, and claims the folder."""
     build.check(config)
     source = build.source(config, folder)
     tokenizer = build.tokenizer(config, source)
@@ -190,11 +171,7 @@ def check_devices(config: ConfigDict, recipe: Recipe, pretraining: TrainConfig |
 
 
 def plan(config: ConfigDict, name: str, sizes: dict[str, int], reporter: Reporter) -> Plan:
-    """Plans the fine-tuning of a run on devices, by mesh axis, that need not be here.
-
-    Raises:
-        InputError: naming the field that cannot be used.
-    """
+    """Plans the fine-tuning of a run on devices, by mesh axis, that need not be here."""
     with names.config_names(), names.section("train", length="config.context.target"):
         build.check(config)
         source = build.plan_source(config)
@@ -203,18 +180,7 @@ def plan(config: ConfigDict, name: str, sizes: dict[str, int], reporter: Reporte
 
 
 def mesh_sizes(flag: str, default: Mapping[str, int]) -> dict[str, int]:
-    """Sizes of all axes.
-
-    Args:
-        flag: such as 'data=2,fsdp=4'; axes that it leaves out have one device. Empty for the default.
-        default: sizes by axis; -1 is one device.
-
-    Returns:
-        Axis to size.
-
-    Raises:
-        InputError: for an unknown axis or an unusable size.
-    """
+    """Axis to size, by a flag such as 'data=2,fsdp=4' with 1 for other axes, or by the default with 1 for -1."""
     if not flag:
         return {axis: max(size, 1) for axis, size in default.items()}
     sizes: dict[str, int] = dict.fromkeys(AXES, 1)
@@ -239,7 +205,6 @@ def steps_to_trace(flag: str) -> tuple[int, int] | None:
 
 
 def main(config: ConfigDict, folder: Path, name: str) -> None:
-    """What the flags ask for."""
     if PLAN.value:
         sizes = mesh_sizes(MESH.value, dict(config.mesh))
         virtual_devices(math.prod(sizes.values()))

@@ -28,11 +28,9 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Terminated(BaseException):
-    """The command was asked to end, by a signal to this process or to another of the run.
+    """The command was asked to end by signal `number`, to this process or to another of the run.
 
-    Args:
-        number: the signal.
-        message: what was saved; empty if nothing had to be.
+    The message says what was saved; it is empty if nothing had to be.
     """
 
     def __init__(self, number: int, message: str = ""):
@@ -83,9 +81,6 @@ class Terminal:
     @contextlib.contextmanager
     def deferred_stop(self) -> Iterator[Callable[[], bool]]:
         """Defers SIGTERM and Ctrl-C while training runs; a second signal ends the process at once.
-
-        Yields:
-            Whether a signal has come.
 
         Raises:
             Terminated: once training has stopped, or if a signal came after its last step.

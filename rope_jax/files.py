@@ -57,7 +57,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
 
 
 def parse_json_object(path: Path, text: str) -> dict[str, Any]:
-    """Parses a JSON object whose keys are unique, at every depth; `path` is the file that holds it."""
+    """Parses a JSON object whose keys are unique, at every depth; messages name `path`."""
     value = _parsed(path, text, object_pairs_hook=lambda pairs: _unique(path, pairs))
     if not isinstance(value, dict):
         raise InputError(f"{path} holds a JSON {type(value).__name__}, not an object: download it again")
@@ -65,11 +65,7 @@ def parse_json_object(path: Path, text: str) -> dict[str, Any]:
 
 
 def read_json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Reads a file with one JSON object per line, plain or gzip. Blank lines are skipped.
-
-    Yields:
-        The place ``path:line``, for messages, and the object.
-    """
+    """Reads one JSON object per line, unless it is blank; yields its place ``path:line``, for messages, and it."""
     # str.splitlines would also split at U+2028 and its kind, which JSON strings may hold.
     for number, line in enumerate(read_text(path).split("\n"), 1):
         if not line.strip():
@@ -105,7 +101,6 @@ class Fields:
     prefix: str = ""
 
     def error(self, key: str, fix: str) -> InputError:
-        """An error to raise."""
         return InputError(f"{self.path}: {self.prefix}{key} is {shown(self.values.get(key))}: {fix}")
 
     def integer(self, key: str, default: int | None = None) -> int:
@@ -121,7 +116,6 @@ class Fields:
         return float(self._read(key, default, accepts, "a positive finite number"))
 
     def boolean(self, key: str, default: bool | None = None) -> bool:
-        """True or false."""
         return self._read(key, default, lambda value: isinstance(value, bool), "true or false")
 
     def _read(self, key: str, default: Any, accepts: Callable[[Any], bool], wanted: str) -> Any:

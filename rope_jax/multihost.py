@@ -77,16 +77,9 @@ def from_first(action: Callable[[], Any]) -> Any:
 
 
 def ask_all(question: Callable[[], bool], mesh: Mesh) -> Callable[[], bool]:
-    """Starts a vote on whether the question holds in any process, without blocking: devices count after their work.
+    """Starts a vote on whether the question holds in any process; returns a function that waits for the answer.
 
-    A single process asks only once the answer is read.
-
-    Args:
-        question: called in every process.
-        mesh: mesh of all devices of all processes.
-
-    Returns:
-        Function that waits for the answer.
+    It does not block: devices count after their work. A single process asks only once the answer is read.
     """
     if jax.process_count() == 1:
         return question
@@ -146,10 +139,9 @@ class Processes:
             )
 
     def connect(self, several: bool = True) -> None:
-        """Joins the other processes, if there are any. Call it before JAX looks for devices.
+        """Joins the other processes, if there are any; an InputError if the command cannot run in `several`.
 
-        Args:
-            several: whether the command can run in several processes; an InputError if it cannot, and there are some.
+        Call it before JAX looks for devices.
         """
         if not (self.coordinator or self.auto):
             return

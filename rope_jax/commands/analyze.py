@@ -27,15 +27,7 @@ MILLION = 2**20
 
 @dataclasses.dataclass(frozen=True)
 class Analysis:
-    """What is analyzed.
-
-    Attributes:
-        name: its name, for reports.
-        settings: every field of its config, JSON-able.
-        geometry: rotary geometry of the model.
-        measure: contexts, and how disturbance is measured.
-        methods: methods by name; position interpolation, 'pi', is among them.
-    """
+    """What is analyzed: `methods` by name, 'pi' among them; `settings` are all config fields, JSON-able."""
 
     name: str
     settings: Mapping[str, Any]
@@ -47,13 +39,7 @@ class Analysis:
 def analyze(analysis: Analysis, folder: Path, reporter: Reporter) -> dict:
     """Solves every method, tabulates its disturbance and draws the paper's figures 1, 3, 6, 7 and 8.
 
-    Args:
-        analysis: what is analyzed.
-        folder: `analysis.json` and `figures/` go here.
-        reporter: shows the table.
-
-    Returns:
-        What `analysis.json` holds.
+    Writes `analysis.json`, whose content it returns, and `figures/`.
     """
     geometry, measure = analysis.geometry, analysis.measure
     reporter.say(
@@ -82,7 +68,6 @@ def analyze(analysis: Analysis, folder: Path, reporter: Reporter) -> dict:
 
 
 def draw(folder: Path, geometry: Geometry, measure: Measure, solutions: Mapping[str, Solution]) -> None:
-    """Draws the paper's figures."""
     at = f"at {measure.target:,} tokens"
     before = {f"pre-training, {measure.original:,} tokens": _shares(geometry, measure)}
 
@@ -117,10 +102,7 @@ def _shares(geometry: Geometry, measure: Measure, solution: Solution | None = No
 def sweep(analysis: Analysis, folder: Path, reporter: Reporter) -> dict:
     """Sweeps interpolated dimensions and intervals (the paper's tables 4 to 7), and lengths up to a million tokens.
 
-    Args:
-        analysis: the setting that each sweep departs from.
-        folder: `sweep.json` and `figures/sweep.png` go here.
-        reporter: told where they are.
+    Writes `sweep.json` and `figures/sweep.png`.
 
     Returns:
         Setting to `{"x": [...], "curves": {method: [disturbance x 1000]}}`.

@@ -11,16 +11,7 @@ from rope_jax.training.config import TrainConfig
 
 
 def provenance(recipe: Recipe, method: str, steps: int) -> dict:
-    """Where the scale vector comes from, as the exported `config.json` keeps it.
-
-    Args:
-        recipe: how the model was extended.
-        method: name of the method.
-        steps: updates of fine-tuning; 0 for none.
-
-    Returns:
-        A JSON-able dictionary.
-    """
+    """Where the scale vector comes from, for the exported `config.json`; `steps` of fine-tuning, 0 for none."""
     about = {
         "method": method,
         "original_context": recipe.measure.original,
@@ -39,19 +30,7 @@ def card(
     before: Mapping | None = None,
     after: Mapping | None = None,
 ) -> CardFacts:
-    """What the model's card states.
-
-    Args:
-        recipe: how the model was extended.
-        method: name of the method.
-        rope: scale vector.
-        steps: updates of fine-tuning; 0 for none.
-        before: record of the evaluation before fine-tuning; None for none.
-        after: record of the evaluation after it; None for none.
-
-    Returns:
-        The facts.
-    """
+    """What the model's card states; `steps` of fine-tuning, and records of the evaluations before and after it."""
     name, target = recipe.source.name, recipe.measure.target
     return CardFacts(
         title=f"{name or 'A small model'}, {target:,} tokens",

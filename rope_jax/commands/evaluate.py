@@ -33,13 +33,8 @@ class EvaluationJob:
     """An evaluation.
 
     Attributes:
-        name: its name, for reports.
-        command: the command line that repeats it.
-        path: the model as its user names it.
-        source: folder of the model.
+        path: the model as its user names it; `source` is its folder.
         vectors: method to scale vector.
-        setting: what the benchmarks share.
-        benchmarks: by name.
         names: by benchmark, argument to the user's name for it.
         config: all fields that the user has set, JSON-able.
         may_change: fields of it that may differ between two evaluations in one folder.
@@ -60,8 +55,7 @@ class EvaluationJob:
 def evaluate(job: EvaluationJob, folder: RunFolder, reporter: Reporter) -> dict:
     """Runs every benchmark under every scale vector; resumes where an earlier attempt in the folder stopped.
 
-    Returns:
-        What `results.json` holds.
+    Returns what `results.json` holds.
 
     Raises:
         InputError: before the model is read, if the folder belongs to another evaluation or nothing can be run.

@@ -27,10 +27,7 @@ def export(job: Job, wanted: Formats, folder: Path, reporter: Reporter) -> dict:
     """Writes every format, and verifies it if asked.
 
     Args:
-        job: the model and its scale vector.
         wanted: formats that `check` accepts.
-        folder: everything is written here.
-        reporter: shows progress.
 
     Returns:
         What `verify.json` holds: what was compared, by file. Empty without verification.
@@ -67,17 +64,7 @@ def export(job: Job, wanted: Formats, folder: Path, reporter: Reporter) -> dict:
 
 
 def write_folder(job: Job, wanted: Formats, target: Path, reporter: Reporter) -> Path:
-    """The Hugging Face folder: the one that a run has exported already, or one written now.
-
-    Args:
-        job: the model and its scale vector.
-        wanted: whether to overwrite.
-        target: folder to create.
-        reporter: shows the bytes written.
-
-    Returns:
-        The folder.
-    """
+    """The Hugging Face folder: the one that a run has exported already, or one written now to `target`."""
     if job.trained and job.trained.export:
         return job.trained.export
     source = job.recipe.source
@@ -113,16 +100,7 @@ def restore(job: Job, trained: Trained) -> dict:
 def write_gguf_file(
     job: Job, wanted: Formats, converted: Path, rope: ScaleVector, *, target: Path, reporter: Reporter
 ) -> None:
-    """The GGUF file: the given one with factors, or a conversion of a folder.
-
-    Args:
-        job: the model.
-        wanted: the given file, or dtype and vocabulary of a conversion.
-        converted: folder to convert.
-        rope: scale vector for the file.
-        target: file to create.
-        reporter: shows the bytes written.
-    """
+    """Writes a GGUF file: the given one with factors, or a conversion of the folder `converted`."""
     common = {"context": job.recipe.measure.target, "provenance": job.provenance, "overwrite": wanted.overwrite}
     with reporter.byte_bar("writing the GGUF file") as progress:
         if wanted.gguf:
@@ -162,14 +140,7 @@ def write_peft(job: Job, trained: Trained, wanted: Formats, folder: Path, report
 
 
 def verify_folder(job: Job, wanted: Formats, exported: Path, reporter: Reporter) -> dict:
-    """Checks the config of a Hugging Face folder, and its logits in transformers.
-
-    Returns:
-        JSON-able results.
-
-    Raises:
-        VerificationError: naming the file and what differs.
-    """
+    """Checks the config of a Hugging Face folder, and its logits in transformers; gives JSON-able results."""
     verify_config(exported)
     reporter.say("verified: config.json gives transformers and vLLM one vector and no further scale")
     measure = job.recipe.measure

@@ -29,14 +29,10 @@ class Formats:
     """What an export writes, and how it is verified.
 
     Attributes:
-        formats: some of `EXPORT_FORMATS`.
         gguf: GGUF file to put the factors into; empty converts the weights.
         dtype: dtype of a converted GGUF file's matrices; empty keeps them.
         vocabulary: whether a converted GGUF file holds the tokenizer.
-        overwrite: whether to replace earlier exports.
-        verify: whether to load what was written and compare.
         verify_lengths: tokens to compare logits at; empty for 32 and both contexts.
-        verify_dtype: dtype to compare logits in.
         seed: seed of the tokens that are compared.
     """
 
@@ -62,14 +58,7 @@ class Formats:
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    """A checkpoint of a run of `extend`.
-
-    Attributes:
-        training: how the method was trained.
-        checkpoints: folder of the method's checkpoints.
-        step: the checkpoint.
-        export: model folder that the run has exported from it; None if there is none.
-    """
+    """A checkpoint of a run of `extend`; `export` is the model folder that the run has made of it, if any."""
 
     training: Training
     checkpoints: Path
@@ -79,16 +68,7 @@ class Trained:
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """An export, before anything is written.
-
-    Attributes:
-        recipe: how the model was extended.
-        method: name of the method.
-        rope: scale vector.
-        provenance: where the scale vector comes from.
-        facts: what the card states.
-        trained: the checkpoint; None for an extension without training.
-    """
+    """An export, before anything is written; `trained` is None for an extension without training."""
 
     recipe: Recipe
     method: str
@@ -105,11 +85,6 @@ class Job:
 
 def check(job: Job, wanted: Formats, folder: Path) -> None:
     """Checks that every format can hold the model and is free to be written.
-
-    Args:
-        job: the model and its scale vector.
-        wanted: formats.
-        folder: where they will be written.
 
     Raises:
         InputError: naming the argument or file at fault.
@@ -151,14 +126,10 @@ def trained_job(recipe: Recipe, run: Path, method: str, step: int, mesh: Mesh) -
     """The export of a run of `extend`.
 
     Args:
-        recipe: how the run extends its model.
         run: folder of the run.
         method: one of its methods; empty for the one that it exports.
         step: checkpoint; 0 for the newest, -1 for that of the lowest loss.
         mesh: devices to restore on.
-
-    Returns:
-        The job.
 
     Raises:
         InputError: naming what the run does not have.
@@ -190,18 +161,7 @@ def trained_job(recipe: Recipe, run: Path, method: str, step: int, mesh: Mesh) -
 
 
 def checkpoint_step(checkpoints: Path, step: int) -> int:
-    """The step of a checkpoint, read off the folder names that Orbax gives.
-
-    Args:
-        checkpoints: folder of checkpoints.
-        step: wanted step; 0 for the newest, -1 for that of the lowest loss.
-
-    Returns:
-        The step.
-
-    Raises:
-        InputError: if there is no such checkpoint.
-    """
+    """The step of the checkpoint that `step` asks for, read off the folder names that Orbax gives."""
     if step == BEST:
         known = losses(checkpoints)
         if not known:

@@ -37,16 +37,9 @@ from rope_jax.training.update import Training
 
 
 def extend(run: Run, reporter: Reporter) -> dict:
-    """Extends a model's context by every method of a run.
+    """Extends a model's context by every method of a run; gives what `results.json` holds.
 
     Interrupted anywhere, the same call resumes from the last finished stage or checkpoint.
-
-    Args:
-        run: the run.
-        reporter: shows progress, and says when to stop.
-
-    Returns:
-        What `results.json` holds.
 
     Raises:
         NonFiniteLoss: naming the step.
@@ -185,14 +178,7 @@ def export(run: Run, tuned: Variables, reporter: Reporter) -> None:
 
 
 def write_report(run: Run) -> dict:
-    """Writes `results.json` and the page.
-
-    Args:
-        run: a run whose stages have all finished.
-
-    Returns:
-        What `results.json` holds: everything that was measured, with what is needed to repeat it.
-    """
+    """Writes `results.json`: all that was measured, and what is needed to repeat it. Writes the page from it."""
     recipe, model, corpus = run.recipe, run.recipe.source.model, run.recipe.corpus
     folders = {method: run.method_folder(method) for method in recipe.methods}
     methods = {m: {stage: f.recorded(stage) for stage in ("scale", "before", "after")} for m, f in folders.items()}
@@ -225,14 +211,7 @@ def write_report(run: Run) -> dict:
 
 
 def check_exportable(recipe: Recipe) -> None:
-    """Checks that the exported method has one scale vector for all layers.
-
-    Args:
-        recipe: how the model is extended.
-
-    Raises:
-        InputError: if it has one per layer; `factors` are at fault.
-    """
+    """Checks that the exported method has one scale vector for all layers; otherwise `factors` are at fault."""
     method = recipe.methods[recipe.exported]
     method = method.initial if isinstance(method, LearnedMethod) else method
     if isinstance(method, Explicit) and np.ndim(method.factors) == 2:
@@ -254,7 +233,6 @@ def _random_params(run: Run) -> dict:
 
 
 def _seconds(run: Run, methods: Mapping[str, Mapping], curves: Mapping[str, list[dict]]) -> dict[str, float]:
-    """Seconds of every stage."""
     seconds = {}
     pretraining = read_metrics(run.folder / "pretrain/metrics.jsonl")
     if pretraining:
@@ -271,7 +249,6 @@ def _summary(run: Run) -> str:
 
 
 def _devices(run: Run) -> str:
-    """The devices of a run and how they compute attention."""
     pieces = run.mesh.shape["context"]
     ring = f" in a ring of {pieces} pieces of every sequence" if pieces > 1 else ""
     attention = run.recipe.source.model.attention

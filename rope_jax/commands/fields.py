@@ -31,15 +31,7 @@ _DTYPES = ("float32", "bfloat16", "float16")
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-    """The values that a field accepts on its own. Of a tuple, every element is checked.
-
-    Attributes:
-        least: smallest number; None for no limit.
-        above: number that all values exceed; None for no limit.
-        most: largest number; None for no limit.
-        below: number that no value reaches; None for no limit.
-        choices: the only values; empty for any.
-    """
+    """The values that a field accepts on its own, `least` and `most` included. Of a tuple, every element is checked."""
 
     least: float | None = None
     above: float | None = None
@@ -48,7 +40,6 @@ class Check:
     choices: tuple[str, ...] = ()
 
     def accepts(self, value: Any) -> bool:
-        """Whether a value, or every element of a tuple, is accepted."""
         if isinstance(value, tuple):
             return all(map(self.accepts, value))
         if self.choices:
@@ -74,9 +65,8 @@ class Field:
 
     Attributes:
         name: section and name, such as 'train.steps'.
-        default: default value; its type is the field's.
+        default: its type is the field's.
         meaning: what it sets, with its unit, and what 0 or an empty value stands for.
-        check: accepted values; None accepts all of the type.
         element: type of the elements of a tuple.
     """
 
@@ -101,14 +91,7 @@ class Field:
 
 
 def check_fields(values: Mapping[str, Any]) -> None:
-    """Checks every field on its own; what depends on several fields or on a file is checked where it is used.
-
-    Args:
-        values: name of each field to its value.
-
-    Raises:
-        InputError: for the first value that is not accepted, with its `field`.
-    """
+    """Checks every field on its own; what depends on several fields or on a file is checked where it is used."""
     for field in FIELDS:
         field.check_value(values[field.name])
 

@@ -26,14 +26,7 @@ def fit(run: Run, training: Training, start: Start, place: RunFolder, reporter: 
     """Trains, or resumes from the newest checkpoint.
 
     Args:
-        run: texts and devices.
-        training: model, configuration and mesh.
-        start: parameters and scale vector to start from.
         place: folder of checkpoints, metrics and trace; its name describes the training to the user.
-        reporter: shows progress, and says when to stop.
-
-    Returns:
-        The trained parameters and their scale vector.
 
     Raises:
         NonFiniteLoss: naming the step; earlier checkpoints stay.

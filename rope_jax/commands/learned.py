@@ -23,15 +23,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class LearnedMethod:
-    """How the scale vector is learned before fine-tuning, with frozen weights.
-
-    Attributes:
-        start: name of the method whose scale vector is the starting point.
-        initial: that method.
-        config: learning rate, and what is learned.
-        batch: sequences per step.
-        steps: gradient steps.
-    """
+    """How a scale vector is learned before fine-tuning, with frozen weights, from that of `initial`, named `start`."""
 
     start: str
     initial: Method
@@ -42,11 +34,6 @@ class LearnedMethod:
 
 def learned_solution(run: Run, method: LearnedMethod, reporter: Reporter) -> tuple[Solution, np.ndarray]:
     """Learns a scale vector on packed batches at the extended context.
-
-    Args:
-        run: model, texts and devices.
-        method: start and length of learning.
-        reporter: shows progress.
 
     Returns:
         The learned vector with its disturbance, and float32 `[steps]` losses in nats per token, each before its step.
@@ -63,7 +50,6 @@ def learned_solution(run: Run, method: LearnedMethod, reporter: Reporter) -> tup
 
 
 def _batches(run: Run, method: LearnedMethod, reporter: Reporter) -> Iterator[dict]:
-    """The batches of all steps, on the devices."""
     held, sharding = process_rows(run.mesh, method.batch), batch_sharding(run.mesh)
     batches = training_batches(
         run.documents, run.tokenizer, method.batch, run.recipe.measure.target, run.seed, rows=held, streams=run.streams

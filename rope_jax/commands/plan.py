@@ -21,18 +21,11 @@ from rope_jax.training.update import Training
 def plan_training(
     name: str, model: LlamaConfig, config: TrainConfig, mesh: Mapping[str, int], *, own: ScaleVector, reporter: Reporter
 ) -> Plan:
-    """Plans a training and reports the plan.
+    """Plans a training on a mesh, axis to size, and reports the plan.
 
     Args:
-        name: of the run, for the report.
         model: config as an accelerator computes it.
-        config: configuration of the training.
-        mesh: axis to size.
         own: scale vector, for its shape.
-        reporter: shows the plan.
-
-    Returns:
-        The plan.
 
     Raises:
         InputError: if the training does not fit the model or the mesh.
@@ -53,10 +46,6 @@ def plan_training(
 
 
 def virtual_devices(count: int) -> None:
-    """Makes JAX see virtual CPU devices only. Call it before JAX looks for devices.
-
-    Args:
-        count: number of devices.
-    """
+    """Makes JAX see virtual CPU devices only. Call it before JAX looks for devices."""
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", count)

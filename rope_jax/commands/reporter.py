@@ -34,11 +34,7 @@ class Reporter(Protocol):
     ) -> AbstractContextManager[StepProgress]:
         """A context that gives a function to report each training step.
 
-        Args:
-            description: what is trained.
-            steps: steps of the whole run.
-            start: step that training resumes from.
-            tokens_per_step: tokens of a step over all devices.
+        Training resumes from the step `start` of `steps` in all; `tokens_per_step` counts those of all devices.
         """
         ...
 

@@ -25,13 +25,7 @@ from rope_jax.training.config import TrainConfig
 
 @dataclasses.dataclass(frozen=True)
 class Corpus:
-    """The texts of a run, as reports name them.
-
-    Attributes:
-        name: name of the corpus.
-        path: its folder; empty for none.
-        split: split that is evaluated on.
-    """
+    """The texts of a run, as reports name them. `path` may be empty; `split` is evaluated on."""
 
     name: str
     path: str
@@ -47,13 +41,7 @@ class Corpus:
 class Recipe:
     """How a model is extended, as far as a config says. An export knows as much of the run that it exports.
 
-    Attributes:
-        source: the model.
-        geometry: its rotary geometry.
-        measure: original and target context, and how disturbance is measured.
-        methods: the methods by name; the first is exported.
-        tuning: fine-tuning of each method.
-        corpus: the texts.
+    `methods` are by name, and the first is exported; `tuning` is the fine-tuning of each.
     """
 
     source: Source
@@ -65,7 +53,6 @@ class Recipe:
 
     @property
     def exported(self) -> str:
-        """Method that is exported."""
         return next(iter(self.methods))
 
 
@@ -74,18 +61,12 @@ class Run:
     """A run, after every check that needs no long computation.
 
     Attributes:
-        name: its name, for reports.
         command: command line that repeats it.
         settings: every field of its config, JSON-able.
         folder: everything is written here.
-        recipe: how the model is extended.
         pretraining: training of a small model first; None if the model is given.
-        tokenizer: the model's.
-        documents: documents to train on.
         streams: streams that documents are distributed to.
         seed: seed of weights and data order.
-        evaluation: benchmarks, ready to run.
-        mesh: devices.
         profile: first and last step of each training to trace; None for none.
     """
 
@@ -104,12 +85,10 @@ class Run:
     profile: tuple[int, int] | None = None
 
     def method_folder(self, method: str) -> RunFolder:
-        """The records of a method."""
         return self.folder.at(f"methods/{method}")
 
     @property
     def parameters(self) -> int:
-        """Number of parameters of the model."""
         return count(abstract_params(self.recipe.source.model))
 
 

@@ -20,17 +20,13 @@ from rope_jax.sharding import param_shardings
 
 @dataclasses.dataclass(frozen=True)
 class Compute:
-    """How a model is computed, which its files do not say. Attributes as of `LlamaConfig`, and 'auto'.
+    """How a model is computed, which its files do not say: fields of `LlamaConfig`, three of which may be 'auto'.
 
     Attributes:
         dtype: 'auto' is bfloat16, and float32 on a CPU, which emulates bfloat16.
         param_dtype: 'auto' is the dtype of the stored weights.
-        rotary: arithmetic of rotary angles.
-        remat: gradient checkpointing.
-        scan_unroll: blocks per iteration of the scan over layers.
         attention: 'auto' is 'splash' on a TPU, unless a ring has to respect a sliding window; else 'cpu'. It is never
             'cudnn', which materialises a T x T mask for packed documents.
-        attention_chunk: queries and keys at a time.
         ring: whether sequences are split over devices.
     """
 
@@ -44,15 +40,7 @@ class Compute:
     ring: bool = False
 
     def of(self, model: LlamaConfig, platform: str | None = None) -> LlamaConfig:
-        """A model's config with these choices.
-
-        Args:
-            model: config as stored.
-            platform: such as 'gpu'; None for JAX's default here.
-
-        Returns:
-            The config to compute with.
-        """
+        """A stored model's config with these choices on a platform, such as 'gpu'; None for JAX's default here."""
         platform = platform or jax.default_backend()
         windowed_ring = self.ring and model.sliding_window is not None
         choices = {
@@ -72,7 +60,6 @@ class Source:
 
     Attributes:
         path: folder or Hub id as the user names it; empty for a small model that the run pre-trains.
-        folder: its folder.
         known: what its `config.json` says.
         model: its config as this command computes it.
     """
@@ -94,13 +81,7 @@ class Source:
         return path.resolve().name if self.path and path.is_dir() else self.path
 
     def load_tokenizer(self, tokenizer: str = "") -> Tokenizer:
-        """The model's tokenizer.
-
-        Args:
-            tokenizer: folder or file of another one; empty for the one in the model's folder.
-
-        Returns:
-            The tokenizer.
+        """The tokenizer in the folder or file `tokenizer`; the model's if that is empty.
 
         Raises:
             InputError: if it has ids that the model lacks.
@@ -119,16 +100,7 @@ def read_params(folder: Path, model: LlamaConfig, mesh: Mesh, reporter: Reporter
     """Reads the parameters of a model, each straight to the devices that hold it.
 
     Args:
-        folder: model folder.
         model: its config; `param_dtype` is the dtype to keep the weights in.
-        mesh: devices.
-        reporter: shows the bytes read.
-
-    Returns:
-        Parameters of `Llama(model)`, sharded over the mesh.
-
-    Raises:
-        InputError: if the folder cannot be read.
     """
     with reporter.byte_bar("reading the model") as advance:
         return read_model(folder, param_shardings(model, mesh), model.param_dtype, advance).params

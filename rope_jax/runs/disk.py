@@ -9,35 +9,22 @@ from rope_jax.runs.folder import RunFolder
 
 
 def needed_bytes(folder: RunFolder, parameters: int, trained: int, methods: tuple[str, ...], keep: int) -> int:
-    """Bytes that a run has yet to write.
+    """Bytes that a run has yet to write; methods that have finished are not counted again.
 
     Each method keeps checkpoints of a float32 state: what is trained and two moments. One more checkpoint exists while
     the newest is written. The export adds the parameters.
 
     Args:
-        folder: the run's folder; methods that have finished are not counted again.
         parameters: parameters of the model.
         trained: numbers that are trained: parameters, or low-rank factors beside them.
-        methods: methods of the run.
         keep: checkpoints kept per method.
-
-    Returns:
-        Bytes.
     """
     waiting = [method for method in methods if not (folder / f"methods/{method}/after.json").exists()]
     return 12 * trained * (keep * len(waiting) + 1) + 4 * parameters if waiting else 0
 
 
 def check_disk(folder: RunFolder, needed: int) -> None:
-    """Checks that a run's files fit on the disk.
-
-    Args:
-        folder: the run's folder.
-        needed: bytes still to be written.
-
-    Raises:
-        InputError: if the disk has less.
-    """
+    """Checks that a run's files fit on the disk: an InputError if it has less than the `needed` bytes."""
     free = shutil.disk_usage(folder.path).free
     if free < needed:
         raise InputError(

@@ -37,11 +37,7 @@ MAY_CHANGE = (
 
 @dataclasses.dataclass(frozen=True)
 class RunFolder:
-    """A folder of records. Every process of a run calls its methods; process 0 alone touches the disk.
-
-    Attributes:
-        path: the folder.
-    """
+    """A folder of records. Every process of a run calls its methods; process 0 alone touches the disk."""
 
     path: Path
 
@@ -49,11 +45,9 @@ class RunFolder:
         return self.path / name
 
     def at(self, name: str) -> RunFolder:
-        """The folder of that name within this one."""
         return RunFolder(self.path / name)
 
     def has(self, name: str) -> bool:
-        """Whether the file or folder `name` exists."""
         return multihost.from_first((self.path / name).exists)
 
     def recorded(self, name: str) -> dict | None:
@@ -61,15 +55,12 @@ class RunFolder:
         return multihost.from_first(lambda: read_record(self.path / f"{name}.json"))
 
     def record(self, name: str, make: Callable[[], Mapping[str, Any]]) -> dict:
-        """The record `name`, made and written if the stage has not finished.
+        """The record `name`, made and written if the stage has not finished; as it stands in the file.
 
         Args:
             name: path of the record in this folder, without `.json`.
             make: computes the JSON-able record. Called in every process, for it may use all devices; what process 0
                 computes is recorded.
-
-        Returns:
-            The record as it stands in the file.
 
         Raises:
             InputError: if the record is damaged, naming the file.
@@ -81,11 +72,7 @@ class RunFolder:
         return multihost.from_first(lambda: self._written(name, made))
 
     def check(self, config: Mapping[str, Any], may_change: tuple[str, ...] = MAY_CHANGE) -> None:
-        """Checks that this folder is new or belongs to a config; creates it.
-
-        Args:
-            config: nested mapping of JSON-able fields.
-            may_change: fields, or sections of fields, that may differ from the folder's.
+        """Creates this folder, or checks that it belongs to a config but for fields, or sections, in `may_change`.
 
         Raises:
             InputError: if the folder belongs to another config, with the first field that differs as `field`; or if

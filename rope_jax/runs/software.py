@@ -24,8 +24,7 @@ def compilation_cache(folder: Path, where: str) -> None:
     """Makes JAX keep compiled programs on disk for later commands, unless the environment names a folder already.
 
     Args:
-        folder: the run's folder.
-        where: a folder; empty for `compiled` in the run's folder; 'off' for none.
+        where: a folder; empty for `compiled` in the run's `folder`; 'off' for none.
     """
     chosen = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
     if where != "off" and not chosen:
