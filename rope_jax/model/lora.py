@@ -1,9 +1,9 @@
-"""Low-rank adaptation (LoRA, arXiv 2106.09685): a small update beside frozen weights.
+"""Low-rank adaptation (LoRA, arXiv 2106.09685): a projection with frozen W computes with `W + (alpha / r) A B`.
 
-The model computes with `W + (alpha / r) A B`: W is frozen, A has r columns and B r rows. Projections add `(x A) B` to
-their output, so that neither a changed copy of the weights nor a gradient of their size exists. Norms, embedding and
-head are trained whole where targeted: LongLoRA (arXiv 2309.12307, table 2) finds that low-rank updates alone do not
-close the gap to full fine-tuning at a longer context, and that they do with norms and embedding trained too.
+It adds `(x A) B`, scaled, to its output, so that neither a changed copy of the weights nor a gradient of their
+size exists. Norms, embedding and head are trained whole where targeted: LongLoRA (arXiv 2309.12307, table 2) finds
+that low-rank updates alone do not close the gap to full fine-tuning at a longer context, and that they do with norms
+and embedding trained too.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def apply_lora(params: dict, trained: dict, lora: LoraConfig) -> tuple[dict, dic
 
 
 def merge_lora(params: dict, trained: dict, lora: LoraConfig) -> dict:
-    """Frozen parameters plus updates: `W + (alpha / r) A B`, layer by layer in float32, kept in the dtype of W."""
+    """Frozen parameters plus updates, added layer by layer in float32 and kept in the dtype of the parameter."""
     dtypes = {path: leaf.dtype for path, leaf in _flat(params).items()}
     params, factors = map(_flat, apply_lora(params, trained, lora))
     merged = {path: leaf.astype(dtypes[path]) for path, leaf in params.items()}

@@ -1,7 +1,8 @@
 """The rotary angle distribution: how often each interval of [0, 2 pi) is visited (arXiv 2410.01490, Eq. 5-7).
 
 Everything is written for one frequency pair and mapped over pairs. The type of a frequency says how its angles are
-computed: a float32 is rounded as the authors' solver and a served model round, `Turns` are exact.
+computed: float32, in radians per position, is rounded as the authors' solver and a served model round; `Turns` per
+position are exact.
 """
 
 from __future__ import annotations
@@ -21,36 +22,20 @@ from rope_jax.rope.exact.turns import Turns, divide
 def extended(
     theta: Float32[AnyArray, "*pairs"] | Turns, factors: Float32[AnyArray, "*pairs"]
 ) -> Float32[AnyArray, "*pairs"] | Turns:
-    """Frequencies of extended pairs, `theta_i / f_i`.
-
-    Args:
-        theta: float32, radians per position, or `Turns` per position.
-        factors: scale factors.
-
-    Returns:
-        Of the type of `theta`; rounded once if that is float32.
-    """
+    """Frequencies of extended pairs, `theta_i / f_i`, of the type of `theta`; rounded once if that is float32."""
     return divide(theta, factors) if isinstance(theta, Turns) else theta / factors
 
 
 def interval_index(
     frequency: Float32[AnyArray, ""], positions: Int32[AnyArray, " positions"], intervals: int
 ) -> Int32[Array, " positions"]:
-    """Interval of [0, 2 pi) that holds the angle `m * frequency`, in plain float32.
+    """Interval, 0 to b - 1, of [0, 2 pi) that holds the angle `m * frequency`, in plain float32, for m below 2^24.
 
     Each rounding is the authors' own: the product, the remainder by the float32 nearest to 2 pi, and the
     product with `b / 2 pi`. Dividing by the interval's width instead moves angles across edges.
 
     The product is off by up to 1e-3 rad at m = 16k and 6e-2 rad at m = 1M, where an interval of b = 360 is
     1.7e-2 rad wide.
-
-    Args:
-        frequency: radians per position, not negative.
-        positions: each below 2^24, from where float32 skips integers.
-        intervals: number b of equal intervals.
-
-    Returns:
-        Index per position, from 0 to b - 1.
     """
     angles = jax.lax.rem(positions.astype(jnp.float32) * frequency, jnp.float32(2 * np.pi))
     index = (angles * jnp.float32(intervals / (2 * np.pi))).astype(jnp.int32)
@@ -62,18 +47,10 @@ def interval_index(
 def angle_counts(
     frequency: Float32[AnyArray, ""] | Turns, length: int | Int[Array, ""], intervals: int
 ) -> Int32[Array, " intervals"]:
-    """Histogram of the rotary angles of one pair: the share `F_k(n)` of arXiv 2410.01490, Eq. 5-7, times n.
+    """Histogram of the rotary angles of one pair, `angle_histograms` of a scalar: `F_k(n)` of Eq. 5-7, times n.
 
-    Memory does not grow with `length`, and a new length does not recompile.
-
-    Args:
-        frequency: `theta_i / f_i` for an extended pair: float32, radians per position, or `Turns` per position.
-            Float32 angles are counted one by one, exact ones by `interval_counts` in O(b log n).
-        length: number n of positions `m = 0 ... n - 1` (tokens); at most 2^24 in float32, below 2^31 in turns.
-        intervals: number b of equal intervals of [0, 2 pi); static.
-
-    Returns:
-        The number of positions whose angle `(m * frequency) mod 2 pi` falls in each interval.
+    Float32 angles are counted one by one, exact ones in O(b log n). Memory does not grow with `length`, and a new
+    length does not recompile.
     """
     if isinstance(frequency, Turns):
         return interval_counts(frequency, length, intervals)
@@ -94,14 +71,11 @@ def angle_counts(
 def angle_histograms(
     frequencies: Float32[AnyArray, " pairs"] | Turns, length: int | Int[Array, ""], intervals: int
 ) -> Int32[Array, "pairs intervals"]:
-    """`angle_counts` of every pair.
+    """Positions `m = 0 ... n - 1` of each pair whose angle `m * frequency mod 2 pi` falls in each interval.
 
     Args:
-        frequencies: float32 radians or `Turns` per position.
-        length: number of positions (tokens); at most 2^24 in float32, below 2^31 in turns.
+        frequencies: radians or `Turns` per position.
+        length: number n of positions (tokens); at most 2^24 in float32, below 2^31 in turns.
         intervals: number b of equal intervals of [0, 2 pi); static.
-
-    Returns:
-        A histogram per pair; each sums to `length`.
     """
     return jax.vmap(lambda frequency: angle_counts(frequency, length, intervals))(frequencies)

@@ -9,15 +9,7 @@ from rope_jax.errors import InputError
 
 
 def whole(field: str, value: int) -> int:
-    """An integer argument as a Python int.
-
-    Args:
-        field: name of the argument.
-        value: its value, a Python or NumPy integer.
-
-    Raises:
-        InputError: if `value` is not an integer.
-    """
+    """The integer `value` of the argument `field` as a Python int; refuses any other number."""
     try:
         return operator.index(value)
     except TypeError:

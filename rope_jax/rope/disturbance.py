@@ -28,8 +28,7 @@ def disturbance(
     213e-3 and 465e-3 at pseudo-counts 6.1e-5, 1e-5 and 1e-12. Compare its values only at one pseudo-count.
 
     Args:
-        theta: frequencies before extension: float32, radians per position, for the authors' roundings, or `Turns`
-            per position for exact angles.
+        theta: frequencies before extension: radians per position for the authors' roundings, or `Turns` per position.
         factors: scale factors relative to `theta`.
         measure: contexts, intervals and distance.
 
@@ -43,10 +42,10 @@ def disturbance(
 def disturbances(
     theta: Float32[AnyArray, " pairs"] | Turns, candidates: Float32[AnyArray, "candidates pairs"], measure: Measure
 ) -> Float32[Array, "candidates pairs"]:
-    """`disturbance` of every row of factors; the pre-training angles are counted once.
+    """`disturbance` of every row of factors.
 
     Args:
-        theta: frequencies before extension, float32 radians or `Turns` per position.
+        theta: frequencies before extension, radians or `Turns` per position.
         candidates: a row of scale factors per candidate.
         measure: contexts, intervals and distance.
 
@@ -60,16 +59,7 @@ def disturbances(
 def shift(
     before: Float32[AnyArray, " pairs"] | Turns, after: Float32[AnyArray, " pairs"] | Turns, measure: Measure
 ) -> Float32[Array, " pairs"]:
-    """Disturbance of each pair, given its frequency before and after extension.
-
-    Args:
-        before: frequencies of pre-training, float32 radians or `Turns` per position.
-        after: frequencies of the extended model.
-        measure: contexts, intervals and distance.
-
-    Returns:
-        Disturbance per pair, nats.
-    """
+    """Disturbance of each pair, nats, given its frequency before and after extension."""
     return jax.vmap(pair_shift, in_axes=(0, 0, None))(before, after, measure)
 
 
@@ -85,16 +75,7 @@ def pair_shift(
 def distance_between(
     pretrained: Int32[AnyArray, " intervals"], moved: Int32[AnyArray, " intervals"], measure: Measure
 ) -> Float32[Array, ""]:
-    """Distance between the histograms of a pair before and after extension.
-
-    Args:
-        pretrained: counts at `f = 1, n = L`.
-        moved: counts at the extended `f, n = L'`.
-        measure: distance and pseudo-count.
-
-    Returns:
-        The distance, nats.
-    """
+    """The measure's distance, nats, between the histograms of a pair before and after extension."""
     if measure.distance == "jensen_shannon":
         return jensen_shannon(pretrained, moved)
     if measure.distance == "extended_to_pretrained":
@@ -105,17 +86,9 @@ def distance_between(
 def divergence(
     counts: Int32[AnyArray, " intervals"], reference: Int32[AnyArray, " intervals"], pseudo_count: float | Array
 ) -> Float32[Array, ""]:
-    """Kullback-Leibler divergence `sum_k p_k ln(p_k / q_k)` between two histograms.
+    """Kullback-Leibler divergence `sum_k p_k ln(p_k / q_k)` of `counts` (p) from `reference` (q), nats.
 
     The pseudo-count is added to each count and the shares are not renormalised, as the authors do.
-
-    Args:
-        counts: histogram of p.
-        reference: histogram of q.
-        pseudo_count: positive.
-
-    Returns:
-        The divergence, nats.
     """
     pseudo_count = jnp.asarray(pseudo_count, jnp.float32)
     p = (counts.astype(jnp.float32) + pseudo_count) / counts.sum().astype(jnp.float32)
@@ -126,16 +99,9 @@ def divergence(
 def jensen_shannon(
     counts: Int32[AnyArray, " intervals"], reference: Int32[AnyArray, " intervals"]
 ) -> Float32[Array, ""]:
-    """Jensen-Shannon divergence, the mean divergence of two histograms from their mixture (Lin, 1991).
+    """Jensen-Shannon divergence, nats: the mean divergence of two histograms from their mixture (Lin, 1991).
 
     Bounded by ln 2 and symmetric. It needs no pseudo-count, because the mixture is empty only where both are.
-
-    Args:
-        counts: histogram of p.
-        reference: histogram of q.
-
-    Returns:
-        The divergence, nats.
     """
     p = counts.astype(jnp.float32) / counts.sum().astype(jnp.float32)
     q = reference.astype(jnp.float32) / reference.sum().astype(jnp.float32)

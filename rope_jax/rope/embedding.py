@@ -42,21 +42,15 @@ def identity(head_dim: int) -> ScaleVector:
 
 
 def periods(base: float, head_dim: int) -> Float32[np.ndarray, " pairs"]:
-    """Positions per radian of each pair: `base^(2i/d)`, the inverse of `frequencies`.
+    """Positions per radian of each pair: `base^(2i/D)`, the inverse of `frequencies`.
 
     The float32 roundings are those of Hugging Face's `base ** (arange(0, d, 2) / d)`, because the model that is
     extended was trained with, and will be served with, those. They are taken on the host, so that every backend
     gets the same numbers.
 
     Args:
-        base: rotary base, greater than 1.
-        head_dim: head dimension d, even.
-
-    Returns:
-        Increasing from 1.
-
-    Raises:
-        InputError: if `head_dim` is not a positive even number or `base` is not above 1.
+        base: rotary base, above 1.
+        head_dim: head dimension D, even.
     """
     check_base(base)
     check_head_dim(head_dim)
@@ -65,17 +59,14 @@ def periods(base: float, head_dim: int) -> Float32[np.ndarray, " pairs"]:
 
 
 def frequencies(base: float, head_dim: int) -> Float32[np.ndarray, " pairs"]:
-    """Rotary frequencies `theta_i = base^(-2i/d)` (RoFormer, arXiv 2104.09864, section 3.2.2).
+    """Rotary frequencies `theta_i = base^(-2i/D)` (RoFormer, arXiv 2104.09864, section 3.2.2).
 
     Args:
-        base: rotary base, greater than 1.
-        head_dim: head dimension d, even.
+        base: rotary base, above 1.
+        head_dim: head dimension D, even.
 
     Returns:
-        Radians per position, decreasing from 1; rounded as Hugging Face rounds them (`periods`).
-
-    Raises:
-        InputError: if `head_dim` is not a positive even number or `base` is not above 1.
+        Radians per position, decreasing from 1; rounded as Hugging Face rounds them.
     """
     return np.float32(1) / periods(base, head_dim)
 
@@ -106,15 +97,12 @@ def rotate(
     cos: Float32[AnyArray, "#batch length pairs"],
     sin: Float32[AnyArray, "#batch length pairs"],
 ) -> Float[Array, "batch length heads dim"]:
-    """Rotates each half-split pair `(x[i], x[i + D/2])` by its angle.
+    """Rotates each pair `(x[i], x[i + D/2])` by its angle, in float32; the result has the dtype of `x`.
 
     Args:
         x: queries or keys, half-split (Hugging Face) layout.
         cos: cosine of the angles, times the attention factor (YaRN, arXiv 2309.00071, section 3.4).
-        sin: sine of the angles, times the attention factor.
-
-    Returns:
-        In the dtype of `x`; computed in float32.
+        sin: sine of the angles, times the same.
     """
     cos, sin = cos[:, :, None, :], sin[:, :, None, :]
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)

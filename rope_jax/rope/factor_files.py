@@ -10,18 +10,12 @@ from rope_jax.errors import InputError
 
 
 def read_factors(path: str | Path) -> tuple:
-    """Factors from a file, for the method `explicit`.
+    """Factors from a file, for the method `explicit`: numbers, or a tuple of them per layer.
 
     A `.json` file holds a list of numbers, one per pair, or a list of such lists, one per layer; an object's
     `"factors"` are taken, which is how a run writes down what it solved. A `.csv` file holds a row per layer, as
     LongRoPE publishes its searched factors (arXiv 2402.13753); equal rows become one vector, which any engine can
     serve. Shapes and signs are checked where the model's head dimension is known.
-
-    Args:
-        path: file.
-
-    Returns:
-        Numbers, or a tuple of numbers per layer.
 
     Raises:
         InputError: naming the file, if it cannot be read or holds no list of numbers.

@@ -84,12 +84,9 @@ def minimise(theta: Float32[AnyArray, " pairs"] | Turns, measure: Measure, searc
     those is the answer. So no pair is ever worse than at 1 or at s, in the arithmetic that was asked for.
 
     Args:
-        theta: frequencies of the model that is extended, float32 radians or `Turns` per position; not traced.
+        theta: frequencies of the model that is extended, radians or `Turns` per position; not traced.
         measure: contexts, intervals and distance.
         search: how densely; the default tries 4026 factors per pair.
-
-    Returns:
-        The best factors and what they cost.
     """
     return _minimise(theta, exact_turns(theta).roughly(), measure.extension, measure, search)
 
@@ -101,14 +98,6 @@ def minimise_wasserstein(
 
     It needs no intervals and is smooth enough for a much smaller `search`, but its memory and time grow with the
     length.
-
-    Args:
-        theta: frequencies of the model that is extended, float32 radians or `Turns` per position.
-        measure: contexts.
-        search: how densely.
-
-    Returns:
-        The best factors and what they cost.
     """
     return _minimise_wasserstein(theta, measure.extension, measure.original, measure.target, search)
 

@@ -25,7 +25,7 @@ def noise_floor(
     distributions for pairs that do not complete many periods.
 
     Args:
-        theta: frequencies of the model that is extended, float32 radians or `Turns` per position; not traced.
+        theta: frequencies of the model that is extended; not traced.
         candidates: scale factors.
         measure: contexts, intervals and distance.
 

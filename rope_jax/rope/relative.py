@@ -19,7 +19,7 @@ class RelativeScale:
     gives. On the host, computed in float64 and rounded to float32 once.
 
     Attributes:
-        factors: `[D/2]`, or `[layers, D/2]` for a vector per layer; 1 extrapolates, `s` interpolates.
+        factors: a row per layer, or one vector for all; 1 extrapolates, `s` interpolates.
         attention_factor: multiplies cos and sin; attention logits scale by its square.
     """
 
@@ -38,9 +38,6 @@ def compose(own: ScaleVector, extension: RelativeScale) -> ScaleVector:
     Args:
         own: what the model's config carries; `identity` for nothing.
         extension: relative to that; may be per layer.
-
-    Returns:
-        The scale vector of the extended model, relative to the frequencies of its base.
     """
     attention_factor = own.attention_factor * np.float32(extension.attention_factor)
     return ScaleVector.create(own.factors * extension.factors, attention_factor)

@@ -26,8 +26,7 @@ from rope_jax.rope.measure import Measure
 class Threshold:
     """Eq. 9: pairs that gain more than `threshold` leave row 0. 0 is the argmin, which gives Table 3; ties stay.
 
-    Attributes:
-        threshold: t, nats; finite and not negative, so that no pair leaves for something worse.
+    It is not negative, so that no pair leaves for something worse.
     """
 
     threshold: float = 0.0
@@ -46,12 +45,10 @@ class Threshold:
 
 @dataclasses.dataclass(frozen=True)
 class Count:
-    """Eq. 9 with t given through the number of dimensions that leave row 0, the paper's n_hat.
+    """Eq. 9 with t given through n_hat, the number of dimensions, two per pair, that leave row 0.
 
-    The pairs that gain most leave, of equal ones the lower, even where their gain is negative.
-
-    Attributes:
-        n_hat: dimensions, two per pair: even, from 0 to D. LLaMA2: 80 at 8k, 64 at 16k.
+    The pairs that gain most leave, of equal ones the lower, even where their gain is negative. LLaMA2: 80 at 8k, 64
+    at 16k.
     """
 
     n_hat: int
@@ -64,7 +61,7 @@ class Count:
             )
 
     def leaving(self, gain: Float32[Array, " pairs"]) -> Bool[Array, " pairs"]:
-        """The pairs that leave row 0, given what each gains, `D_i(1) - D_i(s)`."""
+        """The pairs whose `gain` is among the n_hat / 2 largest."""
         self.check(head_dim=2 * len(gain))
         rank = jnp.argsort(jnp.argsort(-gain, stable=True))
         return rank < self.n_hat // 2
@@ -83,7 +80,7 @@ class Selection:
     """The outcome of a selection among C candidates for D/2 pairs.
 
     Attributes:
-        winner: int32 `[D/2]`, the row of the candidates that each pair took; 0 is the default.
+        winner: int32 `[D/2]`, the row of the candidates that each pair took.
         factors: float32 `[D/2]`, the factors of those rows.
         disturbance: float32 `[C, D/2]`, of every candidate, nats.
         margin: float32 `[D/2]`, nats: what the best other candidate would cost more; negative where the rule
@@ -109,14 +106,11 @@ def select(
     """Selects a row of `candidates` for every pair.
 
     Args:
-        theta: frequencies of the model that is extended, float32 radians or `Turns` per position.
+        theta: frequencies of the model that is extended.
         candidates: positive scale factors, the default row first, at least one other.
         measure: contexts, intervals and distance.
         rule: which pairs leave the default row.
-        cost: what pairs compare; by default the disturbance, which the paper compares.
-
-    Returns:
-        The selection; its thresholds are in the unit of `cost`.
+        cost: what pairs compare, and the unit of `thresholds`; by default the disturbance, which the paper compares.
 
     Raises:
         InputError: if the candidates do not fit the frequencies, or the rule asks for more dimensions than there are.

@@ -22,22 +22,13 @@ from rope_jax.rope.measure import Measure
 def unseen_mass(
     theta: Turns, candidates: Float[AnyArray, "candidates pairs"], measure: Measure, resolution: float | Array
 ) -> Float32[Array, "candidates pairs"]:
-    """Share of extended angles that are farther than a resolution from every angle of pre-training.
+    """Share, 0 to 1, of extended angles that are farther than `resolution`, radians, from every angle of pre-training.
 
     The resolution is not the same for all pairs: at least one step theta_i, because a model interpolates between
     neighbouring positions, however far apart their angles are; and at most a quarter of the arc that pre-training
     swept, because a slow pair is told apart by less. Angles seen one step apart then cover the whole arc between the
     first and the last, so what is unseen is the rest of the circle less a resolution at both ends, and its mass a
     count of angles between two edges.
-
-    Args:
-        theta: turns per position.
-        candidates: scale factors.
-        measure: contexts L and L'.
-        resolution: delta, radians.
-
-    Returns:
-        Unseen mass per candidate and pair, from 0 to 1.
     """
     original, target = jnp.asarray(measure.original, jnp.int32), jnp.asarray(measure.target, jnp.int32)
 

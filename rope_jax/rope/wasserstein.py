@@ -18,16 +18,9 @@ from rope_jax.rope.exact.turns import Turns, angle
 def wasserstein(
     theta: Float32[AnyArray, " pairs"] | Turns, factors: Float32[AnyArray, " pairs"], original: int, target: int
 ) -> Float32[Array, " pairs"]:
-    """Circular Wasserstein distance of each pair's angles before and after extension.
+    """Circular Wasserstein distance of each pair's angles before and after extension, radians.
 
-    Args:
-        theta: frequencies before extension, float32 radians or `Turns` per position.
-        factors: scale factors relative to `theta`.
-        original: pre-training context L, tokens; static.
-        target: extended context L', tokens; static. Memory grows with it.
-
-    Returns:
-        Distance per pair, radians.
+    Memory grows with `target`; both contexts are static.
     """
     return jax.lax.map(lambda pair: pair_wasserstein(pair[0], pair[1], original, target), (theta, factors))
 
@@ -40,14 +33,10 @@ def pair_wasserstein(
 
 
 def circular_wasserstein(first: Float32[AnyArray, " n"], second: Float32[AnyArray, " m"]) -> Float32[Array, ""]:
-    """Mean angle by which one set of angles must be moved along the circle to become the other.
+    """Mean angle by which one set of angles, in turns, must be moved along the circle to become the other.
 
     On a circle this is the integral of `|F - G - c|`, with F and G the shares of either set up to an angle and c
     the median of `F - G` over the circle (Rabin, Delon, Gousseau, "Transportation distances on the circle", 2011).
-
-    Args:
-        first: turns from 0 to 1.
-        second: turns from 0 to 1.
 
     Returns:
         The distance, radians, from 0 to pi / 2.

@@ -30,16 +30,7 @@ SLACK = 1 / 32
 
 
 def interval_counts(step: Turns, length: int | Int[Array, ""], intervals: int) -> Int32[Array, " intervals"]:
-    """Histogram of the angles of one pair, at a cost that does not grow with their number.
-
-    Args:
-        step: scalar, turns per position.
-        length: number n of positions `m = 0 ... n - 1` (tokens), below 2^31.
-        intervals: number b of equal intervals; static.
-
-    Returns:
-        Positions whose angle lies in each interval; they sum to n.
-    """
+    """Histogram of the angles of one pair at n < 2^31 positions; the cost does not grow with n."""
     # An angle is below an edge when its units are below the edge's, rounded up.
     units = [-(-k * 2**64 // intervals) for k in range(intervals)]
     high, low = (np.array([unit >> shift & 0xFFFFFFFF for unit in units], np.uint32) for shift in (32, 0))
@@ -48,16 +39,9 @@ def interval_counts(step: Turns, length: int | Int[Array, ""], intervals: int) -
 
 
 def count_below(step: Turns, length: int | Int[Array, ""], edges: Turns) -> Int32[Array, " edges"]:
-    """How many of the angles of one pair are below each edge.
+    """How many of the angles of one pair at n < 2^31 positions are below each edge, a fraction of a turn.
 
-    Args:
-        step: scalar, turns per position.
-        length: number n of positions (tokens), below 2^31.
-        edges: `[E]`, fractions of a turn.
-
-    Returns:
-        Counts from 0 to n. Step and edges are rounded to 2^-48 turns; to 2^-30 if the step is `rough` and n is
-        at most `ROUGH`.
+    Step and edges are rounded to 2^-48 turns; to 2^-30 if the step is `rough` and n is at most `ROUGH`.
     """
     length = jnp.asarray(length, jnp.int32)
     if step.rough:

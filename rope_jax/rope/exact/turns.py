@@ -23,13 +23,11 @@ from rope_jax.rope.checks import check_base, check_head_dim
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Turns:
-    """Fractions of a turn, `high * 2^-32 + low * 2^-64`; a pytree, mapped like an array.
+    """Fractions of a turn, `high * 2^-32 + low * 2^-64` with uint32 limbs; a pytree, mapped like an array.
 
     Attributes:
-        high: uint32 `[...]`.
-        low: uint32 `[...]`.
-        rough: whether counting may round a step to 2^-30 turns at lengths up to 2^15 (see `counting.count_below`):
-            an angle is then up to 1e-4 rad off, and counting takes a third of the time; static.
+        rough: whether counting may round a step to 2^-30 turns at lengths up to 2^15: an angle is then up to 1e-4 rad
+            off, and counting takes a third of the time; static.
     """
 
     high: AnyArray
@@ -38,18 +36,9 @@ class Turns:
 
     @classmethod
     def create(cls, theta: ArrayLike, rough: bool = False) -> Turns:
-        """Fixed-point turns per position of frequencies; on the host, in float64.
+        """Turns per position of frequencies, radians per position, from 0 to below pi; on the host, in float64.
 
-        Args:
-            theta: `[...]` frequencies, radians per position; from 0 to below pi. Float32 values are taken as
-                exactly what they are.
-            rough: see above.
-
-        Returns:
-            The frequencies as turns, to 53 bits.
-
-        Raises:
-            InputError: if a frequency is out of range.
+        Float32 values are taken as exactly what they are.
         """
         turns = np.asarray(theta, np.float64) / (2 * np.pi)
         if not ((turns >= 0) & (turns < 0.5)).all():
@@ -81,17 +70,14 @@ class Turns:
 
 
 def exact_frequencies(base: float, head_dim: int) -> Turns:
-    """Rotary frequencies `theta_i = base^(-2i/d)` (RoFormer, arXiv 2104.09864, section 3.2.2), not rounded to float32.
+    """Rotary frequencies `theta_i = base^(-2i/D)`, not rounded to float32.
 
     Args:
-        base: rotary base, greater than 1.
-        head_dim: head dimension d, even.
+        base: rotary base, above 1.
+        head_dim: head dimension D, even.
 
     Returns:
-        Turns per position `[d/2]`.
-
-    Raises:
-        InputError: if `head_dim` is not a positive even number or `base` is not above 1.
+        Turns per position `[D/2]`.
     """
     check_base(base)
     check_head_dim(head_dim)
@@ -99,11 +85,7 @@ def exact_frequencies(base: float, head_dim: int) -> Turns:
 
 
 def exact_turns(theta: Float32[AnyArray, " pairs"] | Turns) -> Turns:
-    """Frequencies as turns; float32 ones as exactly what they are.
-
-    Args:
-        theta: float32 radians or `Turns` per position; not traced.
-    """
+    """Frequencies as turns; float32 ones, which must not be traced, as exactly what they are."""
     return theta if isinstance(theta, Turns) else Turns.create(theta)
 
 
@@ -113,7 +95,7 @@ def divide(turns: Turns, factor: Float32[AnyArray, "*shape"]) -> Turns:
     Long division by the factor's 24-bit significand, a byte at a time; its exponent is a shift.
 
     Args:
-        turns: fractions of a turn, below one half.
+        turns: below one half.
         factor: of the same shape, normal numbers above 0.
 
     Returns:
@@ -139,15 +121,7 @@ def divide(turns: Turns, factor: Float32[AnyArray, "*shape"]) -> Turns:
 
 
 def angle(turns: Turns, position: Int[AnyArray, "*shape"]) -> UInt32[Array, "*result"]:
-    """Angle at a position, as the leading 32 bits of a turn.
-
-    Args:
-        turns: turns per position.
-        position: below 2^32; broadcasts with `turns`.
-
-    Returns:
-        Units of 2^-32 turns.
-    """
+    """Angle at a position below 2^32, in units of 2^-32 turns."""
     position, high = jnp.asarray(position, jnp.uint32), jnp.asarray(turns.high)
     return position * high + multiply(position, turns.low)[0]
 

@@ -41,7 +41,7 @@ def yarn(
     """YaRN (arXiv 2309.00071) as it is served: `1/f_i = (1 - g_i)/s + g_i`.
 
     `g_i` falls linearly in i from 1 (keep) to 0 (interpolate) between the pairs that complete `beta_fast` and
-    `beta_slow` periods within the original context: `i(beta) = d ln(L / (2 pi beta)) / (2 ln base)`.
+    `beta_slow` periods within the original context: `i(beta) = D ln(L / (2 pi beta)) / (2 ln base)`.
 
     Args:
         base: rotary base, above 1.
@@ -52,10 +52,6 @@ def yarn(
         beta_slow: periods up to which a pair is interpolated; below `beta_fast`.
         truncate: round the two ends of the ramp outward to whole pairs.
         attention_factor: on cos and sin; by default `0.1 ln s + 1` (section 3.4).
-
-    Returns:
-        Factors `[D/2]` and the attention factor.
-
     Raises:
         InputError: naming the argument that is out of range.
     """
@@ -92,14 +88,8 @@ def resonance(theta: ArrayLike, vector: RelativeScale) -> RelativeScale:
     """Rounds the wavelengths of an extension to whole positions, so that angles repeat (arXiv 2403.00071).
 
     `theta'_i = 2 pi / round(2 pi f_i / theta_i)`, hence `f'_i = round(lambda_i) theta_i / 2 pi`. It composes with
-    any method; on factors of 1 it rounds the model's own wavelengths.
-
-    Args:
-        theta: `[D/2]`, frequencies that `vector` is relative to, radians per position; at most pi.
-        vector: the extension.
-
-    Returns:
-        Factors of the vector's shape, and its attention factor.
+    any method; on factors of 1 it rounds the model's own wavelengths. The vector is relative to `theta`,
+    radians per position, at most pi.
     """
     theta = np.asarray(theta, np.float64)
     wavelengths = 2 * math.pi * vector.factors.astype(np.float64) / theta
@@ -145,10 +135,6 @@ def llama3(
         original: original context L, tokens.
         low_frequency_factor: periods up to which a pair is interpolated.
         high_frequency_factor: periods from which a pair is kept; above `low_frequency_factor`.
-
-    Returns:
-        Factors `[D/2]`, attention factor 1.
-
     Raises:
         InputError: naming the argument that is out of range.
     """
@@ -165,7 +151,7 @@ def llama3(
 
 
 def _attention_factor(extension: float) -> float:
-    """YaRN's, `0.1 ln s + 1` (arXiv 2309.00071, section 3.4)."""
+    """`0.1 ln s + 1` (arXiv 2309.00071, section 3.4)."""
     return 0.1 * math.log(extension) + 1
 
 

@@ -21,12 +21,7 @@ from rope_jax.rope.unseen import unseen_mass
 
 @dataclasses.dataclass(frozen=True)
 class DPRope(Method):
-    """The paper's selection between extrapolation and interpolation.
-
-    Attributes:
-        n_hat: dimensions that are interpolated, even; 0 chooses by `threshold`.
-        threshold: t of Eq. 9, nats.
-    """
+    """The paper's selection between extrapolation and interpolation, by Eq. 9 or by number of dimensions."""
 
     title = "DPRoPE"
     n_hat: int = parameter(0, "dimensions that are interpolated, even; 0 chooses by the threshold")
@@ -61,9 +56,6 @@ class DPRopeRobust(Method):
     """Interpolates the pairs for which that leaves less unseen mass; ties extrapolate.
 
     These are the pairs that complete less than about one period in pre-training. Intervals play no part in the choice.
-
-    Attributes:
-        resolution: how near an angle must be to one of pre-training to count as seen, radians.
     """
 
     title = "DPRoPE (robust)"
@@ -100,6 +92,6 @@ def keep_or_interpolate(geometry: Geometry, measure: Measure) -> Float32[np.ndar
 
 
 def selected(geometry: Geometry, measure: Measure, selection: Selection) -> Solution:
-    """The solution of a selection."""
+    """A selection, composed with the model's own scaling and measured."""
     scale = compose(geometry.own, RelativeScale.create(selection.factors))
     return Solution.measured(geometry, measure, scale, selection)

@@ -18,12 +18,7 @@ from rope_jax.rope.relative import RelativeScale
 
 @dataclasses.dataclass(frozen=True)
 class Explicit(ClosedForm):
-    """Factors from elsewhere, relative to the model's own frequencies.
-
-    Attributes:
-        factors: a number per pair, or a row of them per layer.
-        attention_factor: on cos and sin.
-    """
+    """Factors from elsewhere, relative to the model's own frequencies."""
 
     title = "explicit"
     factors: tuple = parameter((), "a number per pair, or a row of them per layer")
@@ -45,9 +40,6 @@ def explicit(
         head_dim: head dimension D, even.
         layers: number of layers of the model; None allows a single vector only.
         attention_factor: on cos and sin.
-
-    Returns:
-        The factors.
 
     Raises:
         InputError: naming the argument and the entry that cannot be used.
@@ -88,12 +80,6 @@ def longrope_attention_factor(extension: float, original: int) -> float:
     Args:
         extension: extension factor s = L'/L, at least 1.
         original: original context L, tokens, at least 2.
-
-    Returns:
-        The attention factor; 1 for s = 1.
-
-    Raises:
-        InputError: naming the argument that is out of range.
     """
     check_extension(extension)
     check_original(original)

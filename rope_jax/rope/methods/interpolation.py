@@ -39,17 +39,11 @@ class PositionInterpolation(ClosedForm):
 
 
 def position_interpolation(head_dim: int, extension: float) -> RelativeScale:
-    """`f_i = s` (PI, arXiv 2306.15595; `linear` in Hugging Face).
+    """`f_i = s` (`linear` in Hugging Face).
 
     Args:
         head_dim: head dimension D, even.
         extension: extension factor s = L'/L, at least 1.
-
-    Returns:
-        Factors `[D/2]`.
-
-    Raises:
-        InputError: naming the argument that is out of range.
     """
     check_head_dim(head_dim)
     check_extension(extension)
@@ -82,18 +76,7 @@ class DynamicNTK(ClosedForm):
 
 
 def ntk(head_dim: int, extension: float) -> RelativeScale:
-    """`f_i = s^(2i/(d-2))`, from 1 at the highest frequency to s at the lowest; the base is raised by `s^(d/(d-2))`.
-
-    Args:
-        head_dim: head dimension D, even, above 2.
-        extension: extension factor s = L'/L, at least 1.
-
-    Returns:
-        Factors `[D/2]`.
-
-    Raises:
-        InputError: naming the argument that is out of range.
-    """
+    """`f_i = s^(2i/(D-2))`, from 1 at the highest frequency to s at the lowest; the base is raised by `s^(D/(D-2))`."""
     check_head_dim(head_dim)
     check_extension(extension)
     if head_dim == 2:
@@ -103,11 +86,7 @@ def ntk(head_dim: int, extension: float) -> RelativeScale:
 
 @dataclasses.dataclass(frozen=True)
 class BaseChange(ClosedForm):
-    """Another rotary base: `f_i = (base'/base)^(2i/d)` (adjusted base frequency, ABF, arXiv 2309.16039).
-
-    Attributes:
-        new_base: base', at least the model's.
-    """
+    """Another rotary base, base': `f_i = (base'/base)^(2i/D)` (adjusted base frequency, ABF, arXiv 2309.16039)."""
 
     title = "base change"
     new_base: float = parameter(0.0, "rotary base to extend with, at least the model's")
@@ -144,13 +123,10 @@ class CriticalBase(ClosedForm):
 
 @dataclasses.dataclass(frozen=True)
 class PartialRope(ClosedForm):
-    """p-RoPE: the lowest frequencies do not rotate at all, `theta'_i = 0` (arXiv 2410.06205).
+    """p-RoPE: all but the first `int(p D / 2)` pairs do not rotate, `theta'_i = 0` (arXiv 2410.06205); p is `turning`.
 
     Stock engines and exported files take finite factors only, so a pair that does not rotate has a factor of 2^60: at
     2^24 positions it has rotated by less than 2^-36 rad, and float32 cosines of that are 1.
-
-    Attributes:
-        turning: share p of the pairs that keep rotating, the first `int(p D / 2)`; from 0 to 1.
     """
 
     title = "p-RoPE"

@@ -37,14 +37,7 @@ class Solution:
     def measured(
         cls, geometry: Geometry, measure: Measure, scale: ScaleVector, selection: Selection | None = None
     ) -> Solution:
-        """A scale vector with its disturbance.
-
-        Args:
-            geometry: the model before extension.
-            measure: contexts, intervals and distance.
-            scale: of the extended model, `[D/2]` or `[layers, D/2]`.
-            selection: the choice per pair that the vector came from.
-        """
+        """A scale vector of the extended model, `[D/2]` or `[layers, D/2]`, with its disturbance."""
         rows = np.atleast_2d(np.asarray(scale.factors))
         theta = geometry.frequencies(measure.arithmetic)
         shifts = [shift(theta, geometry.frequencies(measure.arithmetic, row), measure) for row in rows]
@@ -56,24 +49,15 @@ class Solution:
 class Method(abc.ABC):
     """A way to extend a context: its parameters, called with a model's geometry and a measure.
 
-    The fields of a method are its own parameters. Each has a default, and its meaning in `parameter`.
-
-    Attributes:
-        title: name in tables and pictures.
+    The fields of a method are its own parameters. Each has a default, and its meaning in `parameter`. `title` is its
+    name in tables and pictures.
     """
 
     title: ClassVar[str]
 
     @abc.abstractmethod
     def __call__(self, geometry: Geometry, measure: Measure) -> Solution:
-        """Solves for the scale vector.
-
-        Args:
-            geometry: the model before extension.
-            measure: contexts, intervals and distance.
-
-        Returns:
-            The scale vector and its disturbance.
+        """The scale vector and its disturbance.
 
         Raises:
             InputError: naming the parameter that cannot be used, before anything is compiled.
