@@ -1,5 +1,6 @@
 """`--plan`: what it says of a small run, what it refuses, and the configs that ship."""
 
+import math
 import os
 import subprocess
 import sys
@@ -18,7 +19,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 def test_plan_of_a_small_run(capsys):
     result = plan(small_config("/nowhere"), "small", mesh_sizes("fsdp=4,context=2", {}), Terminal())
     said = capsys.readouterr().out
-    assert result.devices == 8 and result.tokens == 8 * 128 and result.steps == 4
+    assert math.prod(result.mesh.values()) == 8 and result.tokens == 8 * 128 and result.steps == 4
     assert {"all-gather", "all-reduce"} <= {kind.kind for kind in result.collectives}
     assert f"parameters   {result.parameters:,}" in said
     assert "mesh         fsdp 4, context 2; 1,024 tokens per step, 4 steps" in said
