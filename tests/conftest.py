@@ -16,7 +16,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 # Values of different dtypes meet only where the code converts them, in the commands that tests start, too.
-# os.environ.setdefault("JAX_NUMPY_DTYPE_PROMOTION", "strict")
+os.environ.setdefault("JAX_NUMPY_DTYPE_PROMOTION", "strict")
 
 # The workers of pytest-xdist share the cores.
 if "PYTEST_XDIST_WORKER" in os.environ:

@@ -201,7 +201,8 @@ def test_page_has_tables_and_pictures(finished):
     pictures = [line.split("(")[1].rstrip(")") for line in page.splitlines() if line.startswith("![")]
     assert set(pictures) == {f"plots/{name}.png" for name in ("score_by_length", "passkey", "ruler", "key_value")}
     for picture in pictures:
-        assert Image.open(folder / picture).size[0] > 600
+        with Image.open(folder / picture) as image:
+            assert image.size[0] > 600
 
 
 def test_predictions_can_be_scored_on_their_own(finished, tmp_path):

@@ -98,7 +98,7 @@ def test_factors_per_layer(params, apply):
         """Each with a vector of its own."""
         x = params["embedding"][tokens]
         for i, factors in enumerate(rows):
-            angles = jnp.arange(T)[None, :, None] * (1e4 ** (-jnp.arange(4) / 4) / factors)
+            angles = jnp.arange(T, dtype=jnp.float32)[None, :, None] * (1e4 ** (-jnp.arange(4) / 4) / factors)
             attend = partial(causal_attention, segment_ids=jnp.ones((B, T), int), chunk=64)
             weights = jax.tree.map(lambda leaf, i=i: leaf[i], params["layers"])
             angles = jnp.broadcast_to(angles, (B, T, 4))
