@@ -106,7 +106,7 @@ def training_batches(
         tokenizer: applied on the fly, in threads.
         batch_size: rows B of a batch over all processes.
         length: tokens T of a row.
-        seed: of the order, from 0 to 2^32 - 1.
+        seed: determines the order, from 0 to 2^32 - 1.
         rows: rows of every batch that this iterator gives, ascending; None gives all.
         streams: a divisor of `batch_size`.
 

@@ -85,5 +85,5 @@ def test_known_models():
     assert model_flops(llama, 4096) == pytest.approx(dense + 12 * 32 * 4096 * 2048.5, rel=1e-9)
     window = LlamaConfig(32000, 4096, 11008, 32, 32, 32, 128, architecture="mistral", sliding_window=3)
     plain = LlamaConfig(32000, 4096, 11008, 32, 32, 32, 128, architecture="mistral")
-    # Of 5 tokens with a window of 3: 1, 2, 3, 3, 3 keys are seen, in place of 1 to 5.
+    # Of 5 tokens with a window of 3: 1, 2, 3, 3, 3 keys are seen instead of 1 to 5.
     assert model_flops(plain, 5) - model_flops(window, 5) == pytest.approx(12 * 32 * 4096 * (3 - 12 / 5))
