@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from rope_jax.commands.fields import FIELDS
+from rope_jax.commands.fields import FIELDS, LEARNED
 from rope_jax.rope.embedding import identity
 from rope_jax.rope.geometry import Geometry
 from rope_jax.rope.measure import Measure
@@ -62,6 +62,10 @@ def test_readme_is_short():
     assert len(TEXTS["README.md"].split()) <= 900
 
 
+def test_page_of_methods_is_complete():
+    assert set(re.findall(r"^\| `(\w+)` \|", TEXTS["docs/methods.md"], re.M)) == {*METHODS, LEARNED}
+
+
 def test_page_of_fields_is_current():
     spec = importlib.util.spec_from_file_location("fields_page", REPOSITORY / "docs" / "fields.py")
     assert spec and spec.loader
@@ -74,7 +78,7 @@ def test_page_of_fields_is_current():
 def test_table_of_methods(column, target, n_hat):
     geometry, measure = Geometry(base=10000.0, head_dim=128, own=identity(128)), Measure(original=4096, target=target)
     rows = [row.split("|") for row in TEXTS["README.md"].splitlines() if re.match(r"\| `\w+` \| .* \| [\d.]+ \|", row)]
-    assert len(rows) == 9
+    assert len(rows) == 10
     for row in rows:
         name, shown, published = row[1].strip(" `"), float(row[column]), row[column + 1].strip()
         if name != "minimal":  # tests/rope/test_minimise.py has this one

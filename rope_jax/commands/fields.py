@@ -132,14 +132,23 @@ METHOD_FIELDS: dict[str, str] = {
 
 def _parameters(section: str) -> list[Field]:
     """The fields of a section that are parameters of methods, with the meaning that the methods give them."""
-    found = {}
+    defaults: dict[str, Any] = {}
+    meanings: dict[str, dict[str, list[str]]] = {}  # to the methods that give it
     for name, method in METHODS.items():
         for parameter in dataclasses.fields(method):
             field = METHOD_FIELDS.get(parameter.name, "")
             if field.startswith(f"{section}."):
-                meaning = f"method '{name}': {parameter.metadata['help']}"
-                found.setdefault(field, Field(field, parameter.default, meaning, at_least(0)))
-    return list(found.values())
+                defaults.setdefault(field, parameter.default)
+                meanings.setdefault(field, {}).setdefault(parameter.metadata["help"], []).append(name)
+    said = {
+        field: "; ".join(f"{_methods(names)}: {meaning}" for meaning, names in found.items())
+        for field, found in meanings.items()
+    }
+    return [Field(field, default, said[field], at_least(0)) for field, default in defaults.items()]
+
+
+def _methods(names: list[str]) -> str:
+    return ("methods " if len(names) > 1 else "method ") + _listed(names)
 
 
 _METHOD = one_of(*METHODS, LEARNED, OWN)

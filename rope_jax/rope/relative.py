@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float32
 from numpy.typing import ArrayLike
 
 from rope_jax.rope.embedding import ScaleVector
+
+# The factor of a pair that does not rotate. Stock engines and exported files take finite factors only.
+STANDSTILL = 2.0**60
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -40,4 +44,6 @@ def compose(own: ScaleVector, extension: RelativeScale) -> ScaleVector:
         extension: relative to that; may be per layer.
     """
     attention_factor = own.attention_factor * np.float32(extension.attention_factor)
-    return ScaleVector.create(own.factors * extension.factors, attention_factor)
+    # A pair that stands still is not slowed further, which would end in an infinite factor.
+    slowest = jnp.maximum(own.factors, STANDSTILL)
+    return ScaleVector.create(jnp.minimum(own.factors * extension.factors, slowest), attention_factor)

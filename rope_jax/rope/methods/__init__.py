@@ -19,7 +19,10 @@ from rope_jax.rope.methods.interpolation import (
     PartialRope,
     PositionInterpolation,
 )
+from rope_jax.rope.methods.longrope2 import LongRope2
 from rope_jax.rope.methods.method import Method
+from rope_jax.rope.methods.radix import MrRopePro, MrRopeUni, TailSpline
+from rope_jax.rope.methods.still import Cope, HardCut, Nope, Proportional
 
 METHODS: Mapping[str, type[Method]] = {
     "extrapolation": Extrapolation,
@@ -33,7 +36,15 @@ METHODS: Mapping[str, type[Method]] = {
     "llama3": Llama3,
     "abf": BaseChange,
     "critical_base": CriticalBase,
+    "longrope2": LongRope2,
+    "mrrope_uni": MrRopeUni,
+    "mrrope_pro": MrRopePro,
+    "tailspline": TailSpline,
+    "cope": Cope,
+    "hard_cut": HardCut,
     "p_rope": PartialRope,
+    "proportional": Proportional,
+    "nope": Nope,
     "dprope_argmin": DPRopeArgmin,
     "dprope": DPRope,
     "dprope_robust": DPRopeRobust,

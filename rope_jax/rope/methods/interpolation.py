@@ -12,10 +12,7 @@ from rope_jax.rope.checks import check_extension, check_head_dim
 from rope_jax.rope.geometry import Geometry
 from rope_jax.rope.measure import Measure
 from rope_jax.rope.methods.method import ClosedForm, parameter
-from rope_jax.rope.relative import RelativeScale
-
-# The factor of a pair that does not rotate.
-STANDSTILL = 2.0**60
+from rope_jax.rope.relative import STANDSTILL, RelativeScale
 
 
 @dataclasses.dataclass(frozen=True)
