@@ -1,5 +1,6 @@
 """Angle distributions and their disturbance under every method, from a config alone: no weights, in seconds.
 
+python -m experiments.analyze --config.model.path=MODEL
 python -m experiments.analyze --config=configs/llama2_8k.py
 python -m experiments.analyze --config=configs/llama2_16k.py --sweep
 
@@ -12,7 +13,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from absl import flags
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, config_flags
 
 from experiments import build, shell
 from experiments.names import config_names, reading
@@ -26,17 +27,24 @@ from rope_jax.rope.embedding import identity
 from rope_jax.rope.geometry import Geometry
 from rope_jax.rope.methods import METHODS
 
-LLAMA2_8K = build.REPOSITORY / "configs" / "llama2_8k.py"
+DEFAULT = build.REPOSITORY / "configs" / "analyze.py"
 SWEEP = flags.DEFINE_bool("sweep", False, "Also sweep interpolated dimensions, intervals and lengths.")
 
 
 def analyze(
-    config: ConfigDict, folder: Path, name: str, *, sweep: bool = False, reporter: Reporter | None = None
+    config: ConfigDict,
+    folder: Path,
+    name: str,
+    *,
+    named: bool = False,
+    sweep: bool = False,
+    reporter: Reporter | None = None,
 ) -> dict:
     """Solves and measures every method; gives what `analysis.json` holds.
 
     Args:
         config: the run's config; needs `rope.base`, `rope.head_dim` and `context.original`, or `model.path`.
+        named: `model.path` is what to analyze. Otherwise a config that has the three needs no model.
         sweep: also sweep settings, into `sweep.json`.
         reporter: None for the terminal.
 
@@ -46,26 +54,27 @@ def analyze(
     reporter = reporter or shell.Terminal()
     with config_names():
         build.check(config)
-        found = analysis(config, name)
+        found = analysis(config, name, named)
         result = procedure.analyze(found, folder, reporter)
         if sweep:
             procedure.sweep(found, folder, reporter)
     return result
 
 
-def analysis(config: ConfigDict, name: str) -> Analysis:
+def analysis(config: ConfigDict, name: str, named: bool = False) -> Analysis:
     """The analysis of every method whose parameters are given, for a model or for a geometry alone."""
     rope = config.rope
-    if rope.base and rope.head_dim and config.context.original:
+    if rope.base and rope.head_dim and config.context.original and not named:
         shape, contexts = Geometry(rope.base, rope.head_dim, identity(rope.head_dim)), build.measure(config, 0)
     elif config.model.path:
         with reading("model.path"):
             known = read_config(resolve_model(config.model.path))
+        build.check_geometry(config, known)
         shape, contexts = build.geometry(known), build.measure(config, known.config.context)
     else:
         raise InputError(
-            "`rope.base`, `rope.head_dim` and `context.original` are not all set, and `model.path` is empty: set the "
-            "three, or name a model",
+            "`rope.base`, `rope.head_dim` and `context.original` are not all set, and `model.path` is empty: name a "
+            "model, set the three, or take a config that does, such as --config=configs/llama2_8k.py",
             field="model.path",
         )
     given = {"explicit": bool(rope.factors), "abf": rope.new_base > 0}
@@ -74,5 +83,10 @@ def analysis(config: ConfigDict, name: str) -> Analysis:
     return Analysis(name, build.settings(config), shape, contexts, chosen)
 
 
+def main(config: ConfigDict, folder: Path, name: str) -> None:
+    typed = config_flags.get_override_values(flags.FLAGS["config"])
+    analyze(config, folder, name, named=bool(typed.get("model.path")), sweep=SWEEP.value)
+
+
 if __name__ == "__main__":
-    shell.run(lambda *run: analyze(*run, sweep=SWEEP.value), LLAMA2_8K)
+    shell.run(main, DEFAULT)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shlex
 import sys
 from collections.abc import Mapping
@@ -22,6 +23,7 @@ from rope_jax.data.corpus import open_corpus
 from rope_jax.data.source import TextSource
 from rope_jax.data.tokenizer import Tokenizer, load_tokenizer
 from rope_jax.errors import InputError
+from rope_jax.files import parse_json
 from rope_jax.interop.hf_config import SourceConfig, read_config
 from rope_jax.interop.hub import resolve_model
 from rope_jax.interop.huggingface import check_model
@@ -29,10 +31,11 @@ from rope_jax.model.config import LlamaConfig
 from rope_jax.model.lora import LoraConfig
 from rope_jax.multihost import Processes
 from rope_jax.rope.embedding import identity
-from rope_jax.rope.factor_files import read_factors
+from rope_jax.rope.factor_files import factors_of, read_factors
 from rope_jax.rope.geometry import Geometry
 from rope_jax.rope.measure import Measure
 from rope_jax.rope.methods import METHODS
+from rope_jax.rope.methods.explicit import Explicit
 from rope_jax.rope.methods.method import Method
 from rope_jax.training.config import OptimizerConfig, TrainConfig
 from rope_jax.training.learn import LearnConfig
@@ -80,11 +83,16 @@ def source(config: ConfigDict, folder: Path, finished: bool = False) -> Source:
         place = resolve_model(path) if path else folder / "model"
         known = check_model(place) if path or finished else None
     known = known or _small_model(config)
+    check_geometry(config, known)
+    return Source(path, place, known, compute(config).of(known.config))
+
+
+def check_geometry(config: ConfigDict, known: SourceConfig) -> None:
+    """Checks that a geometry that the config names, too, is the model's."""
     for field, found in (("rope.base", known.config.rope_base), ("rope.head_dim", known.config.head_dim)):
         given = value(config, field)
         if given and given != found:
             raise InputError(f"`{field}` is {given:g}, but the model's is {found:g}: set it to 0", field=field)
-    return Source(path, place, known, compute(config).of(known.config))
 
 
 def plan_source(config: ConfigDict) -> Source:
@@ -166,9 +174,7 @@ def solved_method(config: ConfigDict, name: str) -> Method:
     """A method that needs no weights, with its parameters."""
     parameters = {field.name for field in dataclasses.fields(METHODS[name])}
     values = {p: value(config, field) for p, field in METHOD_FIELDS.items() if p in parameters}
-    if name == "explicit":
-        values["factors"], values["attention_factor"] = _factors(config.rope.factors)
-    return METHODS[name](**values)
+    return _explicit(config.rope.factors) if name == "explicit" else METHODS[name](**values)
 
 
 def check_methods(methods: Mapping[str, Method | LearnedMethod], geometry: Geometry, measure: Measure) -> None:
@@ -237,12 +243,15 @@ def corpus(config: ConfigDict, folder: Path) -> Mapping[str, TextSource]:
         return open_corpus(name, path, folder / "data")
 
 
-def _factors(path: str) -> tuple[tuple, float]:
-    """Factors and attention factor, from a file or from a model that already scales."""
-    if not path:
-        return (), 1.0
+def _explicit(given: str) -> Explicit:
+    """Factors as they are typed, from a file, or of a model that already scales."""
+    if not given:
+        return Explicit()
     with reading("rope.factors"):
-        if not Path(path).is_dir():
-            return read_factors(path), 1.0
-        rope = read_config(Path(path)).rope
-    return tuple(np.asarray(rope.factors, float).tolist()), float(rope.attention_factor)
+        if given.lstrip().startswith("["):
+            return factors_of("config.rope.factors", parse_json("config.rope.factors", given))
+        if not os.path.isdir(given):
+            return read_factors(given)
+        known = read_config(Path(given))
+    factors = np.asarray(known.rope.factors, float).tolist()
+    return Explicit(tuple(factors), float(known.rope.attention_factor), whole=True, base=known.config.rope_base)

@@ -1,4 +1,4 @@
-"""Text and JSON files: written whole or not at all, read with errors that name the path."""
+"""Text and JSON files: written whole or not at all; read, however made, with errors that name the path."""
 
 from __future__ import annotations
 
@@ -6,16 +6,27 @@ import dataclasses
 import gzip
 import json
 import os
+import re
+import stat
 import sys
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from rope_jax.errors import InputError
 
-# A decompression bomb must end in a message, not in an exhausted machine.
+# Bytes of a text, and of a file that describes a model. A file that claims more, or a decompression bomb, must end in a
+# message and not in an exhausted machine.
 LARGEST = 1 << 30
+LARGEST_CONFIG = 4 << 20
+
+# Values of JSON inside one another. Python itself fails at about a thousand, wherever it meets them.
+DEEPEST = 100
+
+# Half of a character beyond the basic plane. Alone it is no text and can be written to no file.
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -31,15 +42,20 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1) + "\n")
 
 
-def read_text(path: Path) -> str:
-    """Reads a UTF-8 file of at most 1 GiB, plain or gzip (``.gz``), without its byte order mark."""
+def read_text(path: Path, most: int = LARGEST) -> str:
+    """Reads a UTF-8 file of at most `most` bytes, plain or gzip (``.gz``), without its byte order mark."""
     try:
+        # A pipe would be waited for without end.
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise InputError(f"{path} is not a regular file: give a file")
         with gzip.open(path) if path.name.lower().endswith(".gz") else open(path, "rb") as file:
-            data = file.read(LARGEST + 1)
-    except (OSError, EOFError, zlib.error) as error:
+            data = file.read(most + 1)
+    except InputError:
+        raise
+    except (OSError, EOFError, ValueError, zlib.error) as error:
         raise InputError(f"{path} cannot be read ({error}): repair it or download it again") from error
-    if len(data) > LARGEST:
-        raise InputError(f"{path} holds more than {LARGEST >> 20} MiB: give a smaller file")
+    if len(data) > most:
+        raise InputError(f"{path} holds more than {most >> 20} MiB: give a smaller file")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -48,17 +64,17 @@ def read_text(path: Path) -> str:
 
 def read_json(path: Path) -> Any:
     """Reads a JSON file, plain or gzip."""
-    return _parsed(path, read_text(path))
+    return parse_json(path, read_text(path))
 
 
-def read_json_object(path: Path) -> dict[str, Any]:
-    """Reads a JSON object whose keys are unique, at every depth."""
-    return parse_json_object(path, read_text(path))
+def read_json_object(path: Path, most: int = LARGEST) -> dict[str, Any]:
+    """Reads a JSON object whose keys are unique, at every depth, from a file of at most `most` bytes."""
+    return parse_json_object(path, read_text(path, most))
 
 
 def parse_json_object(path: Path, text: str) -> dict[str, Any]:
     """Parses a JSON object whose keys are unique, at every depth; messages name `path`."""
-    value = _parsed(path, text, object_pairs_hook=lambda pairs: _unique(path, pairs))
+    value = parse_json(path, text, object_pairs_hook=lambda pairs: _unique(path, pairs))
     if not isinstance(value, dict):
         raise InputError(f"{path} holds a JSON {type(value).__name__}, not an object: download it again")
     return value
@@ -71,7 +87,7 @@ def read_json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         if not line.strip():
             continue
         place = f"{path}:{number}"
-        value = _parsed(place, line)
+        value = parse_json(place, line)
         if not isinstance(value, dict):
             raise InputError(f"{place} is not a JSON object")
         yield place, value
@@ -103,9 +119,10 @@ class Fields:
     def error(self, key: str, fix: str) -> InputError:
         return InputError(f"{self.path}: {self.prefix}{key} is {shown(self.values.get(key))}: {fix}")
 
-    def integer(self, key: str, default: int | None = None) -> int:
-        """A positive integer."""
-        return self._read(key, default, lambda value: type(value) is int and value > 0, "a positive integer")
+    def integer(self, key: str, default: int | None = None, most: int = 2**31 - 1) -> int:
+        """A positive integer of at most `most`."""
+        wanted = "a positive integer" + (f" of at most {most:,}" if self._beyond(key, most) else "")
+        return self._read(key, default, lambda value: type(value) is int and 0 < value <= most, wanted)
 
     def number(self, key: str, default: float | None = None) -> float:
         """A positive finite number."""
@@ -118,6 +135,10 @@ class Fields:
     def boolean(self, key: str, default: bool | None = None) -> bool:
         return self._read(key, default, lambda value: isinstance(value, bool), "true or false")
 
+    def _beyond(self, key: str, most: int) -> bool:
+        value = self.values.get(key)
+        return type(value) is int and value > most
+
     def _read(self, key: str, default: Any, accepts: Callable[[Any], bool], wanted: str) -> Any:
         value = self.values.get(key)
         if value is None and default is not None:
@@ -127,19 +148,31 @@ class Fields:
         return value
 
 
-def _parsed(place: Path | str, text: str, **options: Any) -> Any:
+def parse_json(place: Path | str, text: str, **options: Any) -> Any:
+    """Parses JSON; messages name `place`, and `options` are those of `json.loads`."""
     try:
-        return json.loads(text, **options)
+        value = json.loads(text, **options)
+        if _SURROGATE.search(text):
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
     except InputError:
         raise
     except (ValueError, RecursionError) as error:  # an integer of too many digits is a ValueError
         raise InputError(f"{place} is not valid JSON ({error}): download it again") from None
+    level = [value]
+    for _ in range(DEEPEST):
+        level = [inner for outer in level for inner in _inside(outer)]
+        if not level:
+            return value
+    raise InputError(f"{place} holds values more than {DEEPEST} deep inside one another: download it again")
+
+
+def _inside(value: Any) -> Iterable[Any]:
+    return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
 
 
 def _unique(path: Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) != len(pairs):
-        keys = [key for key, _ in pairs]
-        repeated = next(key for key in keys if keys.count(key) > 1)
+        repeated = Counter(key for key, _ in pairs).most_common(1)[0][0]
         raise InputError(f"{path} has the key {repeated!r} twice: remove one")
     return value

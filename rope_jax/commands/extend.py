@@ -112,6 +112,7 @@ def solution_record(run: Run, name: str, reporter: Reporter) -> dict:
     record |= {
         "factors": np.asarray(solution.scale.factors, float).tolist(),
         "attention_factor": float(solution.scale.attention_factor),
+        "base": run.recipe.geometry.base,
         "disturbance": np.asarray(solution.disturbance, float).tolist(),
         "disturbance_e3": 1e3 * float(np.mean(solution.disturbance)),
         "interpolated_dimensions": solution.interpolated_dimensions,

@@ -198,7 +198,8 @@ FIELDS: tuple[Field, ...] = (
     Field(
         "rope.factors",
         "",
-        "method 'explicit': file of factors (a JSON list, one list per layer, or a LongRoPE CSV), or a model folder",
+        "method 'explicit': factors on top of the model's own scaling ([1,1.5,...], a JSON file of such a list or of "
+        "one per layer, a LongRoPE CSV), or a whole vector that replaces it (a run's scale.json, a model folder)",
     ),
     *_parameters("rope"),
     Field("compare", (), "further methods, fine-tuned and evaluated in the same way", _METHOD),

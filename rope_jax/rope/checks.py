@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import operator
 
 from rope_jax.errors import InputError
+
+# Bases and factors are kept in float32.
+LARGEST = 1e38
+LARGEST_ATTENTION_FACTOR = 1e6
 
 
 def whole(field: str, value: int) -> int:
@@ -27,17 +30,27 @@ def check_head_dim(head_dim: int) -> None:
 
 def check_base(base: float) -> None:
     """Requires a rotary base that gives decreasing frequencies."""
-    if not base > 1:
-        raise InputError(f"`base` is {base}: it must be above 1 (LLaMA2 uses 10000)", field="base")
+    if not 1 < base < LARGEST:
+        raise InputError(f"`base` is {base}: it must be above 1 and finite (LLaMA2 uses 10000)", field="base")
 
 
 def check_extension(extension: float) -> None:
     """Requires an extension factor that does not shorten the context."""
-    if not (math.isfinite(extension) and extension >= 1):
+    if not 1 <= extension < LARGEST:
         raise InputError(
             f"`extension` is {extension}: it is the extended context over the original one, so it must be finite and"
             " at least 1",
             field="extension",
+        )
+
+
+def check_attention_factor(attention_factor: float) -> None:
+    """Requires a factor on cos and sin that float32 holds, and its square, by which attention logits scale."""
+    if not 1 / LARGEST_ATTENTION_FACTOR <= attention_factor <= LARGEST_ATTENTION_FACTOR:
+        raise InputError(
+            f"`attention_factor` is {attention_factor}: it must be above 0, and at most {LARGEST_ATTENTION_FACTOR:g} "
+            "(YaRN's is 1.07 for twice the context)",
+            field="attention_factor",
         )
 
 

@@ -10,6 +10,8 @@ import pytest
 from experiments.analyze import analysis, analyze
 from rope_jax.commands import analyze as procedure
 from rope_jax.commands.reporter import Silent
+from rope_jax.errors import InputError
+from rope_jax.interop.hf_config import read_config
 from rope_jax.rope.methods import METHODS
 from tests.rope.golden import golden_case
 
@@ -54,6 +56,56 @@ def test_every_method_is_tabulated_and_figures_are_drawn(tmp_path, capsys):
         assert f" {value:.2f} " in said
     for figure in (1, 3, 6, 7, 8):
         assert (tmp_path / "figures" / f"figure_{figure}.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.fixture(scope="module")
+def scaled(tmp_path_factory):
+    """The config of a model that scales already, and no weights."""
+    folder = tmp_path_factory.mktemp("scaled")
+    sizes = {"hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 8, "vocab_size": 8}
+    scaling = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128}
+    described = {"model_type": "llama", "num_hidden_layers": 1, "max_position_embeddings": 512, **sizes}
+    (folder / "config.json").write_text(json.dumps(described | {"rope_theta": 5e5, "rope_scaling": scaling}))
+    return folder
+
+
+def config_of(name, **fields):
+    """A config with fields named as on the command line, dots as two underscores."""
+    config = importlib.import_module(f"configs.{name}").get_config()
+    config.update_from_flattened_dict({field.replace("__", "."): value for field, value in fields.items()})
+    return config
+
+
+def test_a_model_that_is_named_is_analyzed(scaled):
+    for name in ("analyze", "llama2_8k"):
+        config = config_of(name, model__path=str(scaled), solve__n_hat=0, context__original=0, context__target=1024)
+        if name == "llama2_8k":
+            with pytest.raises(InputError, match=r"rope\.base"):
+                analysis(config, name, named=True)
+            config.update_from_flattened_dict({"rope.base": 5e5, "rope.head_dim": 16})
+        found = analysis(config, name, named=True)
+        assert (found.geometry.base, found.geometry.head_dim, found.measure.original) == (5e5, 16, 512)
+        assert float(found.geometry.own.factors[-1]) == 4
+    with pytest.raises(InputError, match="name a model"):
+        analyze(config_of("analyze"), scaled, "analyze", reporter=Silent())
+
+
+@pytest.mark.parametrize("kind", ["folder", "scale.json", "typed"])
+def test_explicit_factors(scaled, tmp_path, kind):
+    """A model that scales by 4 extended by its own vector stays as it is; a list goes on top."""
+    own = read_config(scaled).rope
+    given, expected, attention = str(scaled), np.asarray(own.factors), float(own.attention_factor)
+    if kind == "scale.json":
+        expected, attention = 2 * expected, 1.25
+        record = {"factors": expected.tolist(), "attention_factor": attention, "base": 5e5, "disturbance": []}
+        (tmp_path / "scale.json").write_text(json.dumps(record))
+        given = str(tmp_path / "scale.json")
+    elif kind == "typed":
+        given, expected = json.dumps([2.0] * 8), 2 * expected
+    found = analysis(config_of("analyze", model__path=str(scaled), rope__factors=given), "a", named=True)
+    scale = found.methods["explicit"].scale(found.geometry, found.measure)
+    np.testing.assert_array_equal(scale.factors, expected)
+    assert float(scale.attention_factor) == np.float32(attention)
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -24,7 +25,13 @@ class Yarn(ClosedForm):
     title = "YaRN"
 
     def relative(self, geometry: Geometry, measure: Measure) -> RelativeScale:
-        return yarn(geometry.base, geometry.head_dim, measure.extension, measure.original)
+        return extended_yarn(geometry, measure)
+
+
+def extended_yarn(geometry: Geometry, measure: Measure) -> RelativeScale:
+    """`yarn` of a model that may scale already: its ramp lies where the model's own frequencies are."""
+    own = np.asarray(geometry.own.factors)
+    return yarn(geometry.base, geometry.head_dim, measure.extension, measure.original, own=own)
 
 
 def yarn(
@@ -37,6 +44,7 @@ def yarn(
     beta_slow: float = 1.0,
     truncate: bool = True,
     attention_factor: float | None = None,
+    own: ArrayLike = 1.0,
 ) -> RelativeScale:
     """YaRN (arXiv 2309.00071) as it is served: `1/f_i = (1 - g_i)/s + g_i`.
 
@@ -52,12 +60,15 @@ def yarn(
         beta_slow: periods up to which a pair is interpolated; below `beta_fast`.
         truncate: round the two ends of the ramp outward to whole pairs.
         attention_factor: on cos and sin; by default `0.1 ln s + 1` (section 3.4).
+        own: `[D/2]`, factors by which the model scales already; the result is relative to them.
     Raises:
         InputError: naming the argument that is out of range.
     """
-    keep = _ramp_over_pairs(base, head_dim, extension, original, (beta_fast, beta_slow), truncate=truncate)
+    ramp = Ramp(base, head_dim, original, (beta_fast, beta_slow), truncate)
+    check_extension(extension)
+    keep = ramp.kept(own)
     if attention_factor is None:
-        attention_factor = _attention_factor(extension)
+        attention_factor = yarn_attention_factor(extension)
     return RelativeScale.create(1 / ((1 - keep) / extension + keep), attention_factor)
 
 
@@ -69,7 +80,7 @@ class YarnWavelength(ClosedForm):
 
     def relative(self, geometry: Geometry, measure: Measure) -> RelativeScale:
         s = measure.extension
-        keep = _ramp_over_pairs(geometry.base, geometry.head_dim, s, measure.original)
+        keep = Ramp(geometry.base, geometry.head_dim, measure.original).kept(geometry.own.factors)
         return RelativeScale.create((1 - keep) * s + keep)
 
 
@@ -80,8 +91,7 @@ class YarnResonance(ClosedForm):
     title = "Resonance YaRN"
 
     def relative(self, geometry: Geometry, measure: Measure) -> RelativeScale:
-        vector = yarn(geometry.base, geometry.head_dim, measure.extension, measure.original)
-        return resonance(geometry.theta(), vector)
+        return resonance(geometry.theta(), extended_yarn(geometry, measure))
 
 
 def resonance(theta: ArrayLike, vector: RelativeScale) -> RelativeScale:
@@ -105,7 +115,7 @@ class YarnPaper(ClosedForm):
     def relative(self, geometry: Geometry, measure: Measure) -> RelativeScale:
         s = measure.extension
         keep = _ramp_over_periods(geometry.theta(), measure.original, 1.0, 32.0)
-        return RelativeScale.create(1 / ((1 - keep) / s + keep), _attention_factor(s))
+        return RelativeScale.create(1 / ((1 - keep) / s + keep), yarn_attention_factor(s))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,7 +160,7 @@ def llama3(
     return RelativeScale.create(1 / ((1 - keep) / extension + keep))
 
 
-def _attention_factor(extension: float) -> float:
+def yarn_attention_factor(extension: float) -> float:
     """`0.1 ln s + 1` (arXiv 2309.00071, section 3.4)."""
     return 0.1 * math.log(extension) + 1
 
@@ -161,36 +171,52 @@ def _ramp_over_periods(theta: ArrayLike, original: int, low: float, high: float)
     return np.clip((periods - low) / (high - low), 0, 1)
 
 
-def _ramp_over_pairs(
-    base: float,
-    head_dim: int,
-    extension: float,
-    original: int,
-    betas: tuple[float, float] = (32.0, 1.0),
-    *,
-    truncate: bool = True,
-) -> Float[np.ndarray, " pairs"]:
-    """YaRN's g in Hugging Face's form, from 1 (keep) to 0 (interpolate)."""
-    check_head_dim(head_dim)
-    check_base(base)
-    check_extension(extension)
-    check_original(original)
-    fast, slow = betas
-    if not 0 < slow < fast:
-        raise InputError(
-            f"`beta_slow` is {slow} and `beta_fast` {fast}: both must be positive, the first below the second (YaRN"
-            " uses 1 and 32)",
-            field="beta_slow",
-        )
+@dataclasses.dataclass(frozen=True)
+class Ramp:
+    """YaRN's ramp in Hugging Face's form: linear in the pair, between those that complete two numbers of periods.
 
-    def pair_with(periods: float) -> float:
-        return head_dim * math.log(original / (2 * math.pi * periods)) / (2 * math.log(base))
+    Attributes:
+        betas: periods within the original context from which a pair is kept, and up to which it is interpolated.
+        truncate: round the two ends outward to whole pairs.
+    """
 
-    low, high = pair_with(fast), pair_with(slow)
-    if truncate:
-        low, high = math.floor(low), math.ceil(high)
-    # d - 1 and not d/2 - 1, and the 0.001, are Hugging Face's; served models were tuned with them.
-    low, high = max(low, 0), min(high, head_dim - 1)
-    if low == high:
-        high += 0.001
-    return 1 - np.clip((np.arange(head_dim // 2) - low) / (high - low), 0, 1)
+    base: float
+    head_dim: int
+    original: int
+    betas: tuple[float, float] = (32.0, 1.0)
+    truncate: bool = True
+
+    def __post_init__(self):
+        check_head_dim(self.head_dim)
+        check_base(self.base)
+        check_original(self.original)
+        fast, slow = self.betas
+        if not 0 < slow < fast:
+            raise InputError(
+                f"`beta_slow` is {slow} and `beta_fast` {fast}: both must be positive, the first below the second "
+                "(YaRN uses 1 and 32)",
+                field="beta_slow",
+            )
+
+    def ends(self) -> tuple[float, float]:
+        """Last pair that is kept, and first that is interpolated."""
+        low, high = (float(self._pair(self.original / (periods * 2 * math.pi))) for periods in self.betas)
+        if self.truncate:
+            low, high = math.floor(low), math.ceil(high)
+        # d - 1 and not d/2 - 1 is Hugging Face's; served models were tuned with it.
+        return max(low, 0), min(high, self.head_dim - 1)
+
+    def kept(self, own: ArrayLike = 1.0) -> Float[np.ndarray, " pairs"]:
+        """YaRN's g, from 1 (keep) to 0 (interpolate).
+
+        A pair of a model that scales already lies where the base alone would have its frequency.
+        """
+        low, high = self.ends()
+        if low == high:
+            high += 0.001  # Hugging Face's
+        pairs = np.arange(self.head_dim // 2) + self._pair(np.asarray(own, np.float64))
+        return 1 - np.clip((pairs - low) / (high - low), 0, 1)
+
+    def _pair(self, ratio: Any) -> Any:
+        """Pairs from the fastest one to a frequency that is lower by this ratio."""
+        return self.head_dim * np.log(ratio) / (2 * math.log(self.base))

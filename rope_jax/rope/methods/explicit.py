@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from rope_jax.errors import InputError
-from rope_jax.rope.checks import check_extension, check_head_dim, check_original
+from rope_jax.rope.checks import check_attention_factor, check_base, check_extension, check_head_dim, check_original
+from rope_jax.rope.embedding import ScaleVector
 from rope_jax.rope.geometry import Geometry
 from rope_jax.rope.measure import Measure
 from rope_jax.rope.methods.method import ClosedForm, parameter
@@ -18,14 +19,27 @@ from rope_jax.rope.relative import RelativeScale
 
 @dataclasses.dataclass(frozen=True)
 class Explicit(ClosedForm):
-    """Factors from elsewhere, relative to the model's own frequencies."""
+    """Factors from elsewhere: relative to the model's own frequencies, or a whole vector that replaces its scaling."""
 
     title = "explicit"
     factors: tuple = parameter((), "a number per pair, or a row of them per layer")
     attention_factor: float = parameter(1.0, "on cos and sin")
+    whole: bool = parameter(False, "the factors are of a base alone, and not of the model's own frequencies")
+    base: float = parameter(0.0, "rotary base of whole factors; 0 for the model's")
 
     def relative(self, geometry: Geometry, measure: Measure) -> RelativeScale:
         return explicit(self.factors, geometry.head_dim, geometry.layers, self.attention_factor)
+
+    def scale(self, geometry: Geometry, measure: Measure) -> ScaleVector:
+        if not self.whole:
+            return super().scale(geometry, measure)
+        given = self.relative(geometry, measure)
+        if not self.base or self.base == geometry.base:
+            return ScaleVector.create(given.factors, given.attention_factor)
+        check_base(self.base)
+        # The frequencies are the same ones: base'^(-2i/D) / f' = base^(-2i/D) / f.
+        ratio = (self.base / geometry.base) ** (np.arange(0, geometry.head_dim, 2) / geometry.head_dim)
+        return ScaleVector.create(given.factors * ratio, given.attention_factor)
 
 
 def explicit(
@@ -46,8 +60,12 @@ def explicit(
     """
     check_head_dim(head_dim)
     try:
-        values = np.asarray(factors, np.float64)
-    except (TypeError, ValueError):
+        values = np.asarray(factors)
+        # Strings and booleans would become numbers.
+        if values.dtype.kind not in "iuf":
+            raise TypeError
+        values = values.astype(np.float64)
+    except (TypeError, ValueError, OverflowError):
         raise InputError(
             "`factors` is not an array of numbers: give one number per pair, in rows of equal length", field="factors"
         ) from None
@@ -67,10 +85,7 @@ def explicit(
             f"`factors` has {values[tuple(where)]} at {where}: every factor must be a finite number above 0",
             field="factors",
         )
-    if not (math.isfinite(attention_factor) and attention_factor > 0):
-        raise InputError(
-            f"`attention_factor` is {attention_factor}: it must be a finite number above 0", field="attention_factor"
-        )
+    check_attention_factor(attention_factor)
     return RelativeScale.create(values, attention_factor)
 
 

@@ -103,7 +103,8 @@ class BaseChange(ClosedForm):
 class CriticalBase(ClosedForm):
     """Base change to `base^(log_{L/2pi}(L'/2pi))` (scaling laws of RoPE extrapolation, arXiv 2310.05209, theorem 1).
 
-    The pairs that complete a period within the context stay the same ones.
+    The pairs that complete a period within the context stay the same ones, also those of a model that scales already:
+    `f_i = theta_i^(1 - log_{L/2pi}(L'/2pi))`, with its own frequencies.
     """
 
     title = "critical base"
@@ -115,7 +116,9 @@ class CriticalBase(ClosedForm):
                 field="original",
             )
         exponent = math.log(measure.target / (2 * math.pi)) / math.log(measure.original / (2 * math.pi))
-        return BaseChange(geometry.base**exponent).relative(geometry, measure)
+        plain = BaseChange(geometry.base**exponent).relative(geometry, measure)
+        own = np.asarray(geometry.own.factors, np.float64) ** (exponent - 1)
+        return RelativeScale.create(plain.factors * own)
 
 
 @dataclasses.dataclass(frozen=True)

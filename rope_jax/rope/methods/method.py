@@ -75,13 +75,17 @@ class ClosedForm(Method):
     def relative(self, geometry: Geometry, measure: Measure) -> RelativeScale:
         """The formula: factors relative to the model's own frequencies."""
 
+    def scale(self, geometry: Geometry, measure: Measure) -> ScaleVector:
+        """The formula on top of the model's own scaling."""
+        return compose(geometry.own, self.relative(geometry, measure))
+
     def __call__(self, geometry: Geometry, measure: Measure) -> Solution:
         """Evaluates the formula and measures its disturbance."""
-        return Solution.measured(geometry, measure, compose(geometry.own, self.relative(geometry, measure)))
+        return Solution.measured(geometry, measure, self.scale(geometry, measure))
 
     def check(self, geometry: Geometry, measure: Measure) -> None:
         """Evaluates the formula, which compiles nothing."""
-        self.relative(geometry, measure)
+        self.scale(geometry, measure)
 
 
 def parameter(default: Any, meaning: str) -> Any:

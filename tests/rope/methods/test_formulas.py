@@ -10,8 +10,8 @@ from rope_jax.rope.embedding import ScaleVector, frequencies, identity
 from rope_jax.rope.factor_files import read_factors
 from rope_jax.rope.geometry import Geometry
 from rope_jax.rope.measure import Measure
-from rope_jax.rope.methods.by_parts import YarnPaper, YarnWavelength, llama3, resonance, yarn
-from rope_jax.rope.methods.explicit import explicit, longrope_attention_factor
+from rope_jax.rope.methods.by_parts import Yarn, YarnPaper, YarnResonance, YarnWavelength, llama3, resonance, yarn
+from rope_jax.rope.methods.explicit import Explicit, explicit, longrope_attention_factor
 from rope_jax.rope.methods.interpolation import (
     BaseChange,
     CriticalBase,
@@ -185,6 +185,29 @@ def test_yarn_forms_in_float64(extension):
     np.testing.assert_allclose(wavelength.factors, (1 - ramp) * extension + ramp, rtol=1e-5)
 
 
+@pytest.mark.parametrize("method", [Yarn, YarnWavelength, YarnResonance, CriticalBase])
+def test_parts_of_a_model_that_scales_already(method):
+    """LLaMA-3.1: the slow pairs, which complete no period within its context, are interpolated by the whole factor."""
+    own = compose(identity(128), llama3(frequencies(500000.0, 128), 8.0, 8192))
+    scaled = Geometry(500000.0, 128, own)
+    periods = 131072 * scaled.theta().astype(np.float64) / (2 * np.pi)
+    factors = method().relative(scaled, Measure(131072, 262144)).factors.astype(np.float64)
+    assert periods[periods < 0.9].max() == pytest.approx(0.88, abs=0.005)
+    # Resonance rounds wavelengths of 1e5 tokens to whole ones.
+    assert factors[periods < 0.9].min() >= 2 * (1 - 1e-5)
+
+
+@pytest.mark.parametrize("method", [Yarn, YarnWavelength, CriticalBase])
+def test_another_base_is_a_scaling_too(method):
+    """base 10000 scaled to 500000 has the frequencies of base 500000, and gets its extension."""
+    measure, ratio = Measure(8192, 32768), 50.0 ** (np.arange(0, 128, 2) / 128)
+    scaled = method().scale(Geometry(10000.0, 128, ScaleVector.create(ratio)), measure)
+    plain = method().scale(geometry(500000.0, 128), measure)
+    # The ends of YaRN's ramp are whole pairs, of another base each.
+    tolerance = RTOL if method is CriticalBase else 0.12
+    np.testing.assert_allclose(np.asarray(scaled.factors) / ratio, np.asarray(plain.factors), rtol=tolerance)
+
+
 def test_resonance_rounds_wavelengths():
     theta = frequencies(10000.0, 128).astype(np.float64)
     for vector in (RelativeScale.create(np.ones(64)), yarn(10000.0, 128, 4.0, 4096)):
@@ -195,20 +218,48 @@ def test_resonance_rounds_wavelengths():
 
 
 def test_vectors_from_files(tmp_path):
-    rows = read_factors(GOLDEN / "longrope_ft_la2_128k.csv")
+    rows = read_factors(GOLDEN / "longrope_ft_la2_128k.csv").factors
     assert np.shape(rows) == (64,)  # 32 equal rows are one vector
     (tmp_path / "layers.csv").write_text("1,2\n1,3\n")
-    assert read_factors(tmp_path / "layers.csv") == ((1.0, 2.0), (1.0, 3.0))
+    assert read_factors(tmp_path / "layers.csv") == Explicit(((1.0, 2.0), (1.0, 3.0)))
     (tmp_path / "list.json").write_text("[1, 2.5]")
-    (tmp_path / "solved.json").write_text('{"factors": [[1, 2.5], [1, 4]], "attention_factor": 1.0}')
-    assert read_factors(tmp_path / "list.json") == (1, 2.5)
-    assert read_factors(tmp_path / "solved.json") == ((1, 2.5), (1, 4))
-    for name, text in (("a.csv", "1,x"), ("b.json", "{"), ("c.json", "3"), ("d.json", "[]"), ("e.csv", "")):
+    (tmp_path / "solved.json").write_text('{"factors": [[1, 2.5], [1, 4]], "attention_factor": 1.2, "base": 5e5}')
+    assert read_factors(tmp_path / "list.json") == Explicit((1, 2.5))
+    assert read_factors(tmp_path / "solved.json") == Explicit(((1, 2.5), (1, 4)), 1.2, whole=True, base=5e5)
+    for name, text in (
+        ("a.csv", "1,x"),
+        ("b.json", "{"),
+        ("c.json", "3"),
+        ("d.json", "[]"),
+        ("e.csv", ""),
+        ("f.json", '["1", "2"]'),
+        ("g.json", "[true, 2]"),
+        ("h.json", "[[1, 2], 3]"),
+        ("i.json", "[" * 500 + "]" * 500),
+        ("j.csv", '"' + "1" * 200_000),
+        ("k.json", '{"factors": {"pi": [1, 2]}}'),
+        ("l.json", '{"factors": [1, 2], "attention_factor": "1"}'),
+        ("m.json", "[1, 2]" + " " * (33 << 20)),
+    ):
         (tmp_path / name).write_text(text)
         with pytest.raises(InputError, match=name):
             read_factors(tmp_path / name)
     with pytest.raises(InputError, match=r"absent\.json"):
         read_factors(tmp_path / "absent.json")
+
+
+@pytest.mark.parametrize("base", [0.0, 10000.0, 500000.0])
+def test_a_whole_vector_replaces_a_scaling(base):
+    own = ScaleVector.create(np.full(4, 8.0), 1.069)
+    given = np.asarray([1.0, 2.0, 4.0, 16.0])
+    found = Explicit(tuple(given), 1.1, whole=True, base=base).scale(Geometry(10000.0, 8, own), Measure(128, 256))
+    served = (base or 10000.0) ** -(np.arange(0, 8, 2) / 8) / given
+    np.testing.assert_allclose(frequencies(10000.0, 8) / np.asarray(found.factors), served, rtol=RTOL)
+    assert float(found.attention_factor) == np.float32(1.1)
+    # Other factors go on top of what the model has.
+    more = Explicit(tuple(given), 1.1).scale(Geometry(10000.0, 8, own), Measure(128, 256))
+    np.testing.assert_allclose(more.factors, 8 * given)
+    assert float(more.attention_factor) == pytest.approx(1.1 * 1.069)
 
 
 def test_ends():
