@@ -31,7 +31,8 @@ import transformers
 from benchmarks.common import SHAPE, head, interleaved, machine, options, row
 from rope_jax.interop.huggingface import read_model
 from rope_jax.model.generate import greedy
-from rope_jax.sharding import cache_sharding, make_mesh, param_shardings
+from rope_jax.model.llama import param_shardings
+from rope_jax.sharding import cache_sharding, make_mesh
 
 HEADS = SHAPE["num_attention_heads"]
 

@@ -11,8 +11,6 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from rope_jax.errors import InputError
-from rope_jax.model.config import LlamaConfig
-from rope_jax.model.llama import abstract_params, logical_axes
 
 # The ring of `context` comes last, so that neighbours in it are neighbours in the machine.
 AXES = ("data", "fsdp", "tensor", "context")
@@ -73,11 +71,6 @@ def make_mesh(data: int, fsdp: int, tensor: int, devices=None, *, context: int =
             field=largest,
         )
     return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
-
-
-def param_shardings(config: LlamaConfig, mesh: Mesh):
-    """Shardings of the model's parameters; an InputError if a dimension does not divide over its mesh axis."""
-    return shardings_of(abstract_params(config), logical_axes(config), mesh)
 
 
 def shardings_of(abstract, specs, mesh: Mesh):

@@ -16,10 +16,9 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 # Rooms from the ground up. A room imports from lower floors only, and not from rooms of its own floor.
 FLOORS = (
     {"errors"},
-    {"files", "multihost"},
+    {"files", "multihost", "sharding"},
     {"rope"},
     {"model"},
-    {"sharding"},
     {"data", "interop"},
     {"training"},
     {"evaluation"},

@@ -20,12 +20,13 @@ from rope_jax.files import read_json_object, read_record, write_json
 from rope_jax.interop.hf_config import SourceConfig
 from rope_jax.interop.hub import resolve_model
 from rope_jax.interop.huggingface import read_model
+from rope_jax.model.llama import param_shardings
 from rope_jax.report.evaluation_page import evaluation_page
 from rope_jax.report.page import write_page
 from rope_jax.rope.embedding import ScaleVector
 from rope_jax.runs.folder import RunFolder
 from rope_jax.runs.software import versions
-from rope_jax.sharding import check_batch, param_shardings
+from rope_jax.sharding import check_batch
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -23,14 +23,13 @@ from rope_jax.evaluation.record import stage_record
 from rope_jax.files import write_json
 from rope_jax.interop.huggingface import write_model
 from rope_jax.interop.model_card import write_card
-from rope_jax.model.llama import init_params
+from rope_jax.model.llama import init_params, param_shardings
 from rope_jax.report.extension_page import extension_page
 from rope_jax.report.metrics import read_metrics
 from rope_jax.report.page import write_page
 from rope_jax.rope.embedding import ScaleVector, identity
 from rope_jax.rope.methods.explicit import Explicit
 from rope_jax.runs.software import versions
-from rope_jax.sharding import param_shardings
 from rope_jax.training.loop import Start
 from rope_jax.training.state import Variables
 from rope_jax.training.update import Training

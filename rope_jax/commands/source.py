@@ -14,8 +14,8 @@ from rope_jax.errors import InputError
 from rope_jax.interop.hf_config import SourceConfig
 from rope_jax.interop.huggingface import read_model
 from rope_jax.model.config import LlamaConfig
+from rope_jax.model.llama import param_shardings
 from rope_jax.rope.embedding import ScaleVector
-from rope_jax.sharding import param_shardings
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.ad_checkpoint import checkpoint_name
-from jax.sharding import PartitionSpec
+from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Float32
 
 from rope_jax.model import cpu
@@ -24,6 +24,7 @@ from rope_jax.model.config import LlamaConfig
 from rope_jax.model.remat import BLOCK_INPUT, PRODUCT, rematerialised
 from rope_jax.rope.embedding import ScaleVector, periods, phases, rotate
 from rope_jax.rope.exact.turns import exact_frequencies, exact_phases
+from rope_jax.sharding import shardings_of
 
 Waves = Float32[Array, "#b t pairs"]
 
@@ -329,3 +330,8 @@ def abstract_params(config: LlamaConfig):
 def logical_axes(config: LlamaConfig):
     """Logical axis names of the parameters: pytree of `PartitionSpec`, shaped like them without boxes."""
     return jax.tree.map(lambda weight: PartitionSpec(*weight.axes), _stacked_weights(config))
+
+
+def param_shardings(config: LlamaConfig, mesh: Mesh):
+    """Shardings of the model's parameters; an InputError if a dimension does not divide over its mesh axis."""
+    return shardings_of(abstract_params(config), logical_axes(config), mesh)

@@ -11,10 +11,10 @@ import optax
 from jax.sharding import Mesh
 
 from rope_jax.model.config import LlamaConfig
-from rope_jax.model.llama import abstract_params
+from rope_jax.model.llama import abstract_params, param_shardings
 from rope_jax.model.lora import LoraConfig, apply_lora, init_lora, lora_axes, merge_lora
 from rope_jax.rope.embedding import identity
-from rope_jax.sharding import param_shardings, replicated, shardings_of
+from rope_jax.sharding import replicated, shardings_of
 from rope_jax.training.config import OptimizerConfig, make_optimizer
 from rope_jax.training.learn import LearnConfig, from_logarithms, to_logarithms
 from rope_jax.training.state import Variables

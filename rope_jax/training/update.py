@@ -14,9 +14,9 @@ from jax.sharding import Mesh, NamedSharding
 
 from rope_jax.errors import InputError
 from rope_jax.model.config import LlamaConfig
-from rope_jax.model.llama import abstract_params
+from rope_jax.model.llama import abstract_params, param_shardings
 from rope_jax.rope.embedding import ScaleVector
-from rope_jax.sharding import batch_sharding, check_batch, param_shardings, replicated
+from rope_jax.sharding import batch_sharding, check_batch, replicated
 from rope_jax.training.config import TrainConfig
 from rope_jax.training.context import check_length
 from rope_jax.training.objective import LoraObjective, Objective, WithScaleVector

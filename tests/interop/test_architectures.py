@@ -11,9 +11,9 @@ import torch
 from rope_jax.interop.huggingface import check_model, read_model, write_model
 from rope_jax.interop.new_folder import rescale_folder
 from rope_jax.interop.weights import table
-from rope_jax.model.llama import abstract_params
+from rope_jax.model.llama import abstract_params, param_shardings
 from rope_jax.rope.embedding import ScaleVector
-from rope_jax.sharding import make_mesh, param_shardings
+from rope_jax.sharding import make_mesh
 from tests.interop.references import reference_logits, write_random_llama
 from tests.interop.test_llama_logits import TOLERANCE, our_logits, random_tokens
 from tests.interop.test_round_trip import stored_bytes

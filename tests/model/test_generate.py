@@ -15,9 +15,9 @@ from rope_jax.interop.huggingface import read_model
 from rope_jax.model import decode
 from rope_jax.model.cache import empty_cache
 from rope_jax.model.generate import Stops, bucket_length, greedy, greedy_batches
-from rope_jax.model.llama import Llama
+from rope_jax.model.llama import Llama, param_shardings
 from rope_jax.rope.embedding import ScaleVector, identity
-from rope_jax.sharding import cache_sharding, make_mesh, param_shardings
+from rope_jax.sharding import cache_sharding, make_mesh
 from tests.interop.references import quiet_transformers, write_random_llama
 
 PAD = 95  # never in a prompt

@@ -7,9 +7,9 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from rope_jax.model.llama import init_params
+from rope_jax.model.llama import init_params, param_shardings
 from rope_jax.rope.embedding import ScaleVector
-from rope_jax.sharding import make_mesh, param_shardings
+from rope_jax.sharding import make_mesh
 from rope_jax.training.config import OptimizerConfig, TrainConfig
 from rope_jax.training.loop import Callbacks, Start, train
 from rope_jax.training.state import Variables

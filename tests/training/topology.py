@@ -23,9 +23,9 @@ from rope_jax.data.pipeline import training_batches
 from rope_jax.data.tokenizer import load_tokenizer
 from rope_jax.errors import InputError
 from rope_jax.interop.huggingface import write_model
-from rope_jax.model.llama import init_params
+from rope_jax.model.llama import init_params, param_shardings
 from rope_jax.rope.embedding import identity
-from rope_jax.sharding import make_mesh, param_shardings, process_rows
+from rope_jax.sharding import make_mesh, process_rows
 from rope_jax.training.checkpoints import fingerprint
 from rope_jax.training.config import OptimizerConfig, TrainConfig
 from rope_jax.training.loop import Callbacks, Start, train

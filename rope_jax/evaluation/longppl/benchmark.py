@@ -25,7 +25,8 @@ from rope_jax.evaluation.nll import make_token_nll
 from rope_jax.interop.hub import resolve_model
 from rope_jax.interop.huggingface import check_model, read_model
 from rope_jax.model.generate import bucket_length
-from rope_jax.sharding import param_shardings, row_sharding, shards
+from rope_jax.model.llama import param_shardings
+from rope_jax.sharding import row_sharding, shards
 
 
 @dataclasses.dataclass(frozen=True)
