@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 
-from rope_jax.errors import InputError
+from rope_jax.errors import require
 from rope_jax.model.remat import POLICIES
 
 ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3")
@@ -70,25 +71,22 @@ class LlamaConfig:
     attention_chunk: int = 512
 
     def __post_init__(self):
+        check = partial(require, self)
         sizes = ("vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads")
         for field in (*sizes, "context", "scan_unroll", "attention_chunk"):
-            self._require(field, getattr(self, field) >= 1, "it must be at least 1")
+            check(field, getattr(self, field) >= 1, "it must be at least 1")
         grouped = self.num_heads % self.num_kv_heads == 0
-        self._require("num_heads", grouped, f"it must be a multiple of `num_kv_heads`, which is {self.num_kv_heads}")
+        check("num_kv_heads", grouped, f"it must divide `num_heads`, which is {self.num_heads}")
         pairs = self.head_dim >= 2 and self.head_dim % 2 == 0
-        self._require("head_dim", pairs, "rotary dimensions come in pairs; it must be even")
+        check("head_dim", pairs, "rotary dimensions come in pairs; it must be even")
         choices = {"architecture": ARCHITECTURES, "rotary": ROTARY, "attention": ATTENTION, "remat": POLICIES}
         for field, names in (choices | {"dtype": DTYPES, "param_dtype": DTYPES}).items():
-            self._require(field, getattr(self, field) in names, f"use one of {', '.join(names)}")
+            check(field, getattr(self, field) in names, f"use one of {', '.join(names)}")
         bias = {"mistral": False, "qwen2": True}.get(self.architecture, self.attention_bias)
-        self._require("attention_bias", self.attention_bias == bias, f"'{self.architecture}' requires {bias}")
+        check("attention_bias", self.attention_bias == bias, f"'{self.architecture}' requires {bias}")
         window = self.sliding_window
         fits = window is None or (self.architecture == "mistral" and window >= 1)
-        self._require("sliding_window", fits, "it is a number of tokens for 'mistral', and None for the others")
-
-    def _require(self, field, condition, fix):
-        if not condition:
-            raise InputError(f"`{field}` is {getattr(self, field)!r}: {fix}", field=field)
+        check("sliding_window", fits, "it is a number of tokens for 'mistral', and None for the others")
 
     @property
     def qk_norm(self) -> bool:

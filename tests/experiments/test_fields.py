@@ -87,7 +87,7 @@ UNFIT = [
     ({"rope.base": 1.0}, "rope.base"),
     ({"rope.head_dim": 15}, "rope.head_dim"),
     ({"model.attention": "splash"}, "model.attention"),
-    ({"pretrain.num_kv_heads": 3}, "pretrain.num_heads"),
+    ({"pretrain.num_kv_heads": 3}, "pretrain.num_kv_heads"),
     ({"solve.n_hat": 7}, "solve.n_hat"),
     ({"solve.n_hat": 18}, "solve.n_hat"),
     ({"solve.resolution": 4.0, "compare": ("dprope_robust",)}, "solve.resolution"),
