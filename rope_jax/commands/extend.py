@@ -17,6 +17,7 @@ from rope_jax.commands.learned import LearnedMethod, learned_solution
 from rope_jax.commands.reporter import Reporter
 from rope_jax.commands.run import Recipe, Run
 from rope_jax.commands.source import read_params
+from rope_jax.data.pipeline import share_past
 from rope_jax.errors import InputError
 from rope_jax.evaluation.benchmark import Subject
 from rope_jax.evaluation.record import stage_record
@@ -54,16 +55,9 @@ def extend(run: Run, reporter: Reporter) -> dict:
     reporter.say("evaluating each scale vector before fine-tuning")
     evaluate_before(run, scales, reporter)
 
-    reporter.say(f"fine-tuning at {recipe.measure.target:,} tokens")
+    reporter.say(f"fine-tuning at {recipe.measure.target:,} tokens; {_long_documents(run)}")
     for method, scale in scales.items():
-        evaluated = run.method_folder(method).has("after.json")
-        exported = method != recipe.exported or folder.has("export")
-        if evaluated and exported:
-            continue
-        tuned = fine_tune(run, method, scale, reporter)
-        evaluate(run, method, "after", tuned, reporter)
-        if not exported:
-            export(run, tuned, reporter)
+        tune(run, method, scale, reporter)
 
     results = write_report(run)
     reporter.say(f"page     {folder / 'report.md'}\nexport   {folder / 'export'}\nnumbers  {folder / 'results.json'}")
@@ -146,6 +140,21 @@ def evaluation_record(run: Run, model: Variables) -> dict:
     return {**record, "seconds": time.monotonic() - began, "factors": factors}
 
 
+def tune(run: Run, method: str, scale: ScaleVector, reporter: Reporter) -> None:
+    """Fine-tunes under a scale vector, evaluates and, for the exported method, exports, as far as that is not done.
+
+    The trained weights end with this function: in memory, the next method trains alone.
+    """
+    evaluated = run.method_folder(method).has("after.json")
+    exported = method != run.recipe.exported or run.folder.has("export")
+    if evaluated and exported:
+        return
+    tuned = fine_tune(run, method, scale, reporter)
+    evaluate(run, method, "after", tuned, reporter)
+    if not exported:
+        export(run, tuned, reporter)
+
+
 def fine_tune(run: Run, method: str, scale: ScaleVector, reporter: Reporter) -> Variables:
     """Fine-tunes at the extended context under a scale vector (section 4.1 of the paper)."""
     training = Training(run.recipe.source.model, run.recipe.tuning[method], run.mesh)
@@ -195,7 +204,11 @@ def write_report(run: Run) -> dict:
             "head_dim": model.head_dim,
             "source": recipe.source.path or "pre-trained in this run",
         },
-        "data": {"description": corpus.name + (f", {corpus.path}" if corpus.path else ""), "split": corpus.split},
+        "data": {
+            "description": corpus.name + (f", {corpus.path}" if corpus.path else ""),
+            "split": corpus.split,
+            **(run.folder.recorded("data") or {}),
+        },
         "train": {"steps": tuning.optimizer.steps, "tokens_per_step": tuning.global_batch * tuning.length},
         "eval": {"stride": run.settings["eval"]["stride"]},
         "methods": methods,
@@ -220,6 +233,21 @@ def check_exportable(recipe: Recipe) -> None:
             "exported: give one vector, or compare this method with another that is exported",
             field="factors",
         )
+
+
+def _long_documents(run: Run) -> str:
+    """How much of fine-tuning happens beyond the original context, where a model learns what is new to it."""
+    measure = run.recipe.measure
+
+    def estimate() -> dict:
+        share = share_past(run.documents, run.tokenizer, measure.target, measure.original)
+        return {"share_past_original_context": share}
+
+    share = run.folder.record("data", estimate)["share_past_original_context"]
+    if not share:
+        return f"none is past position {measure.original:,} of its document, for no text is longer"
+    most = 1 - measure.original / measure.target
+    return f"about {share:.2g} of them past position {measure.original:,} of their documents, at most {most:.2g}"
 
 
 def _read_source(run: Run, reporter: Reporter) -> dict:

@@ -19,6 +19,8 @@ from rope_jax.errors import InputError
 _WINDOW_TOKENS = 1 << 21
 # Packing has a cost per row, too. This bound keeps the wait for the first batch of short rows below seconds.
 _WINDOW_ROWS = 1 << 13
+# Of `share_past`: a second's work for a fast tokenizer, and few texts have more than this many kinds of length.
+_SAMPLED_DOCUMENTS, _SAMPLED_CHARACTERS = 256, 1 << 12
 # Threads tokenise ahead about as many documents as the next window needs.
 _READ_AHEAD = grain.ReadOptions(num_threads=4, prefetch_buffer_size=16)
 
@@ -156,6 +158,34 @@ def training_batches(
         "shuffle window": window,
     }
     return TrainingBatches({stream: stream_batches(stream) for stream in kept}, kept, description)
+
+
+def share_past(source: Source, tokenizer: Tokenizer, length: int, context: int) -> float:
+    """Estimates the share of training tokens whose position is `context` or more.
+
+    Positions count from the beginning of a document or, where it spans rows, of the row. A token after `context` others
+    of its document is past the context unless a row begins among these, which for rows of `length` tokens happens with
+    probability `context / length`: `n` tokens of a document contribute `max(0, n - context) (1 - context / length)`.
+
+    Args:
+        source: documents, of which some hundred are read.
+        tokenizer: applied to their beginnings.
+        length: tokens of a row.
+        context: position, below `length`.
+
+    Returns:
+        The share, from 0 to `1 - context / length`.
+    """
+    special = sum(token is not None for token in (tokenizer.bos_id, tokenizer.eos_id))
+    total = past = 0.0
+    count = min(len(source), _SAMPLED_DOCUMENTS)
+    for index in np.random.default_rng(0).choice(len(source), count, replace=False):
+        text = source[index]["text"]
+        beginning = text[:_SAMPLED_CHARACTERS]
+        tokens = special + len(tokenizer.encode(beginning)) * len(text) / max(len(beginning), 1)
+        total += tokens
+        past += max(0.0, tokens - context)
+    return past / total * (1 - context / length) if total else 0.0
 
 
 def token_documents(

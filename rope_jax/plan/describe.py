@@ -21,7 +21,8 @@ def describe(plan: Plan, remat: str) -> str:
     lines += [f"  {c.kind:<24}{c.bytes / GIB:>9.2f} GiB in {c.count:,}" for c in plan.collectives]
     lines += [
         f"chips        fits: {MARGIN} times the sum, and the compiled program, are within {USABLE:.0%} of its memory",
-        f"             close: only the sum is. Hours at {EFFICIENCY:.0%} of peak FLOPs, and at the links' full speed",
+        f"             close: only the sum is. Hours at an MFU of {EFFICIENCY:.0%} (of the model's FLOPs), and at the "
+        "links' full speed",
     ]
     for chip in CHIPS:
         compute, sent = plan.hours(chip)

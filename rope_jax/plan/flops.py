@@ -16,11 +16,12 @@ from rope_jax.model.flash import block_sizes
 from rope_jax.model.llama import abstract_params
 
 
-def model_flops(config: LlamaConfig, length: int) -> float:
+def model_flops(config: LlamaConfig, length: int, frozen: bool = False) -> float:
     """FLOPs of one token's forward and backward pass on average, without recomputation.
 
-    6 per weight in a matrix product (arXiv 2001.08361; all but the embedding, which is looked up), and for attention
-    12 H D per layer and visible key, half of `length`, the tokens of a row: documents may be as long.
+    6 per weight in a matrix product (arXiv 2001.08361; all but the embedding, which is looked up), or 4 if the weights
+    are `frozen` and no gradient of them is formed; and for attention 12 H D per layer and visible key, half of
+    `length`, the tokens of a row: documents may be as long.
     """
     params = abstract_params(config)
     weights = sum(leaf.size for leaf in jax.tree.leaves(params["layers"]))
@@ -28,8 +29,8 @@ def model_flops(config: LlamaConfig, length: int) -> float:
     if config.sliding_window:
         window = min(config.sliding_window, length)
         seen = window - window * (window - 1) / (2 * length)
-    head = config.vocab_size * config.hidden_size
-    return 6.0 * (weights + head) + 12.0 * config.num_layers * config.num_heads * config.head_dim * seen
+    products = (4.0 if frozen else 6.0) * (weights + config.vocab_size * config.hidden_size)
+    return products + 12.0 * config.num_layers * config.num_heads * config.head_dim * seen
 
 
 def key_blocks(config: LlamaConfig, length: int, devices: int = 1) -> float:

@@ -65,8 +65,11 @@ class Plan:
         return "close" if peak <= usable else "no"
 
     def hours(self, chip: Chip) -> tuple[float, float]:
-        """Hours of compute at `EFFICIENCY` of a chip's peak, and of communication at its full bandwidth."""
-        compute = self.step_flops / math.prod(self.mesh.values()) / (EFFICIENCY * chip.flops)
+        """Hours of compute at an MFU of `EFFICIENCY`, and of communication at a chip's full bandwidth.
+
+        An MFU counts the FLOPs of the model: what recomputation costs has lowered it.
+        """
+        compute = self.model_flops / math.prod(self.mesh.values()) / (EFFICIENCY * chip.flops)
         sent = sum(kind.bytes for kind in self.collectives) / chip.link
         return self.steps * compute / 3600, self.steps * sent / 3600
 
@@ -92,7 +95,7 @@ def plan(training: Training, rope: ScaleVector) -> Plan:
         temporary=stats.temp_size_in_bytes,
         seconds=seconds,
         collectives=collectives(compiled.as_text() or ""),
-        model_flops=tokens * model_flops(model, config.length),
+        model_flops=tokens * model_flops(model, config.length, frozen=config.lora is not None),
         step_flops=product_flops(traced.jaxpr, key_blocks(model, config.length, mesh.shape["context"])),
     )
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rope_jax.data import pipeline
-from rope_jax.data.pipeline import join_states, token_documents, training_batches
+from rope_jax.data.pipeline import join_states, share_past, token_documents, training_batches
 from rope_jax.data.tokenizer import load_tokenizer
 from rope_jax.errors import InputError
 
@@ -272,6 +272,25 @@ def test_arguments_out_of_range(field, change):
     with pytest.raises(InputError, match=f"`{field}` is {change[field]}") as error:
         training_batches(**arguments | change)
     assert error.value.field == field
+
+
+@pytest.mark.parametrize(("sizes", "expected"), [((300, 5, 5, 90, 33), None), ((20, 30), 0.0), ((3000,), 0.5)])
+def test_share_past_a_context_is_that_of_the_batches(sizes, expected):
+    """Documents of 300, 90 and a few bytes in rows of 64 tokens, counted in eight epochs of batches."""
+    source = documents("x" * size for size in sizes)
+    share = share_past(source, BYTES, length=64, context=32)
+    rows = 8 * sum(size + 2 for size in sizes) // 64
+    positions = np.concatenate([b["positions"] for b in take(training_batches(source, BYTES, 1, 64, 0), rows)])
+    counted = np.mean(positions >= 32)
+    # Where rows begin is a matter of chance.
+    assert share == pytest.approx(counted, abs=0.02)
+    assert expected is None or share == pytest.approx(expected, abs=0.01)
+
+
+def test_share_is_estimated_from_the_beginnings_of_some_documents():
+    whole = share_past(documents("x" * size for size in (300, 9000) * 400), BYTES, 1024, 512)
+    # Of 256 documents, 128 +- 8 are long.
+    assert whole == pytest.approx(0.5 * (9002 - 512) / 9304, rel=1e-2)
 
 
 def test_token_documents_cut_at_the_budget():

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,11 +20,13 @@ import torch
 import transformers
 
 from experiments.extend import extend, prepare
+from rope_jax.commands import extend as procedure
 from rope_jax.commands.reporter import Silent
 from rope_jax.errors import InputError
 from rope_jax.interop.huggingface import read_model
 from rope_jax.model.llama import Llama
 from rope_jax.report.metrics import read_metrics
+from rope_jax.runs.folder import RunFolder
 from rope_jax.training.checkpoints import Checkpoints
 from tests.experiments.helpers import small_config
 
@@ -53,6 +56,43 @@ def test_results_hold_every_method_before_and_after(finished):
     assert results["methods"]["dprope"]["scale"]["interpolated_dimensions"] == 8
     lines = [json.loads(line) for line in (folder / "methods/dprope/metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2, 3, 4]
+
+
+def test_share_of_tokens_past_the_original_context(finished, texts):
+    """Texts of some 4,000 bytes in rows of 128 tokens: half of all tokens, less the first 64 of each text."""
+    sizes = [path.stat().st_size + 2 for path in (texts / "train").iterdir()]
+    expected = 0.5 * (1 - 64 * len(sizes) / sum(sizes))
+    assert finished[1]["data"]["share_past_original_context"] == pytest.approx(expected, rel=1e-3)
+
+
+def test_one_method_at_a_time_is_in_memory(tmp_path, monkeypatch):
+    """The weights that one method has trained are gone when the next one trains."""
+    trained = []
+
+    class Tuned:
+        pass
+
+    def fine_tune(run, method, *_):
+        assert all(reference() is None for reference in trained)
+        tuned = Tuned()
+        trained.append(weakref.ref(tuned))
+        return tuned
+
+    methods = {name: None for name in ("dprope", "pi", "yarn")}
+    for name in ("solve", "evaluate_before", "evaluate", "export", "write_report", "_long_documents", "_summary"):
+        monkeypatch.setattr(procedure, name, lambda *_: None)
+    monkeypatch.setattr(procedure, "_devices", lambda *_: "")
+    monkeypatch.setattr(procedure, "fine_tune", fine_tune)
+    measure = SimpleNamespace(target=128)
+    run = SimpleNamespace(
+        recipe=SimpleNamespace(methods=methods, exported="dprope", measure=measure),
+        folder=RunFolder(tmp_path),
+        method_folder=lambda method: RunFolder(tmp_path / method),
+        name="run",
+        pretraining=None,
+    )
+    procedure.extend(run, Silent())
+    assert len(trained) == 3
 
 
 def test_learned_factors_start_where_asked_and_are_trained_with_the_weights(finished):

@@ -11,6 +11,7 @@ import pytest
 from experiments.extend import mesh_sizes, plan, steps_to_trace
 from experiments.shell import Terminal
 from rope_jax.errors import InputError
+from rope_jax.plan.chips import CHIPS
 from tests.experiments.helpers import small_config
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -26,6 +27,10 @@ def test_plan_of_a_small_run(capsys):
     for chip in ("A100-80", "H100", "H200", "v4", "v5p", "v6e"):
         assert f"\n  {chip}" in said
     assert said.count(" fits ") == 6
+    # An MFU counts the model's FLOPs: recomputation takes no further hours.
+    assert result.step_flops > result.model_flops
+    hours = 4 * result.model_flops / (8 * 0.4 * CHIPS[0].flops) / 3600
+    assert result.hours(CHIPS[0])[0] == pytest.approx(hours, rel=1e-12)
 
 
 def test_flags():

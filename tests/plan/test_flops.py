@@ -83,6 +83,8 @@ def test_known_models():
     llama = LlamaConfig(32000, 4096, 11008, 32, 32, 32, 128)
     dense = 6 * (6_738_415_616 - 32000 * 4096 - 4096)
     assert model_flops(llama, 4096) == pytest.approx(dense + 12 * 32 * 4096 * 2048.5, rel=1e-9)
+    # Without gradients of the weights a third of their products is left out.
+    assert model_flops(llama, 4096) - model_flops(llama, 4096, frozen=True) == pytest.approx(dense / 3, rel=1e-9)
     window = LlamaConfig(32000, 4096, 11008, 32, 32, 32, 128, architecture="mistral", sliding_window=3)
     plain = LlamaConfig(32000, 4096, 11008, 32, 32, 32, 128, architecture="mistral")
     # Of 5 tokens with a window of 3: 1, 2, 3, 3, 3 keys are seen instead of 1 to 5.
