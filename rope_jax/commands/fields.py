@@ -163,7 +163,12 @@ FIELDS: tuple[Field, ...] = (
         "dtype of matrix products; 'auto' is bfloat16, on a CPU float32",
         one_of("auto", *_DTYPES),
     ),
-    Field("model.param_dtype", "float32", "dtype of the weights; 'auto' as they are stored", one_of("auto", *_DTYPES)),
+    Field(
+        "model.param_dtype",
+        "float32",
+        "dtype of the weights; 'auto' as they are stored. Weights in training are float32",
+        one_of("auto", *_DTYPES),
+    ),
     Field(
         "model.rotary",
         "float32",

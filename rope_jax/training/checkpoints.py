@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +15,7 @@ import orbax.checkpoint as ocp
 
 from rope_jax import multihost
 from rope_jax.errors import InputError
+from rope_jax.training.finite import NonFiniteLoss
 from rope_jax.training.state import TrainState
 
 
@@ -47,18 +51,25 @@ class Checkpoints:
             state: its step names the checkpoint.
             progress: JSON-serialisable progress of the run, the same in every process.
             loss: loss by which the best checkpoints are kept.
+
+        Raises:
+            NonFiniteLoss: if an array holds a value that is not finite; earlier checkpoints stay.
         """
         step = int(state.step)
+        checksums, unsound = _examined(state)
+        if unsound:
+            raise NonFiniteLoss(f"step {step} makes {unsound[0]} not finite")
         self._losses[step] = loss
-        data = {"progress": progress, "loss": loss, "fingerprint": fingerprint(state)}
+        record = {"progress": progress, "loss": loss, "fingerprint": checksums}
+        data = {**record, "checksum": _checksum(record)}
         items = {"state": ocp.args.StandardSave(state), "data": ocp.args.JsonSave(data)}
         self._manager.save(step, args=ocp.args.Composite(**items))
 
     def restore(self, abstract: TrainState) -> tuple[TrainState, dict]:
         """Restores the newest intact checkpoint into the target shardings.
 
-        Corruption, even one flipped bit, is detected: a warning names the damaged checkpoint, and once an older one is
-        restored, the damaged one is renamed so that its step can be saved again.
+        Corruption, even one flipped bit, and values that are not finite are detected: a warning names the damaged
+        checkpoint, and once an older one is restored, the damaged one is renamed so that its step can be saved again.
 
         Args:
             abstract: state of `jax.ShapeDtypeStruct` with shardings.
@@ -72,9 +83,8 @@ class Checkpoints:
         reasons: dict[int, str] = {}
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
-                state, data = multihost.together(lambda step=step: self._read(step, abstract))
-                if fingerprint(state) != data["fingerprint"]:
-                    raise ValueError("its numbers differ from those that were saved")
+                state, record = multihost.together(lambda step=step: self._read(step, abstract))
+                _verify(state, record["fingerprint"])
             except Exception as error:  # Orbax raises many types for a damaged checkpoint.
                 reasons[step] = _first_line(error)
                 continue
@@ -86,7 +96,7 @@ class Checkpoints:
                 )
             if reasons:
                 self._manager.reload()
-            return state, data["progress"]
+            return state, record["progress"]
         newest, reason = next(iter(reasons.items()))
         raise InputError(
             f"checkpoint {self.folder / str(newest)} cannot be read ({reason}), and no older one can: is it of "
@@ -96,10 +106,10 @@ class Checkpoints:
     def _read(self, step: int, abstract: TrainState) -> tuple[TrainState, dict]:
         # Not through the manager, which synchronises processes after every read: a process that failed would not come.
         place = self.folder / str(step)
-        data = json.loads((place / "data" / "metadata").read_text(encoding="utf-8"))
+        record = _record(place)
         handler, args = ocp.StandardCheckpointHandler(), ocp.args.StandardRestore(abstract)
         state = handler.restore(place / "state", args=args)  # pyright: ignore[reportArgumentType]  # pathlib serves
-        return state, data
+        return state, record
 
     def _set_aside(self, step: int) -> Path:
         def rename():
@@ -132,23 +142,58 @@ def losses(folder: Path) -> dict[int, float]:
     found = {}
     for place in Path(folder).glob("[0-9]*"):
         try:
-            found[int(place.name)] = float(json.loads((place / "data" / "metadata").read_text("utf-8"))["loss"])
-        except (OSError, ValueError, KeyError, TypeError):
+            found[int(place.name)] = float(_record(place)["loss"])
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             continue
     return found
 
 
-def fingerprint(state) -> list[int]:
-    """A checksum per array, which changes with any bit of it and is independent of its sharding.
+def fingerprint(tree: Any) -> dict[str, int]:
+    """Path of each array to its checksum, which changes with any bit of it and is independent of its sharding.
 
     Storage that flips a bit rarely reports it. The sum over elements `i` of `(2 i + 1) bits_i` modulo 2^32 takes one
     pass through memory, and sums of integers do not depend on their order. Elements have at most 32 bits.
     """
-    return [int(value) for value in jax.device_get(_sums(jax.tree.leaves(state)))]
+    return _examined(tree)[0]
+
+
+def _verify(arrays: Any, saved: Mapping[str, int] | list[int]) -> None:
+    """Raises ValueError unless arrays, a state or a part of it, are those that were saved, and finite."""
+    checksums, unsound = _examined(arrays)
+    if isinstance(saved, list):  # of an earlier version, for a whole state
+        saved = dict(zip(checksums, saved, strict=True))
+    for name, checksum in checksums.items():
+        if saved[name] != checksum:
+            raise ValueError(f"{name} differs from what was saved")
+    if unsound:
+        raise ValueError(f"{unsound[0]} is not finite")
+
+
+def _record(place: Path) -> dict:
+    """What was saved with the arrays of a checkpoint; an exception of any type if it is damaged."""
+    record = json.loads((place / "data" / "metadata").read_text(encoding="utf-8"))
+    # Earlier versions wrote no checksum.
+    if record.keys() != {"progress", "loss", "fingerprint"} and record.pop("checksum") != _checksum(record):
+        raise ValueError("its data position, loss or fingerprint differs from what was saved")
+    return record
+
+
+def _checksum(record: dict) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+
+
+def _examined(tree: Any) -> tuple[dict[str, int], list[str]]:
+    """The `fingerprint` of a pytree, and the paths of arrays that are not finite."""
+    paths, leaves = zip(*jax.tree_util.tree_flatten_with_path(tree)[0], strict=True)
+    names = [jax.tree_util.keystr(path, simple=True, separator=".") for path in paths]
+    sums, sound = jax.device_get(_sums(leaves))
+    return dict(zip(names, map(int, sums))), [name for name, is_sound in zip(names, sound) if not is_sound]
 
 
 @jax.jit
 def _sums(leaves):
+    """Checksum of each array, and whether it is finite."""
+
     def of(leaf):
         whole = jnp.issubdtype(leaf.dtype, jnp.integer) or leaf.dtype == bool
         # Moments may be offloaded to host memory.
@@ -158,9 +203,9 @@ def _sums(leaves):
         index = jnp.zeros(leaf.shape, jnp.uint32)
         for axis, size in enumerate(leaf.shape):
             index = index * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, axis)
-        return jnp.sum((2 * index + 1) * bits, dtype=jnp.uint32)
+        return jnp.sum((2 * index + 1) * bits, dtype=jnp.uint32), whole or jnp.all(jnp.isfinite(leaf))
 
-    return [of(leaf) for leaf in leaves]
+    return tuple(zip(*map(of, leaves), strict=True))
 
 
 def _first_line(error: Exception) -> str:
@@ -180,7 +225,7 @@ def read_trained(folder: Path, abstract, step: int) -> dict:
         The arrays, a pytree like `abstract`.
 
     Raises:
-        InputError: if there is no such checkpoint, or it is damaged or of another model.
+        InputError: if there is no such checkpoint, or it is damaged, not finite or of another model.
     """
     place, item = Path(folder).resolve() / str(step), {"params": abstract}
     if not place.is_dir():
@@ -189,7 +234,11 @@ def read_trained(folder: Path, abstract, step: int) -> dict:
     args = ocp.args.PyTreeRestore(item=item, restore_args=restore_args, partial_restore=True)
     handler = ocp.PyTreeCheckpointHandler()
     try:
+        fingerprints = _record(place)["fingerprint"]
         restored = handler.restore(place / "state", args=args)  # pyright: ignore[reportArgumentType]  # pathlib serves
+        if isinstance(fingerprints, list):
+            raise ValueError("an earlier version wrote it, without a checksum for each array")
+        _verify(restored, fingerprints)
     except Exception as error:  # Orbax raises many types for a damaged checkpoint.
         raise InputError(f"checkpoint {place} cannot be read ({_first_line(error)}): take another step") from error
     return restored["params"]

@@ -18,6 +18,10 @@ from rope_jax.training.context import forward_on, in_ring_order
 from rope_jax.training.state import Variables
 
 
+class NonFiniteLoss(ArithmeticError):
+    """A loss, a gradient or a weight became NaN or infinite; the message names the step."""
+
+
 def finite(tree):
     """Whether each array of a pytree is finite, a bool; `[layers]` for each below a key `layers`, which is stacked."""
 

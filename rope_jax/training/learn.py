@@ -20,6 +20,7 @@ from jax.sharding import Mesh
 from rope_jax.errors import InputError, require
 from rope_jax.model.config import LlamaConfig
 from rope_jax.rope.embedding import ScaleVector
+from rope_jax.training.finite import NonFiniteLoss, all_finite, finite
 from rope_jax.training.state import TrainState, Variables, create_state
 from rope_jax.training.step import summed_loss, train_step
 
@@ -68,6 +69,7 @@ def learn(
 
     Raises:
         InputError: if `batches` is empty.
+        NonFiniteLoss: if a loss or the learned vector is not finite.
     """
     state = create_state(to_logarithms(base.rope), optax.adam(config.learning_rate))
     losses = []
@@ -76,7 +78,13 @@ def learn(
         losses.append(loss)
     if not losses:
         raise InputError("`batches` is empty: give at least one batch to learn from", field="batches")
-    return from_logarithms(state.params), np.array(jax.device_get(losses), np.float32)
+    scale, found = from_logarithms(state.params), np.array(jax.device_get(losses), np.float32)
+    if not np.all(np.isfinite(found)) or not all_finite(finite(scale)):
+        raise NonFiniteLoss(
+            f"learning the scale vector became not finite in {len(found)} steps, with losses of {found.min()} to "
+            f"{found.max()}: lower `learning_rate`"
+        )
+    return scale, found
 
 
 def to_logarithms(scale: ScaleVector) -> ScaleVector:

@@ -17,14 +17,12 @@ from rope_jax.data.pipeline import join_states
 from rope_jax.rope.embedding import ScaleVector
 from rope_jax.sharding import batch_sharding, place_rows, process_rows
 from rope_jax.training.checkpoints import Checkpoints
-from rope_jax.training.finite import all_finite, explain
+from rope_jax.training.finite import NonFiniteLoss, all_finite, explain, finite
 from rope_jax.training.profiling import Profile, traced
 from rope_jax.training.state import TrainState, Variables, create_state
 from rope_jax.training.update import Training, update
 
-
-class NonFiniteLoss(ArithmeticError):
-    """The loss became NaN or infinite; the message names the step."""
+_REMEDY = "earlier checkpoints are kept. Lower `learning_rate` or set `clip_norm`, and start over in another folder"
 
 
 class Stopped(Exception):
@@ -74,7 +72,8 @@ def train(training: Training, start: Start, batches, folder: Path, callbacks: Ca
         start: the model to start from.
         batches: iterator of microbatches, `accumulation` of them per update: int32 `[B, T]` dicts of this process's
             rows, with `get_state` and `set_state`.
-        folder: folder of the checkpoints; the last step is always saved. A checkpoint's loss is the mean over the
+        folder: folder of the checkpoints; the last step is always saved, and none that is not finite. A checkpoint's
+            loss is the mean over the
             last `checkpoint_every` steps, a held-out loss in the first epoch, where batches are new to the model.
         callbacks: reporting, stopping and profiling.
 
@@ -82,7 +81,7 @@ def train(training: Training, start: Start, batches, folder: Path, callbacks: Ca
         The trained model, sharded, with low-rank updates merged.
 
     Raises:
-        NonFiniteLoss: if the loss is not finite; earlier checkpoints are kept.
+        NonFiniteLoss: if a loss, gradient or weight is not finite; earlier checkpoints are kept.
         Stopped: if `callbacks.should_stop` asked for it.
         InputError: if the run does not fit the model or the mesh, or no checkpoint in the folder can be read.
     """
@@ -125,11 +124,17 @@ def train(training: Training, start: Start, batches, folder: Path, callbacks: Ca
                 if stop or step % config.checkpoint_every == 0 or step == config.optimizer.steps:
                     settle()
                     progress = {"batches": _position(batches), "losses": list(losses)}
-                    checkpoints.save(state, progress, math.fsum(losses) / len(losses))
+                    _save(checkpoints, state, progress)
                 if stop:
                     raise Stopped(f"stopped after step {step} of {config.optimizer.steps}, which is saved")
                 stopping = multihost.ask_all(callbacks.should_stop, mesh)
-        return training.objective.result(state.params, frozen, mesh)
+        trained = training.objective.result(state.params, frozen, mesh)
+    if training.model.param_dtype != "float32" and not all_finite(finite(trained.params)):
+        raise NonFiniteLoss(
+            f"the trained weights exceed what `param_dtype` = {training.model.param_dtype!r} holds; the checkpoints "
+            "are kept. Start over in another folder, with 'bfloat16' or 'float32'"
+        )
+    return trained
 
 
 def _initial_state(training: Training, start: Start) -> tuple[TrainState, Variables]:
@@ -141,8 +146,8 @@ def _initial_state(training: Training, start: Start) -> tuple[TrainState, Variab
     def create(params):
         return create_state(objective.start(dataclasses.replace(base, params=params)), training.optimizer)
 
-    # Frozen parameters serve every step; others become part of the state.
-    donate = 0 if frozen.params is None else ()
+    # Frozen parameters serve every step; others become part of the state, unless it holds wider ones.
+    donate = 0 if frozen.params is None and training.model.param_dtype == "float32" else ()
     shardings = training.state_shardings(jax.eval_shape(objective.start, base))
     return jax.jit(create, out_shardings=shardings, donate_argnums=donate)(base.params), frozen
 
@@ -178,13 +183,19 @@ def _non_finite(training: Training, state: TrainState, frozen: Variables, rows: 
     return explain(flags, variables, rows, training.model, training.mesh)
 
 
+def _save(checkpoints: Checkpoints, state: TrainState, progress: dict) -> None:
+    """Saves a state whose metrics are finite; the optimizer may still have made it otherwise."""
+    try:
+        checkpoints.save(state, progress, math.fsum(progress["losses"]) / len(progress["losses"]))
+    except NonFiniteLoss as error:
+        raise NonFiniteLoss(f"{error}; {_REMEDY}") from None
+
+
 def _settled(step: int, metrics: dict, on_step: Callable[[int, dict], None]) -> float:
     """Waits for a step's metrics, reports them and returns the loss."""
     metrics = {name: float(value) for name, value in metrics.items()}
-    if not math.isfinite(metrics["loss"]):
-        raise NonFiniteLoss(
-            f"the loss is {metrics['loss']} at step {step}; earlier checkpoints are kept. Lower `learning_rate` or set "
-            "`clip_norm`, and start over in another folder"
-        )
+    for name, what in (("loss", "loss"), ("grad_norm", "gradient norm")):
+        if not math.isfinite(metrics[name]):
+            raise NonFiniteLoss(f"the {what} is {metrics[name]} at step {step}; {_REMEDY}")
     on_step(step, metrics)
     return metrics["loss"]

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
@@ -43,17 +44,21 @@ class Objective:
         return dataclasses.replace(base, params=None)
 
     def start(self, base: Variables) -> Any:
-        """`trained` before the first update."""
-        return base.params
+        """`trained` before the first update, float32 whatever the dtype of the weights.
+
+        An update changes a weight by less than the spacing of 16-bit numbers, and the second moment, a square, falls
+        below the least of float16.
+        """
+        return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), base.params)
 
     def variables(self, trained: Any, frozen: Variables) -> Variables:
         """What the model computes with."""
         return Variables(trained, frozen.rope)
 
     def result(self, trained: Any, frozen: Variables, mesh: Mesh) -> Variables:
-        """The trained model, sharded, without adapters. Consumes `frozen.params`."""
+        """The trained model, sharded, without adapters, in the dtype of the weights. Consumes `frozen.params`."""
         del mesh
-        return Variables(trained, frozen.rope)
+        return Variables(jax.tree.map(lambda leaf: leaf.astype(self.model.param_dtype), trained), frozen.rope)
 
 
 @dataclasses.dataclass(frozen=True)

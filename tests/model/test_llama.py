@@ -229,7 +229,7 @@ def test_every_parameter_names_its_axes():
         ({"num_layers": 0}, "num_layers"),
         ({"scan_unroll": 0}, "scan_unroll"),
         ({"attention_chunk": 0}, "attention_chunk"),
-        ({"num_kv_heads": 3}, "num_heads"),
+        ({"num_kv_heads": 3}, "num_kv_heads"),
         ({"num_kv_heads": 0}, "num_kv_heads"),
         ({"head_dim": 7}, "head_dim"),
         ({"rotary": "float64"}, "rotary"),

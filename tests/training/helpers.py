@@ -100,7 +100,19 @@ class Fit:
         return [metrics["loss"] for metrics in self.metrics]
 
 
-def fit(folder, config=RUN, mesh=ONE, *, model=CONFIG, rope=ROPE, batches=None, seed=0, stop_at=None, should_stop=None):
+def fit(
+    folder,
+    config=RUN,
+    mesh=ONE,
+    *,
+    model=CONFIG,
+    rope=ROPE,
+    load=None,
+    batches=None,
+    seed=0,
+    stop_at=None,
+    should_stop=None,
+):
     """Trains and tells what was reported; `stop_at` ends it as if it crashed after that step was reported."""
     seen = Fit()
 
@@ -118,7 +130,7 @@ def fit(folder, config=RUN, mesh=ONE, *, model=CONFIG, rope=ROPE, batches=None, 
 
     callbacks = Callbacks(report, (lambda: should_stop(seen)) if should_stop else lambda: False)
     batches = batches or Batches(config.rows, config.length)
-    start = Start(rope, lambda: initial(mesh, model, seed))
+    start = Start(rope, load or (lambda: initial(mesh, model, seed)))
     with contextlib.suppress(Interrupted):
         seen.model = train(Training(model, config, mesh), start, batches, folder, callbacks)
     return seen

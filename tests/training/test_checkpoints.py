@@ -12,10 +12,13 @@ import pytest
 
 from rope_jax.errors import InputError
 from rope_jax.sharding import make_mesh
-from rope_jax.training.checkpoints import Checkpoints, fingerprint, losses
+from rope_jax.training import checkpoints
+from rope_jax.training.checkpoints import Checkpoints, fingerprint, losses, read_trained
+from rope_jax.training.finite import NonFiniteLoss
 from rope_jax.training.loop import Stopped
 from rope_jax.training.state import TrainState
-from tests.training.helpers import RUN, fit, identical
+from rope_jax.training.update import Training
+from tests.training.helpers import CONFIG, ONE, ROPE, RUN, fit, identical
 
 KEEP = dataclasses.replace(RUN, keep=3)
 
@@ -41,7 +44,16 @@ def flip_a_bit(path):
     path.write_bytes(bytes(content))
 
 
+def replace(path, old, new):
+    content = path.read_text()
+    assert content.count(old) == 1
+    path.write_text(content.replace(old, new))
+
+
 DAMAGE = {
+    # One bit of a digit.
+    "another data position": lambda step: replace(step / "data" / "metadata", '"number": 6', '"number": 4'),
+    "another loss": lambda step: replace(step / "data" / "metadata", '"loss": 4', '"loss": 5'),
     "deleted tensors": lambda step: largest(step / "state" / "ocdbt.process_0").unlink(),
     "truncated tensors": lambda step: truncate(largest(step / "state" / "d")),
     "empty manifest": lambda step: (step / "state" / "manifest.ocdbt").write_bytes(b""),
@@ -71,20 +83,71 @@ def test_damaged_newest_gives_way_to_the_one_before(whole, tmp_path, damage):
 def test_any_flipped_bit_is_noticed(whole, tmp_path):
     """Storage gives back other numbers without an error: in every file of the checkpoint that matters."""
     folder, expected = whole
-    noticed = 0
+    abstract, noticed, refused = Training(CONFIG, KEEP, ONE).abstract_state(ROPE).params, 0, 0
     for file in sorted((folder / "6").rglob("*")):
         if file.stat().st_size < 10_000 or not file.is_file():
             continue
         shutil.rmtree(tmp_path / "run", ignore_errors=True)
         shutil.copytree(folder, tmp_path / "run")
         flip_a_bit(tmp_path / "run" / file.relative_to(folder))
+        shutil.copyfile(tmp_path / "run" / file.relative_to(folder), tmp_path / "flipped")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
             resumed = fit(tmp_path / "run", KEEP)
         assert identical(resumed.model, expected), file
         noticed += resumed.start == 4
+        # An export reads the weights alone.
+        shutil.copyfile(tmp_path / "flipped", tmp_path / "run" / file.relative_to(folder))
+        try:
+            assert identical(read_trained(tmp_path / "run", abstract, 6), expected.params), file
+        except InputError as error:
+            assert "/run/6 cannot be read" in str(error)
+            refused += 1
     # The rest is in files that restoring does not need.
-    assert noticed >= 2
+    assert noticed >= 2 and refused >= 1
+
+
+def test_any_changed_byte_of_the_record_is_noticed(whole, tmp_path):
+    record = shutil.copytree(whole[0] / "6" / "data", tmp_path / "6" / "data") / "metadata"
+    content = record.read_bytes()
+    meaning, expected = json.loads(content), losses(tmp_path)
+    assert expected.keys() == {6}
+    for place in range(0, len(content), 17):
+        changed = bytearray(content)
+        changed[place] ^= 1
+        record.write_bytes(bytes(changed))
+        # JSON can say the same in other words.
+        assert losses(tmp_path) == (expected if json_of(bytes(changed)) == meaning else {}), place
+
+
+def json_of(content):
+    try:
+        return json.loads(content)
+    except ValueError:
+        return None
+
+
+def state_of(value):
+    return TrainState(jnp.int32(value), {"w": jnp.full((4,), value, jnp.float32)}, ())
+
+
+def test_what_is_not_finite_is_not_saved_and_not_restored(tmp_path, monkeypatch):
+    poisoned = dataclasses.replace(state_of(2), params={"w": jnp.array([1, jnp.inf, 2, 3], jnp.float32)})
+    with Checkpoints(tmp_path, keep=2) as saving:
+        saving.save(state_of(1), {"at": 1}, 1.0)
+        with pytest.raises(NonFiniteLoss, match=r"step 2 makes params\.w not finite"):
+            saving.save(poisoned, {"at": 2}, 1.0)
+        examined = checkpoints._examined
+        with monkeypatch.context() as patch:  # as earlier versions did
+            patch.setattr(checkpoints, "_examined", lambda tree: (examined(tree)[0], []))
+            saving.save(poisoned, {"at": 2}, 1.0)
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), state_of(0))
+    with pytest.raises(InputError, match=r"/2 cannot be read \(params\.w is not finite\): take another step"):
+        read_trained(tmp_path, abstract.params, 2)
+    with Checkpoints(tmp_path) as reading, pytest.warns(UserWarning, match=r"/2 is damaged \(params\.w is not finite"):
+        state, progress = reading.restore(abstract)
+    assert identical(state, state_of(1)) and progress == {"at": 1}
 
 
 def test_two_damaged_ones(whole, tmp_path):
@@ -110,18 +173,15 @@ def test_all_damaged_is_said_and_nothing_moved(whole, tmp_path):
 def test_newest_and_best_are_kept(tmp_path):
     order = [5.0, 1.0, 3.0, 2.0, 4.0, 4.0, 6.0]
 
-    def state(step):
-        return TrainState(jnp.int32(step), {"w": jnp.full((4,), step, jnp.float32)}, ())
-
     for step, loss in enumerate(order, 1):
         # Another manager each time, as if the run were started again.
-        with Checkpoints(tmp_path, keep=2, keep_best=2) as checkpoints:
-            checkpoints.save(state(step), {"at": step}, loss)
+        with Checkpoints(tmp_path, keep=2, keep_best=2) as saving:
+            saving.save(state_of(step), {"at": step}, loss)
     assert losses(tmp_path) == {2: 1.0, 4: 2.0, 6: 4.0, 7: 6.0}
     # A record that cannot be read is not among the best, and in nobody's way.
     (tmp_path / "2" / "data" / "metadata").write_bytes(b"")
-    with Checkpoints(tmp_path, keep=1, keep_best=1) as checkpoints:
-        checkpoints.save(state(8), {"at": 8}, 9.0)
+    with Checkpoints(tmp_path, keep=1, keep_best=1) as saving:
+        saving.save(state_of(8), {"at": 8}, 9.0)
     assert losses(tmp_path) == {4: 2.0, 8: 9.0}
 
 
@@ -143,12 +203,11 @@ def test_fingerprint_is_the_same_on_every_mesh_and_of_every_bit():
     for leaf, unsigned in ((values["a"], np.uint32), (values["b"], np.uint16), (values["c"], np.uint32)):
         bits = np.atleast_1d(np.asarray(leaf)).view(unsigned).ravel().tolist()
         expected.append(sum((2 * i + 1) * b for i, b in enumerate(bits)) % 2**32)
-    assert fingerprint(values) == expected
+    assert fingerprint(values) == dict(zip("abc", expected))
     spread = jax.sharding.NamedSharding(make_mesh(2, 2, 2), jax.sharding.PartitionSpec(("data", "tensor"), "fsdp"))
-    assert fingerprint({**values, "a": jax.device_put(values["a"], spread)}) == expected
-    swapped = {**values, "a": values["a"][::-1]}
-    assert fingerprint(swapped)[0] != expected[0]
-    assert fingerprint(swapped)[1:] == expected[1:]
+    assert fingerprint({**values, "a": jax.device_put(values["a"], spread)}) == fingerprint(values)
+    first, *others = fingerprint({**values, "a": values["a"][::-1]}).values()
+    assert first != expected[0] and others == expected[1:]
 
 
 @pytest.mark.parametrize("asked", [1, 3, 5])

@@ -11,6 +11,7 @@ from rope_jax.model.lora import LoraConfig
 from rope_jax.rope.embedding import ScaleVector
 from rope_jax.rope.methods.interpolation import ntk
 from rope_jax.training.config import OptimizerConfig, TrainConfig
+from rope_jax.training.finite import NonFiniteLoss
 from rope_jax.training.learn import LearnConfig, from_logarithms, learn, to_logarithms
 from rope_jax.training.state import Variables
 from tests.training.helpers import CONFIG, ONE, Batches, fit, initial, mean_loss, mesh_of
@@ -112,6 +113,12 @@ def test_together_resumed_and_on_eight_devices(tmp_path):
     # The same sums in another order.
     np.testing.assert_allclose(eight.losses, whole.losses, rtol=1e-5)
     np.testing.assert_allclose(eight.model.rope.factors, whole.model.rope.factors, rtol=1e-3)
+
+
+def test_a_vector_that_is_not_finite_is_not_returned(params):
+    """From the first step on: float32 does not hold the learning rate."""
+    with pytest.raises(NonFiniteLoss, match="not finite in 1 steps"):
+        learn(Variables(params, START), SHARP, [next(Batches())], LearnConfig(learning_rate=1e39, loss_chunk=8))
 
 
 def test_no_batch_is_refused(params):

@@ -17,8 +17,10 @@ import pytest
 
 from rope_jax.errors import InputError
 from rope_jax.model.llama import Llama
+from rope_jax.training import update
+from rope_jax.training.checkpoints import losses
 from rope_jax.training.config import OptimizerConfig, make_optimizer
-from rope_jax.training.loop import NonFiniteLoss
+from rope_jax.training.finite import NonFiniteLoss
 from rope_jax.training.state import create_state
 from rope_jax.training.step import train_step
 from tests.training.helpers import CONFIG, ROPE, RUN, Batches, fit, identical, initial, loss_of, mesh_of, steps
@@ -115,6 +117,47 @@ def test_non_finite_loss_names_its_step_and_keeps_what_was(tmp_path):
     config = dataclasses.replace(RUN, optimizer=OptimizerConfig(learning_rate=1e30, steps=6))
     with pytest.raises(NonFiniteLoss, match=r"at step [2-6]; earlier checkpoints are kept"):
         fit(tmp_path, config)
+
+
+@jax.custom_vjp
+def poisoned(weight, when):
+    """The weight, whose gradient is NaN where `when` holds."""
+    return weight
+
+
+poisoned.defvjp(lambda weight, when: (weight, when), lambda when, g: (jnp.where(when, jnp.nan, g), None))
+
+
+def test_a_step_whose_gradient_is_not_finite_is_neither_saved_nor_returned(tmp_path, monkeypatch):
+    batches = Batches()
+    last = [next(batches) for _ in range(6)][-1]["tokens"].sum()
+    summed_loss = update.summed_loss
+
+    def loss(variables, rows, *rest):
+        weight = poisoned(variables.params["norm"]["weight"], jnp.sum(rows["tokens"]) == last)
+        params = {**variables.params, "norm": {"weight": weight}}
+        return summed_loss(dataclasses.replace(variables, params=params), rows, *rest)
+
+    monkeypatch.setattr(update, "summed_loss", loss)
+    # No other test has this configuration, whose compiled step is poisoned.
+    config = dataclasses.replace(steps(RUN, 6, learning_rate=1.1e-2), keep=1)
+    for _ in range(2):  # the second time from the checkpoint before
+        with pytest.raises(NonFiniteLoss, match="the gradient norm is nan at step 6; earlier checkpoints are kept"):
+            fit(tmp_path, config)
+        assert set(losses(tmp_path)) == {4}
+
+
+def test_weights_of_16_bits_are_trained_as_float32(tmp_path):
+    """To the bit as a float32 model from the same weights; the result is rounded once."""
+    model, narrow = dataclasses.replace(CONFIG, param_dtype="float16"), partial(jax.tree.map, jnp.float16)
+    start = narrow(initial())
+    expected = fit(tmp_path / "a", load=lambda: jax.tree.map(jnp.float32, start)).model.params
+    assert identical(fit(tmp_path / "b", model=model, load=lambda: start).model.params, narrow(expected))
+    assert losses(tmp_path / "a") == losses(tmp_path / "b")
+    for dtype in ("float16", "bfloat16"):
+        training = update.Training(dataclasses.replace(CONFIG, param_dtype=dtype), RUN, mesh_of(1, 1, 1))
+        state = jax.tree.leaves(training.abstract_state(ROPE))
+        assert {leaf.dtype.name for leaf in state} == {"float32", "int32"}
 
 
 def test_half_written_checkpoint_is_passed_over(whole, tmp_path):
