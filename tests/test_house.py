@@ -178,7 +178,9 @@ def texts(path: Path) -> Iterator[tuple[int, str]]:
 def dialect() -> Iterator[str]:
     pages = [REPOSITORY / page for page in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/README.md")]
     pages += sorted((REPOSITORY / "docs").rglob("*.md"))
-    for path in files("rope_jax", "experiments", "configs", "benchmarks") + pages:
+    for path in files("rope_jax", "experiments", "configs", "benchmarks", "tests") + pages:
+        if path == Path(__file__).resolve():
+            continue  # lists the phrases
         for line, text in texts(path):
             for phrase, better in DIALECT.items():
                 if found := re.search(phrase, text, re.IGNORECASE):

@@ -1,14 +1,13 @@
 """How the processes of a run find one another; runs of several processes are in tests/experiments."""
 
 import os
-import subprocess
-import sys
 
 import jax
 import pytest
 
 from rope_jax.errors import InputError
 from rope_jax.multihost import Processes
+from tests.processes import ended, python
 
 PLAIN = {"coordinator": "host:1234", "processes": 2, "process": 1}
 
@@ -68,10 +67,11 @@ def test_nothing_to_detect(monkeypatch):
 
 
 @pytest.mark.slow
-def test_jax_says_so_where_there_is_no_cluster():
-    code = "from rope_jax.multihost import Processes\nProcesses(auto=True).connect()"
-    clusters = ("SLURM_", "OMPI_", "KUBERNETES_")
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(clusters)}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
-    assert "InputError: `auto` is set, but no Slurm" in done.stderr
-    assert "(coordinator_address should be defined" in done.stderr
+def test_jax_says_so_where_there_is_no_cluster(monkeypatch):
+    for name in list(os.environ):
+        if name.startswith(("SLURM_", "OMPI_", "KUBERNETES_")):
+            monkeypatch.delenv(name)
+    with python("-c", "from rope_jax.multihost import Processes\nProcesses(auto=True).connect()") as process:
+        ((_, error),) = ended(process, status=1)
+    assert "InputError: `auto` is set, but no Slurm" in error
+    assert "(coordinator_address should be defined" in error

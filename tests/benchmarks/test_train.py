@@ -1,12 +1,11 @@
 """The benchmark of training, at a size that fits a test: what it prints, not how fast."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 
 from benchmarks.train import SHAPE
+from tests.processes import output
 
 
 @pytest.mark.slow
@@ -14,8 +13,7 @@ def test_both_sides_make_the_same_first_step(tmp_path):
     shape = SHAPE | {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "vocab_size": 128}
     shape |= {"num_attention_heads": 4, "num_key_value_heads": 2}
     (tmp_path / "config.json").write_text(json.dumps(shape))
-    command = [sys.executable, "benchmarks/train.py", f"--model={tmp_path}", "--cases", "64x2", "--repeats=1"]
-    out = subprocess.run([*command, "--peer"], check=True, capture_output=True, text=True).stdout
+    out = output("benchmarks/train.py", f"--model={tmp_path}", "--cases", "64x2", "--repeats=1", "--peer")
     ours, peer = ([cell.strip() for cell in line.split("|")] for line in out.splitlines() if line.startswith("| 64"))
     # Float32 on both sides; the last of five decimals may round differently.
     assert float(ours[10]) == pytest.approx(float(peer[10]), abs=2e-5)

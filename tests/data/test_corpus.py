@@ -4,7 +4,6 @@ import gzip
 import importlib.resources.abc
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import tensorflow_datasets as tfds
 from rope_jax.data import text_files
 from rope_jax.data.corpus import open_corpus
 from rope_jax.errors import InputError
+from tests.processes import ended, python
 
 
 def write(path, text):
@@ -156,7 +156,7 @@ def test_damaged_copy_is_made_anew(split_folder, tmp_path):
     open_corpus("text_folder", split_folder, tmp_path / "cache")
     (info,) = (tmp_path / "cache").rglob("dataset_info.json")
     info.unlink()
-    # What a killed preparation leaves behind.
+    # What a killed preparation leaves.
     write(info.parent.with_name(info.parent.name + ".incompleteABC") / "text_corpus-train.array_record", "")
     assert len(open_corpus("text_folder", split_folder, tmp_path / "cache")["train"]) == 5
 
@@ -175,17 +175,12 @@ assert "tensorflow" not in sys.modules
 
 
 def test_processes_prepare_together_without_tensorflow_or_writing_elsewhere(split_folder, tmp_path):
-    (tmp_path / "home").mkdir()
-    environment = {**os.environ, "HOME": str(tmp_path / "home")}
-    command = [sys.executable, "-c", PREPARE, str(split_folder), str(tmp_path / "cache")]
-    processes = [
-        subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        for _ in range(2)
-    ]
-    outputs = [process.communicate()[0] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], outputs
-    assert outputs == ["", ""]
-    assert not list((tmp_path / "home").iterdir())
+    home = tmp_path / "home"
+    home.mkdir()
+    command = ("-c", PREPARE, split_folder, tmp_path / "cache")
+    with python(*command, HOME=str(home)) as first, python(*command, HOME=str(home)) as second:
+        assert ended(first, second) == [("", "")] * 2
+    assert not list(home.iterdir())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "corpus", "home"]
 
 

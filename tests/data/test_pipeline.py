@@ -3,8 +3,6 @@
 import itertools
 import json
 import re
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -15,6 +13,7 @@ from rope_jax.data import pipeline
 from rope_jax.data.pipeline import join_states, share_past, token_documents, training_batches
 from rope_jax.data.tokenizer import load_tokenizer
 from rope_jax.errors import InputError
+from tests.processes import ended, python
 
 BYTES = load_tokenizer("bytes")
 
@@ -220,7 +219,7 @@ RESUME = """
 import json, sys
 from rope_jax.data.pipeline import training_batches
 from rope_jax.data.tokenizer import load_tokenizer
-given = json.load(sys.stdin)
+given = json.loads(sys.argv[1])
 batches = training_batches(given["source"], load_tokenizer("bytes"), 2, 24, seed=9)
 batches.set_state(given["state"])
 print(json.dumps([next(batches)["tokens"].tolist() for _ in range(4)]))
@@ -231,10 +230,10 @@ def test_resume_in_another_process():
     batches = training_batches(numbered(12), BYTES, 2, 24, seed=9)
     next(batches)
     state = {"source": numbered(12), "state": batches.get_state()}
-    command = [sys.executable, "-c", RESUME]
-    result = subprocess.run(command, input=json.dumps(state), capture_output=True, text=True, check=True)
-    assert result.stderr == "", "the threads end with the process, silently"
-    assert json.loads(result.stdout) == [batch["tokens"].tolist() for batch in take(batches, 4)]
+    with python("-c", RESUME, json.dumps(state)) as process:
+        ((out, error),) = ended(process)
+    assert error == "", "the threads end with the process, silently"
+    assert json.loads(out) == [batch["tokens"].tolist() for batch in take(batches, 4)]
 
 
 @pytest.mark.parametrize(

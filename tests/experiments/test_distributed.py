@@ -1,22 +1,17 @@
 """Runs of several processes: one signal ends them all after the same step, and the results are those of one."""
 
+import contextlib
 import json
 import os
 import signal
-import socket
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 
 from experiments.extend import extend
 from rope_jax.interop.huggingface import read_model
 from tests.experiments.helpers import write_texts
-
-REPOSITORY = Path(__file__).resolve().parents[2]
-
+from tests.processes import ended, free_port, python
 
 CONFIG = """
 from tests.experiments.helpers import small_config
@@ -32,27 +27,19 @@ def get_config():
 """
 
 
-def free_port(lowest=0):
-    """A free port; not below `lowest`."""
-    for port in range(lowest, 65536) if lowest else (0,):
-        with socket.socket() as probe:
-            try:
-                probe.bind(("localhost", port))
-            except OSError:
-                continue
-            return probe.getsockname()[1]
-    raise AssertionError("no free port")
+@contextlib.contextmanager
+def two_processes(folder, config, given):
+    """The command in two processes of four devices; `given` has flags and variables of each."""
+    with contextlib.ExitStack() as stack:
+        flags = ("-m", "experiments.extend", f"--config={config}", f"--workdir={folder}")
+        yield [
+            stack.enter_context(python(*flags, *more, JAX_NUM_CPU_DEVICES="4", **environment))
+            for more, environment in map(given, range(2))
+        ]
 
 
-def command(folder, config, *given, **environment):
-    return subprocess.Popen(
-        [sys.executable, "-m", "experiments.extend", f"--config={config}", f"--workdir={folder}", *given],
-        cwd=REPOSITORY,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "JAX_NUM_CPU_DEVICES": "4", **environment},
-    )
+def lines(file):
+    return file.read_text().count("\n") if file.exists() else 0
 
 
 @pytest.mark.slow
@@ -62,23 +49,17 @@ def test_two_processes_end_at_one_signal_and_resume(tmp_path):
     # As Slurm starts them: JAX finds the port in the number of the job, modulo 4096.
     port = free_port(lowest=61440 + os.getpid() % 4000)
     slurm = {"SLURM_JOB_ID": str(port - 61440), "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2"}
-    processes = [
-        command(
-            folder,
-            tmp_path / "config.py",
-            "--config.distributed.auto=True",
-            **slurm,
-            SLURM_PROCID=str(process),
-            SLURM_LOCALID=str(process),
-        )
-        for process in range(2)
-    ]
+
+    def given(process):
+        number = dict.fromkeys(("SLURM_PROCID", "SLURM_LOCALID"), str(process))
+        return ["--config.distributed.auto=True"], slurm | number
+
     metrics = folder / "pretrain" / "metrics.jsonl"
-    while all(p.poll() is None for p in processes) and not (metrics.exists() and metrics.read_text().count("\n") >= 2):
-        time.sleep(0.01)
-    processes[1].send_signal(signal.SIGTERM)
-    said = [process.communicate(timeout=600)[1] for process in processes]
-    assert [process.returncode for process in processes] == [143, 143], said
+    with two_processes(folder, tmp_path / "config.py", given) as processes:
+        while all(process.poll() is None for process in processes) and lines(metrics) < 2:
+            time.sleep(0.01)
+        processes[1].send_signal(signal.SIGTERM)
+        said = [error for _, error in ended(*processes, status=143)]
     (saved,) = [int(path.name) for path in (folder / "pretrain" / "checkpoints").iterdir() if path.name.isdecimal()]
     assert 2 < saved < 40
     for text in said:
@@ -100,14 +81,10 @@ def test_two_processes_end_at_one_signal_and_resume(tmp_path):
 def test_a_whole_run_in_two_processes_is_that_of_one(tmp_path):
     config = CONFIG.format(texts=str(write_texts(tmp_path / "texts")))
     (tmp_path / "config.py").write_text(config)
-    coordinator = f"localhost:{free_port()}"
-    plain = [f"--config.distributed.coordinator={coordinator}", "--config.distributed.processes=2"]
-    processes = [
-        command(tmp_path / "two", tmp_path / "config.py", *plain, f"--config.distributed.process={process}")
-        for process in range(2)
-    ]
-    ends = [process.communicate(timeout=600) for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], ends
+    plain = [f"--config.distributed.coordinator=localhost:{free_port()}", "--config.distributed.processes=2"]
+    given = lambda process: ([*plain, f"--config.distributed.process={process}"], {})  # noqa: E731
+    with two_processes(tmp_path / "two", tmp_path / "config.py", given) as processes:
+        ends = ended(*processes)
     assert "numbers" in ends[0][0] and "numbers" not in ends[1][0]
     scope = {}
     exec(config, scope)

@@ -3,11 +3,7 @@
 import json
 import os
 import shutil
-import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -31,8 +27,8 @@ from rope_jax.runs.folder import RunFolder
 from tests.evaluation.babilong.babi import write as write_babi
 from tests.experiments.helpers import write_texts
 from tests.interop.references import write_random_llama
+from tests.processes import ended, output, python
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 LENGTHS = (1280, 2560)  # bytes; the second holds the smallest prompt of every task
 
 
@@ -405,13 +401,11 @@ def test_leaderboard_with_a_folder_of_questions(data, tmp_path):
 
 def command(config_fields, folder):
     arguments = [f"--config.{name}={value}" for name, value in config_fields.items()]
-    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
-    program = [sys.executable, "-m", "experiments.evaluate", f"--workdir={folder}", *arguments]
-    return subprocess.Popen(program, cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    return python("-m", "experiments.evaluate", f"--workdir={folder}", *arguments)
 
 
 @pytest.mark.slow
-def test_killed_evaluation_goes_on(data, tmp_path):
+def test_killed_evaluation_resumes(data, tmp_path):
     """kill -9 while it answers; the same command then ends with what an undisturbed one has."""
     fields = {
         "model.path": data / "model",
@@ -420,19 +414,15 @@ def test_killed_evaluation_goes_on(data, tmp_path):
         "eval.samples": 16,
         "eval.passkey_trials": 8,
     }
-    whole = command(fields, tmp_path / "whole")
-    output = whole.communicate(timeout=300)[0].decode()
-    assert whole.returncode == 0, output
-    killed = command(fields, tmp_path / "killed")
+    with command(fields, tmp_path / "whole") as whole:
+        ended(whole)
     path = tmp_path / "killed/predictions/own/key_value.jsonl"
-    while killed.poll() is None and not (path.exists() and path.stat().st_size > 0):
-        time.sleep(0.01)
-    killed.send_signal(signal.SIGKILL)
-    killed.wait()
+    with command(fields, tmp_path / "killed") as killed:
+        while killed.poll() is None and not (path.exists() and path.stat().st_size > 0):
+            time.sleep(0.01)
     assert not (tmp_path / "killed/results.json").exists()
-    again = command(fields, tmp_path / "killed")
-    output = again.communicate(timeout=300)[0].decode()
-    assert again.returncode == 0, output
+    with command(fields, tmp_path / "killed") as again:
+        ended(again)
     results = [json.loads((tmp_path / name / "results.json").read_text()) for name in ("whole", "killed")]
     assert without_times(results[0]) == without_times(results[1])
     for suite in ("passkey", "key_value"):
@@ -442,7 +432,6 @@ def test_killed_evaluation_goes_on(data, tmp_path):
 @pytest.mark.slow
 def test_published_predictions_are_scored_from_the_command_line(shared, tmp_path):
     source = shared / "data/longbench_e_scored"
-    program = [sys.executable, "-m", "experiments.evaluate", "--score", source, "--workdir", tmp_path / "out"]
-    subprocess.run(program, cwd=REPOSITORY, check=True, timeout=600)
+    output("-m", "experiments.evaluate", "--score", source, "--workdir", tmp_path / "out")
     found = json.loads((tmp_path / "out/results.json").read_text())
     assert found == {"longbench_e": json.loads((source / "result.json").read_text())}

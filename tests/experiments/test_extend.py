@@ -2,14 +2,9 @@
 
 import json
 import math
-import os
 import shutil
-import signal
-import subprocess
-import sys
 import time
 import weakref
-from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -29,8 +24,7 @@ from rope_jax.report.metrics import read_metrics
 from rope_jax.runs.folder import RunFolder
 from rope_jax.training.checkpoints import Checkpoints
 from tests.experiments.helpers import small_config
-
-REPOSITORY = Path(__file__).resolve().parents[2]
+from tests.processes import ended, python
 
 
 def test_steps_asked_for_are_traced(finished):
@@ -236,18 +230,13 @@ def test_full_disk_is_said_before_anything_runs(texts, tmp_path, monkeypatch):
 
 def command(folder, texts):
     code = (
-        "import sys, jax; jax.config.update('jax_num_cpu_devices', 8)\n"
+        "import sys\n"
         "from pathlib import Path\n"
         "from experiments.extend import extend\n"
         "from tests.experiments.helpers import small_config\n"
         "extend(small_config(sys.argv[2]), Path(sys.argv[1]), 'small')\n"
     )
-    return subprocess.Popen(
-        [sys.executable, "-c", code, str(folder), str(texts)],
-        cwd=REPOSITORY,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    return python("-c", code, folder, texts, JAX_NUM_CPU_DEVICES="8")
 
 
 @pytest.mark.slow
@@ -255,12 +244,11 @@ def test_killed_anywhere_the_same_command_resumes(finished, texts, tmp_path):
     """kill -9 as soon as each stage's first file appears; the end is bit for bit the undisturbed run's."""
     folder = tmp_path / "small"
     for sign in ("pretrain/checkpoints/2", "model", "methods/yarn/before.json", "methods/dprope/checkpoints/2"):
-        child = command(folder, texts)
-        while child.poll() is None and not (folder / sign).exists():
-            time.sleep(0.01)
-        os.kill(child.pid, signal.SIGKILL)
-        child.wait()
-    assert command(folder, texts).wait() == 0
+        with command(folder, texts) as child:
+            while child.poll() is None and not (folder / sign).exists():
+                time.sleep(0.01)
+    with command(folder, texts) as child:
+        ended(child)
     whole, killed = (read_model(path / "export").params for path in (finished[0], folder))
     for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(killed), strict=True):
         np.testing.assert_array_equal(a, b)

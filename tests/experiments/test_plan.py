@@ -1,10 +1,6 @@
 """`--plan`: what it says of a small run, what it refuses, and the configs that ship."""
 
 import math
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
@@ -13,8 +9,7 @@ from experiments.shell import Terminal
 from rope_jax.errors import InputError
 from rope_jax.plan.chips import CHIPS
 from tests.experiments.helpers import small_config
-
-REPOSITORY = Path(__file__).resolve().parents[2]
+from tests.processes import REPOSITORY, output
 
 
 def test_plan_of_a_small_run(capsys):
@@ -48,13 +43,6 @@ def test_flags():
 @pytest.mark.parametrize(("config", "parameters"), [("llama2_8k", 6_738_415_616), ("llama2_13b_16k", 13_015_864_320)])
 def test_configs_that_ship(config, parameters, tmp_path):
     """What a user types, on a machine without an accelerator, the hub or the weights."""
-    done = subprocess.run(
-        [sys.executable, "-m", "experiments.extend", f"--config=configs/{config}.py", "--plan", "--mesh=fsdp=8"],
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},
-        check=True,
-    )
-    assert f"parameters   {parameters:,}" in done.stdout
+    said = output("-m", "experiments.extend", f"--config=configs/{config}.py", "--plan", "--mesh=fsdp=8")
+    assert f"parameters   {parameters:,}" in said
     assert not (REPOSITORY / "runs" / config).exists()

@@ -2,9 +2,6 @@
 
 import os
 import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 from absl import flags
@@ -12,8 +9,7 @@ from absl import flags
 from experiments import shell
 from experiments.shell import Terminal, Terminated
 from rope_jax.training.loop import NonFiniteLoss, Stopped
-
-REPOSITORY = Path(__file__).resolve().parents[2]
+from tests.processes import REPOSITORY, python
 
 
 def test_signals_are_deferred_while_training():
@@ -42,15 +38,13 @@ def test_second_signal_stops_at_once():
         "import time\nfrom experiments.shell import Terminal\n"
         "with Terminal().deferred_stop():\n    print('ready', flush=True)\n    time.sleep(60)\n    time.sleep(60)\n"
     )
-    child = subprocess.Popen(
-        [sys.executable, "-c", code], cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    assert child.stdout.readline() == "ready\n"
-    child.send_signal(signal.SIGTERM)
-    while "a second signal" not in child.stderr.readline():
-        assert child.poll() is None
-    child.send_signal(signal.SIGTERM)
-    assert child.wait(timeout=30) == -signal.SIGTERM
+    with python("-c", code) as child:
+        assert child.stdout and child.stdout.readline() == "ready\n"
+        child.send_signal(signal.SIGTERM)
+        while child.stderr and "a second signal" not in child.stderr.readline():
+            assert child.poll() is None
+        child.send_signal(signal.SIGTERM)
+        assert child.wait(timeout=30) == -signal.SIGTERM
 
 
 @pytest.mark.filterwarnings("ignore:the load_module")  # of ml_collections
@@ -92,14 +86,9 @@ def test_command_line(tmp_path):
         ("--config.train.steps=many", "invalid literal for int()"),
         ("stray", "unexpected argument 'stray'"),
     ):
-        done = subprocess.run(
-            [sys.executable, "-m", "experiments.extend", f"--workdir={tmp_path}/run", flag],
-            cwd=REPOSITORY,
-            capture_output=True,
-            text=True,
-            env={**os.environ, "JAX_PLATFORMS": "cpu"},
-        )
-        assert done.returncode != 0
-        assert said in done.stderr
-        assert "Traceback" not in done.stderr
+        with python("-m", "experiments.extend", f"--workdir={tmp_path}/run", flag) as process:
+            error = process.communicate()[1]
+        assert process.returncode != 0
+        assert said in error
+        assert "Traceback" not in error
         assert not (tmp_path / "run").exists()

@@ -1,4 +1,4 @@
-"""What an exported folder holds, and that a failed export leaves nothing behind."""
+"""What an exported folder holds, and that a failed export leaves nothing."""
 
 import json
 import os
@@ -22,7 +22,7 @@ from tests.interop.references import write_random_llama
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
-    """A model folder with a tokenizer, and with files that must stay behind."""
+    """A model folder with a tokenizer, and with files that must not be copied."""
     folder = write_random_llama(tmp_path_factory.mktemp("source") / "model", pad_token_id=3)
     (folder / "tokenizer.json").write_text('{"version": "1.0"}')
     (folder / "tokenizer.model").write_bytes(b"\x00\xff")
@@ -161,13 +161,13 @@ def test_overwriting(tmp_path, model, source):
 def test_links_inside_a_replaced_folder_are_not_followed(tmp_path, model):
     export(tmp_path / "out", model)
     (tmp_path / "precious").mkdir()
-    (tmp_path / "precious" / "letters").write_text("dear")
+    (tmp_path / "precious" / "letters").write_text("kept")
     (tmp_path / "out" / "folder").symlink_to(tmp_path / "precious")
     for name in ("model.safetensors", "config.json", "SHA256SUMS"):
         (tmp_path / "out" / name).unlink()
         (tmp_path / "out" / name).symlink_to(tmp_path / "precious" / "letters")
     export(tmp_path / "out", model, overwrite=True)
-    assert (tmp_path / "precious" / "letters").read_text() == "dear"
+    assert (tmp_path / "precious" / "letters").read_text() == "kept"
     assert not any(path.is_symlink() for path in (tmp_path / "out").iterdir())
 
 

@@ -1,8 +1,5 @@
 """Hugging Face to parameters and back changes no byte; placement and dtype on the way in."""
 
-import subprocess
-import sys
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -18,6 +15,7 @@ from rope_jax.interop.weights import table
 from rope_jax.model.llama import init_params
 from rope_jax.rope.embedding import ScaleVector
 from tests.interop.references import write_random_llama
+from tests.processes import output
 
 
 def stored_bytes(folder):
@@ -190,7 +188,7 @@ def test_neither_torch_nor_transformers_is_needed(tmp_path):
         f"write_model({str(tmp_path / 'out')!r}, m.config, m.params, m.rope, context=128, provenance={{}})\n"
         "sys.exit(sorted({'torch', 'transformers', 'tensorflow'} & set(sys.modules)) or 0)"
     )
-    subprocess.run([sys.executable, "-c", script], check=True)
+    output("-c", script)
     assert stored_bytes(tmp_path / "out") == stored_bytes(folder)
 
 

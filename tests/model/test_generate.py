@@ -175,7 +175,7 @@ def test_no_stop_token_comes_before_the_least_length(untied):
         np.testing.assert_array_equal(row, expected)
 
 
-def test_a_stop_string_ends_behind_the_token_that_completes_it(untied):
+def test_a_stop_string_ends_after_the_token_that_completes_it(untied):
     _, params, config = untied
     prompts = random_prompts([9, 21], seed=5)
     free = greedy(params, config, identity(8), prompts, 50)
@@ -183,7 +183,7 @@ def test_a_stop_string_ends_behind_the_token_that_completes_it(untied):
     def text(ids):
         return "".join(f"<{i}>" for i in ids)
 
-    # Runs over the end of one token and the beginning of another, behind the first segment of steps.
+    # Runs over the end of one token and the beginning of another, after the first segment of steps.
     string = f"{free[0][38]}><{free[0][39]}"
     end = next(n for n in range(1, 51) if string in text(free[0][:n]))
     got = greedy(params, config, identity(8), prompts, 50, stops=Stops(strings=[string], decode=text))

@@ -211,7 +211,7 @@ def test_fingerprint_is_the_same_on_every_mesh_and_of_every_bit():
 
 
 @pytest.mark.parametrize("asked", [1, 3, 5])
-def test_stop_saves_and_goes_on_bitwise(whole, tmp_path, asked):
+def test_stop_saves_and_resumes_bitwise(whole, tmp_path, asked):
     seen = []
 
     def should_stop(reported):

@@ -1,11 +1,7 @@
 """Training with sequences cut over devices is training on one device."""
 
 import dataclasses
-import os
 import re
-import socket
-import subprocess
-import sys
 from functools import cache, partial
 
 import jax
@@ -21,6 +17,7 @@ from rope_jax.training.learn import LearnConfig, learn
 from rope_jax.training.state import Variables, create_state
 from rope_jax.training.step import train_step
 from rope_jax.training.update import Training
+from tests.processes import together
 from tests.training import helpers
 from tests.training.helpers import CONFIG, ROPE, Batches, fit, initial, mean_loss
 
@@ -147,7 +144,6 @@ def loss_of(mesh):
 PROGRAM = """
 import sys
 import jax
-jax.config.update("jax_num_cpu_devices", 2)
 jax.distributed.initialize(f"localhost:{sys.argv[1]}", 2, int(sys.argv[2]))
 from tests.training.test_context import loss_of, mesh_of
 print(loss_of(mesh_of(1, 1, 1, 4)))
@@ -157,23 +153,7 @@ print(loss_of(mesh_of(1, 1, 1, 4)))
 @pytest.mark.slow
 def test_a_ring_over_two_processes():
     """A sequence may be longer than one machine can hold."""
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        port = str(probe.getsockname()[1])
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, port, str(i)],
-            env=os.environ | {"PYTHONPATH": os.getcwd()},
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for i in range(2)
-    ]
-    try:
-        outputs = [process.communicate(timeout=240)[0] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
+    outputs = together(2, "-c", PROGRAM, JAX_NUM_CPU_DEVICES="2")
     expected = loss_of(mesh_of(1, 1, 1, 1))
     for output in outputs:
         assert float(output.splitlines()[-1]) == pytest.approx(expected, rel=2e-6)  # as above

@@ -77,7 +77,7 @@ def test_killed_at_random_moments_the_run_ends_with_the_same_bits(tmp_path):
             break
         within_saves += saving(folder)
         steps = [int(line.split()[0]) for line in written]
-        # It went on from the newest complete checkpoint, and every step gave the loss that it gave before.
+        # It resumed from the newest complete checkpoint, and every step gave the loss that it gave before.
         assert not steps or steps[0] == kept + 1
         for line in written:
             step, loss = line.split()

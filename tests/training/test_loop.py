@@ -1,11 +1,7 @@
 """Training: the same on any mesh, the same with or without a stop, and against optax by hand."""
 
 import dataclasses
-import os
 import shutil
-import signal
-import subprocess
-import sys
 import time
 from functools import partial
 
@@ -23,6 +19,7 @@ from rope_jax.training.config import OptimizerConfig, make_optimizer
 from rope_jax.training.finite import NonFiniteLoss
 from rope_jax.training.state import create_state
 from rope_jax.training.step import train_step
+from tests.processes import python
 from tests.training.helpers import CONFIG, ROPE, RUN, Batches, fit, identical, initial, loss_of, mesh_of, steps
 
 
@@ -175,8 +172,6 @@ def test_checkpoint_of_another_model_is_refused(whole):
 CHILD = """
 import sys
 from pathlib import Path
-import jax
-jax.config.update("jax_num_cpu_devices", 8)
 from tests.training.helpers import RUN, fit, steps
 def show(seen):
     print(len(seen.steps), flush=True)
@@ -187,16 +182,12 @@ fit(Path(sys.argv[1]), steps(RUN, 40), should_stop=show)
 @pytest.mark.slow
 def test_kill_and_resume_is_bitwise_the_same(tmp_path):
     for steps_before_kill in (7, 9):
-        child = subprocess.Popen(
-            [sys.executable, "-c", CHILD, str(tmp_path / "killed")], stdout=subprocess.PIPE, text=True
-        )
-        for line in child.stdout:
-            if int(line) >= steps_before_kill:
-                break
-        # Not at a step's end, but wherever the process happens to be.
-        time.sleep(0.01 * steps_before_kill)
-        os.kill(child.pid, signal.SIGKILL)
-        child.wait()
+        with python("-c", CHILD, tmp_path / "killed", JAX_NUM_CPU_DEVICES="8") as child:
+            for line in child.stdout or ():
+                if int(line) >= steps_before_kill:
+                    break
+            # Not at a step's end, but wherever the process happens to be.
+            time.sleep(0.01 * steps_before_kill)
     resumed = fit(tmp_path / "killed", steps(RUN, 40))
     assert 0 < resumed.start <= 40
     assert identical(resumed.model, fit(tmp_path / "whole", steps(RUN, 40)).model)

@@ -1,4 +1,4 @@
-"""Two processes of four devices, one of eight and a single device train alike, and go on from one another."""
+"""Two processes of four devices, one of eight and a single device train alike, and resume from one another."""
 
 import dataclasses
 import json
@@ -8,20 +8,16 @@ import jax
 import pytest
 
 from rope_jax.sharding import make_mesh, process_rows
-from tests.training.topology import RUN, fit, start_processes
+from tests.processes import together
+from tests.training.topology import RUN, fit
 
 MESH = (2, 2, 2)
 
 
-def together(jobs):
+def in_two_processes(jobs):
     """Runs jobs in two processes of four devices; what each printed, which must be the same."""
-    processes = start_processes(2, jobs, devices=4)
-    printed = []
-    for process in processes:
-        out, err = process.communicate(timeout=600)
-        assert process.returncode == 0, err
-        lines = [line for line in out.splitlines() if line.startswith(("[{", '["'))]
-        printed.append([json.loads(line) for line in lines])
+    outputs = together(2, "-m", "tests.training.topology", json.dumps(jobs), JAX_NUM_CPU_DEVICES="4")
+    printed = [[json.loads(line) for line in out.splitlines() if line.startswith(("[{", '["'))] for out in outputs]
     # An export fails in the process that writes, and the other is told.
     told, failed = (lines.pop()[1] for lines in reversed(printed))
     assert "No space left on device" in failed and told == f"process 0 failed: {failed}"
@@ -30,7 +26,7 @@ def together(jobs):
 
 
 def halfway(folder, target):
-    """A copy of a run that ended behind its tenth step."""
+    """A copy of a run that ended after its tenth step."""
     shutil.copytree(folder, target)
     shutil.rmtree(target / "20")
     return target
@@ -50,9 +46,9 @@ def test_topologies_agree_and_resume_from_one_another(tmp_path):
     eight, _ = fit(tmp_path / "eight", mesh=make_mesh(*MESH))
     assert list(single) == list(range(1, 21))
     assert_close(eight, single)
-    # Three steps more tell whether a run goes on as it would have.
+    # Three steps more tell whether a resumed run is the one that was not interrupted.
     resumed = {"steps": 13, "streams": 2, "mesh": MESH}
-    whole, from_single, from_eight = together(
+    whole, from_single, from_eight = in_two_processes(
         [
             {"folder": str(tmp_path / "two"), **resumed, "steps": 20},
             {"folder": str(halfway(tmp_path / "single", tmp_path / "single-two")), **resumed},

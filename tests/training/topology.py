@@ -1,6 +1,6 @@
 """Trains a tiny model on real batches, in one process or as one of several; also a command:
 
-python -m tests.training.topology PROCESSES PROCESS PORT DEVICES JOBS
+python -m tests.training.topology JOBS PORT PROCESS   # of two
 
 JOBS is a JSON list of `{"folder", "steps", "streams", "mesh"}`, run one after the other. Each prints a line with the
 losses by step and the fingerprint of the trained parameters. `{"export"}` instead tries an export that fails.
@@ -10,8 +10,6 @@ import contextlib
 import dataclasses
 import errno
 import json
-import socket
-import subprocess
 import sys
 from pathlib import Path
 
@@ -32,7 +30,6 @@ from rope_jax.training.loop import Callbacks, Start, train
 from rope_jax.training.update import Training
 from tests.training.model import CONFIG
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 MODEL = dataclasses.replace(CONFIG, vocab_size=258)
 # As in test_loop: a large eps makes the update a smooth function of the gradient.
 RUN = TrainConfig(
@@ -75,7 +72,7 @@ def fit(folder, run=RUN, mesh=None, streams=2, on_step=lambda step, metrics: Non
 
 
 def failing_export(folder):
-    """What is said when the process that writes runs out of disk behind the first tensor."""
+    """What is said when the process that writes runs out of disk after the first tensor."""
     mesh = make_mesh(1, 8, 1)
     create = jax.jit(lambda key: nn.unbox(init_params(MODEL, key)), out_shardings=param_shardings(MODEL, mesh))
 
@@ -88,27 +85,8 @@ def failing_export(folder):
         return str(error)
 
 
-def start_processes(count, jobs, devices):
-    """Starts the command above in `count` processes of some virtual devices each."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    arguments = [sys.executable, "-m", "tests.training.topology", str(count)]
-    return [
-        subprocess.Popen(
-            [*arguments, str(process), str(port), str(devices), json.dumps(jobs)],
-            cwd=REPOSITORY,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for process in range(count)
-    ]
-
-
-def main(count, process, port, devices, jobs):
-    jax.config.update("jax_num_cpu_devices", int(devices))
-    jax.distributed.initialize(f"localhost:{port}", int(count), int(process))
+def main(jobs, port, process):
+    jax.distributed.initialize(f"localhost:{port}", 2, int(process))
     for job in json.loads(jobs):
         if "export" in job:
             print(json.dumps(["export", failing_export(Path(job["export"]))]), flush=True)

@@ -5,8 +5,6 @@ import hashlib
 import itertools
 import json
 import re
-import subprocess
-import sys
 from random import Random
 
 import pytest
@@ -21,6 +19,7 @@ from rope_jax.evaluation.ruler.words import WordList, built_in_words, load_words
 from rope_jax.evaluation.sample import from_json
 from rope_jax.evaluation.scores import score_table
 from tests.evaluation.ruler.solver import documents, question, solve
+from tests.processes import output
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +99,7 @@ for task in ("niah_multikey_3", "vt", "cwe", "fwe"):
     for sample in ruler_samples(task, SampleSpec(load_tokenizer("bytes"), 14000, 2, seed=3), Sources(built_in_words())):
         print(hashlib.sha256((sample.id + sample.prompt).encode()).hexdigest())
 """
-    told = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
+    told = output("-c", script).split()
     tokenizer = load_tokenizer("bytes")
 
     def prompts(task, count, seed=3):
