@@ -92,7 +92,7 @@ def test_a_model_that_is_named_is_analyzed(scaled):
 
 @pytest.mark.parametrize("kind", ["folder", "scale.json", "typed"])
 def test_explicit_factors(scaled, tmp_path, kind):
-    """A model that scales by 4 extended by its own vector stays as it is; a list goes on top."""
+    """A model that scales by 4 extended by its own vector stays as it is; a list continues top."""
     own = read_config(scaled).rope
     given, expected, attention = str(scaled), np.asarray(own.factors), float(own.attention_factor)
     if kind == "scale.json":
