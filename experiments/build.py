@@ -20,7 +20,7 @@ from rope_jax.commands.learned import LearnedMethod
 from rope_jax.commands.run import Corpus, Recipe
 from rope_jax.commands.source import Compute, Source
 from rope_jax.data.corpus import open_corpus
-from rope_jax.data.source import TextSource
+from rope_jax.data.source import Splits
 from rope_jax.data.tokenizer import Tokenizer, load_tokenizer
 from rope_jax.errors import InputError
 from rope_jax.files import parse_json
@@ -234,7 +234,7 @@ def tokenizer(config: ConfigDict, source: Source) -> Tokenizer:
         return source.load_tokenizer(config.data.tokenizer if source.path else config.pretrain.tokenizer)
 
 
-def corpus(config: ConfigDict, folder: Path) -> Mapping[str, TextSource]:
+def corpus(config: ConfigDict, folder: Path) -> Splits:
     """The splits of the texts; what they prepare goes to the run's folder."""
     name, path = config.data.name, config.data.path
     if name != "python_stdlib" and not path:

@@ -11,6 +11,7 @@ export. Interrupted anywhere, the same command resumes from the last finished st
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import os
@@ -73,13 +74,16 @@ def extend(
     """
     reporter = reporter or shell.Terminal()
     compilation_cache(folder, config.compilation_cache)
-    with names.config_names():
-        run = multihost.in_turn(lambda: prepare(config, folder, name, reporter))
+    with names.config_names(), contextlib.ExitStack() as held:
+        run = multihost.in_turn(lambda: prepare(config, folder, name, reporter, held))
         return procedure.extend(dataclasses.replace(run, profile=profile), reporter)
 
 
-def prepare(config: ConfigDict, folder: Path, name: str, reporter: Reporter) -> Run:
-    """Checks everything that can be checked before the first long computation, and claims the folder."""
+def prepare(config: ConfigDict, folder: Path, name: str, reporter: Reporter, held: contextlib.ExitStack) -> Run:
+    """Checks everything that can be checked before the first long computation, and claims the folder.
+
+    Until `held` closes, no other command works in the folder.
+    """
     build.check(config)
     source = build.source(config, folder)
     tokenizer = build.tokenizer(config, source)
@@ -88,14 +92,17 @@ def prepare(config: ConfigDict, folder: Path, name: str, reporter: Reporter) -> 
     mesh, pretraining = make_mesh(**config.mesh), None if source.path else build.pretraining(config)
     check_devices(config, recipe, pretraining, mesh)
     place = RunFolder(folder)
+    held.enter_context(place.locked())
     place.check(build.settings(config))
     trained = Training(source.model, recipe.tuning[recipe.exported], mesh).abstract_state(source.own).params
     parameters, keep = count(abstract_params(source.model)), config.train.keep + config.train.keep_best
     check_disk(place, needed_bytes(place, parameters, count(trained), tuple(recipe.methods), keep))
 
     splits = build.corpus(config, folder)
+    with names.reading("data.name" if config.data.name == "python_stdlib" else "data.path"):
+        place.check_texts(splits.digest)
     evaluation = prepare_evaluation(config, recipe, tokenizer, mesh, splits=splits, reporter=reporter)
-    place.claim(build.settings(config))
+    place.claim(build.settings(config), splits.digest)
     return Run(
         name=name,
         command=build.command("extend"),

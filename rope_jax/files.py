@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import gzip
+import hashlib
 import json
 import os
 import re
@@ -33,8 +34,12 @@ def write_text(path: Path, text: str) -> None:
     """Writes a UTF-8 file and its folder, atomically: an interruption leaves the old file or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)  # part of a file, on a full disk
+        raise
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -96,6 +101,26 @@ def read_json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 def read_record(path: Path) -> Any:
     """Reads what `write_json` wrote; None if the file does not exist."""
     return read_json(path) if path.exists() else None
+
+
+def sealed(value: Mapping[str, Any]) -> dict[str, Any]:
+    """A JSON-able object with a `checksum` of its content."""
+    content = json.loads(json.dumps(value))
+    return {**content, "checksum": _checksum(content)}
+
+
+def unsealed(value: Any) -> dict[str, Any]:
+    """The content of what `sealed` gave; ValueError for everything else, were it different in one bit."""
+    if not isinstance(value, dict) or "checksum" not in value:
+        raise ValueError("it has no checksum")
+    content = {key: item for key, item in value.items() if key != "checksum"}
+    if value["checksum"] != _checksum(content):
+        raise ValueError("its content differs from what was written")
+    return content
+
+
+def _checksum(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def shown(value: Any) -> str:

@@ -16,7 +16,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 # Rooms from the ground up. A room imports from lower floors only, and not from rooms of its own floor.
 FLOORS = (
     {"errors"},
-    {"files", "multihost", "sharding"},
+    {"files", "lock", "multihost", "sharding"},
     {"rope"},
     {"model"},
     {"data", "interop"},

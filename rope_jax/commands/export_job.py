@@ -13,12 +13,12 @@ from rope_jax.commands.fields import BEST, EXPORT_FORMATS
 from rope_jax.commands.learned import LearnedMethod
 from rope_jax.commands.run import Recipe
 from rope_jax.errors import InputError
-from rope_jax.files import read_record
 from rope_jax.interop.gguf_export import check_extendable, check_gguf
 from rope_jax.interop.model_card import CardFacts
 from rope_jax.interop.peft_adapter import check_adapter
 from rope_jax.interop.verify import TOLERANCES
 from rope_jax.rope.embedding import ScaleVector
+from rope_jax.runs.folder import RunFolder
 from rope_jax.training.checkpoints import losses, read_trained
 from rope_jax.training.learn import from_logarithms
 from rope_jax.training.update import Training
@@ -137,8 +137,8 @@ def trained_job(recipe: Recipe, run: Path, method: str, step: int, mesh: Mesh) -
     method = method or recipe.exported
     if method not in recipe.methods:
         raise InputError(f"`method` is {method!r}: the run in {run} has {', '.join(recipe.methods)}", field="method")
-    place = run / "methods" / method
-    scale = read_record(place / "scale.json")
+    place, records = run / "methods" / method, RunFolder(run / "methods" / method)
+    scale = records.recorded("scale")
     if scale is None:
         raise InputError(f"{place / 'scale.json'} is missing: resume the run until it has solved for {method}")
     finished = run / "export"
@@ -154,7 +154,7 @@ def trained_job(recipe: Recipe, run: Path, method: str, step: int, mesh: Mesh) -
         vector = {"rope": training.abstract_state(rope).params["rope"]}
         rope = from_logarithms(read_trained(checkpoints, vector, at)["rope"])
     stages = ("before", "after") if at == last else ()
-    measured = {stage: read_record(place / f"{stage}.json") for stage in stages}
+    measured = {stage: records.recorded(stage) for stage in stages}
     trained = Trained(training, checkpoints, at, finished if whole else None)
     facts = card(recipe, method, rope, at, **measured)
     return Job(recipe, method, rope, provenance(recipe, method, at), facts, trained)

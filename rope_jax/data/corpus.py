@@ -22,6 +22,8 @@ from rope_jax.data import pg19, stdlib, text_files
 from rope_jax.data.source import Splits
 from rope_jax.data.text_files import Document
 from rope_jax.errors import InputError
+from rope_jax.files import read_json, sealed, unsealed, write_json
+from rope_jax.lock import locked
 
 NAMES = ("text_folder", "python_stdlib", "pg19")
 SPLITS = ("train", "validation", "test")
@@ -31,12 +33,14 @@ VALIDATION_SHARE = 0.1
 _FORMAT = 1
 # TFDS holds the documents of a shard in memory while it writes the shard.
 _SHARD_BYTES = 64 << 20
+# Of a prepared copy, written last.
+_CONTENTS = "contents.json"
 
 Documents = Callable[[], Iterator[Document]]
 
 
 def open_corpus(name: str, path: str | Path, cache_dir: str | Path) -> Splits:
-    """Opens a corpus. Prepares it first if `cache_dir` has no complete copy of the present content.
+    """Opens a corpus. Prepares it first if `cache_dir` has no complete and intact copy of the present content.
 
     `text_folder` is the text and JSON-lines files below `path`. Sub-folders `train`, `validation` and `test` become the
     splits. Without them, the tenth of the documents with the lowest hash of the id (at least one) becomes `validation`
@@ -67,11 +71,14 @@ def open_corpus(name: str, path: str | Path, cache_dir: str | Path) -> Splits:
         raise InputError(f"`name` is {name!r}: it must be one of {', '.join(NAMES)}", field="name")
 
     data_dir = Path(cache_dir) / f"{name}-{_fingerprint(root, groups)}"
-    builder = TextCorpus(data_dir=data_dir)
-    if not _is_complete(builder):
+    digest = _prepared_digest(data_dir)
+    if not digest:
         documents = {split: functools.partial(read, root, files) for split, files in groups.items()}
-        builder = _prepare(_plan(documents, title), data_dir)
-    return Splits(builder, title)
+        plans, digest = _plan(documents, title)
+        with locked(data_dir.with_name(f".{data_dir.name}.lock"), wait=True):
+            if not _prepared_digest(data_dir):  # another process may have made it meanwhile
+                _prepare(plans, data_dir, digest)
+    return Splits(TextCorpus(data_dir=data_dir), title, digest)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,11 +147,15 @@ def _fingerprint(root: Path, groups: Mapping[str | None, tuple[Path, ...]]) -> s
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
-def _plan(documents: Mapping[str | None, Documents], title: str) -> dict[str, SplitPlan]:
-    """Reads all documents once, so that every error in them is raised before anything is written."""
-    plans = {}
+def _plan(documents: Mapping[str | None, Documents], title: str) -> tuple[dict[str, SplitPlan], str]:
+    """Reads all documents once, so that every error in them is raised before anything is written; and their digest."""
+    plans, digest = {}, hashlib.sha256()
     for split, read in documents.items():
-        sizes = [(document.id, len(document.text.encode())) for document in _progress(read(), "Checking")]
+        sizes = []
+        for document in _progress(read(), "Checking"):
+            data = document.text.encode()
+            sizes.append((document.id, len(data)))
+            digest.update(json.dumps([split, document.id, len(data)]).encode() + data)
         if not sizes:
             place = f" in {split}" if split else ""
             raise InputError(f"`path`: {title} has no text{place}, only whitespace; add some", field="path")
@@ -156,7 +167,7 @@ def _plan(documents: Mapping[str | None, Documents], title: str) -> dict[str, Sp
             for part, numbers in parts.items():
                 shards = _shards([size for number, (_, size) in enumerate(sizes) if number in numbers])
                 plans[part] = SplitPlan(functools.partial(_selected, read, numbers), shards)
-    return plans
+    return plans, digest.hexdigest()
 
 
 def _held_out(ids: Sequence[str]) -> dict[str, Container[int]] | None:
@@ -198,24 +209,32 @@ def _progress(documents: Iterator[Document], title: str, total: int | None = Non
     return iter(tqdm.tqdm(documents, desc=title, total=total, unit=" documents", delay=3.0, leave=False))
 
 
-def _is_complete(builder: TextCorpus) -> bool:
-    # TFDS writes to a temporary folder, `dataset_info.json` last, and renames the folder.
-    return (builder.data_path / "dataset_info.json").exists()
+def _prepared_digest(data_dir: Path) -> str:
+    """Digest of the texts in a prepared copy; empty if it is incomplete or damaged."""
+    try:
+        contents = unsealed(read_json(data_dir / _CONTENTS))
+    except ValueError:
+        return ""
+    return contents["digest"] if contents["files"] == _listed(data_dir) else ""
 
 
-def _prepare(plans: Mapping[str, SplitPlan], data_dir: Path) -> TextCorpus:
+def _listed(data_dir: Path) -> dict[str, int | str]:
+    """The files of a prepared copy with their sizes, or, of the small ones that describe it, their digests."""
+    folder = data_dir / TextCorpus.name / str(TextCorpus.VERSION)
+    return {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest() if path.suffix == ".json" else path.stat().st_size
+        for path in sorted(folder.glob("*"))
+        if path.is_file()
+    }
+
+
+def _prepare(plans: Mapping[str, SplitPlan], data_dir: Path, digest: str) -> None:
+    # TFDS would take what is left of a damaged copy for a prepared one.
+    shutil.rmtree(data_dir, ignore_errors=True)
     builder = TextCorpus(data_dir=data_dir, plans=plans)
-    if builder.data_path.exists() and not _is_complete(builder):
-        # Somebody deleted a part. TFDS would take the folder for a prepared copy.
-        shutil.rmtree(builder.data_path)
     # Without `try_download_gcs=False` TFDS may look for a prepared copy on the network.
     config = tfds.download.DownloadConfig(try_download_gcs=False)
-    try:
-        # TFDS prints an announcement of every dataset that it prepares.
-        with contextlib.redirect_stdout(io.StringIO()):
-            builder.download_and_prepare(file_format="array_record", download_config=config)
-    except OSError:
-        # When several processes prepare one corpus, the first rename wins and the others use its result.
-        if not _is_complete(builder):
-            raise
-    return TextCorpus(data_dir=data_dir)
+    # TFDS prints an announcement of every dataset that it prepares.
+    with contextlib.redirect_stdout(io.StringIO()):
+        builder.download_and_prepare(file_format="array_record", download_config=config)
+    write_json(data_dir / _CONTENTS, sealed({"digest": digest, "files": _listed(data_dir)}))

@@ -35,12 +35,13 @@ class TextSource:
 class Splits(dict[str, TextSource]):
     """Split name to source, of a prepared TFDS builder whose features `fields` are id and text.
 
-    Looking up a split that does not exist raises an InputError with those that do.
+    Looking up a split that does not exist raises an InputError with those that do. `digest` tells texts apart, whatever
+    the names and times of their files.
     """
 
-    def __init__(self, builder: Any, corpus: str, fields: tuple[str, str] = ("id", "text")):
+    def __init__(self, builder: Any, corpus: str, digest: str, fields: tuple[str, str] = ("id", "text")):
         super().__init__({split: TextSource(builder.as_data_source(split), *fields) for split in builder.info.splits})
-        self.corpus = corpus
+        self.corpus, self.digest = corpus, digest
 
     def __missing__(self, split: str) -> TextSource:
         raise InputError(

@@ -1,6 +1,8 @@
 """The folder of a run: its config, and a JSON record of every stage that has finished.
 
 config.json                     the config that the folder belongs to
+texts.json                      a record: the digest of the texts that it began with
+.lock                           locked, and names the process, while a command works on the folder
 methods/METHOD/scale.json       a record: the scale vector that was solved for
 methods/METHOD/before.json      a record: the evaluation before fine-tuning
 methods/METHOD/checkpoints/     Orbax checkpoints of fine-tuning
@@ -12,15 +14,17 @@ export/                         the Hugging Face folder
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from rope_jax import multihost
 from rope_jax.errors import InputError
-from rope_jax.files import read_record, write_json
+from rope_jax.files import read_json, sealed, unsealed, write_json
+from rope_jax.lock import Locked, locked
 
 # Fields, or sections of fields, that may differ between two commands on one folder: finished stages stay valid.
 MAY_CHANGE = (
@@ -52,7 +56,7 @@ class RunFolder:
 
     def recorded(self, name: str) -> dict | None:
         """The record `name`; None if the stage has not finished."""
-        return multihost.from_first(lambda: read_record(self.path / f"{name}.json"))
+        return multihost.from_first(lambda: self._read(name))
 
     def record(self, name: str, make: Callable[[], Mapping[str, Any]]) -> dict:
         """The record `name`, made and written if the stage has not finished; as it stands in the file.
@@ -71,6 +75,27 @@ class RunFolder:
         made = make()
         return multihost.from_first(lambda: self._written(name, made))
 
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Creates this folder and holds it for one command, or for the processes of one run, of which the first locks.
+
+        Raises:
+            InputError: naming the process that holds it already, or if it cannot be written to.
+        """
+        with contextlib.ExitStack() as held:
+            if multihost.is_first():
+                try:
+                    held.enter_context(locked(self.path / ".lock"))
+                except Locked as error:
+                    raise InputError(
+                        f"`folder` is {self.path}, where another command is running ({error}): wait for it, stop it, "
+                        "or choose another",
+                        field="folder",
+                    ) from None
+                except OSError as error:
+                    raise self._not_writable(error) from error
+            yield
+
     def check(self, config: Mapping[str, Any], may_change: tuple[str, ...] = MAY_CHANGE) -> None:
         """Creates this folder, or checks that it belongs to a config but for fields, or sections, in `may_change`.
 
@@ -78,16 +103,18 @@ class RunFolder:
             InputError: if the folder belongs to another config, with the first field that differs as `field`; or if
                 it cannot be created.
         """
+        path = self.path / "config.json"
         try:
-            before = read_record(self.path / "config.json")
             self.path.mkdir(parents=True, exist_ok=True)
+            if not path.exists():
+                return
+            before = read_json(path)
         except OSError as error:
-            raise InputError(
-                f"`folder` is {self.path}, which cannot be written to ({error.strerror}): choose another",
-                field="folder",
-            ) from error
-        if before is None:
-            return
+            raise self._not_writable(error) from error
+        except InputError:
+            before = None
+        if not isinstance(before, dict):
+            raise InputError(f"{path} is damaged: delete it if the run has this config, or choose another folder")
         old, new = dict(_fields(before)), dict(_fields(_jsonable(config)))
         differing = [
             field
@@ -103,14 +130,44 @@ class RunFolder:
                 field=field,
             )
 
-    def claim(self, config: Mapping[str, Any]) -> None:
-        """Writes the config. Called once all checks have passed, so that a corrected config fits the same folder."""
+    def check_texts(self, digest: str) -> None:
+        """Raises InputError, with `path` at fault, if this run began with texts of another digest."""
+        began = self._read("texts")
+        if began is not None and began["digest"] != digest:
+            raise InputError(
+                f"`path`: these are not the texts that the run in {self.path} began with, whatever their names: bring "
+                "those back, or begin a run in another folder",
+                field="path",
+            )
+
+    def claim(self, config: Mapping[str, Any], texts: str = "") -> None:
+        """Writes the config, and the digest of the texts if there are any.
+
+        Called once all checks have passed, so that a corrected config fits the same folder.
+        """
         if multihost.is_first():
+            if texts:
+                self._written("texts", {"digest": texts})
             write_json(self.path / "config.json", _jsonable(config))
 
+    def _read(self, name: str) -> dict | None:
+        path = self.path / f"{name}.json"
+        try:
+            return unsealed(read_json(path)) if path.exists() else None
+        except ValueError:
+            raise InputError(
+                f"{path} is damaged, or no version that this one knows wrote it: delete it, and the same command makes "
+                "it again"
+            ) from None
+
     def _written(self, name: str, value: Mapping[str, Any]) -> dict:
-        write_json(self.path / f"{name}.json", value)
+        write_json(self.path / f"{name}.json", sealed(value))
         return _jsonable(value)
+
+    def _not_writable(self, error: OSError) -> InputError:
+        return InputError(
+            f"`folder` is {self.path}, which cannot be written to ({error.strerror}): choose another", field="folder"
+        )
 
 
 def _jsonable(value: Mapping[str, Any]) -> dict:

@@ -152,13 +152,46 @@ def test_interrupted_preparation_is_not_taken_for_complete(split_folder, tmp_pat
     assert len(open_corpus("text_folder", split_folder, tmp_path / "cache")["train"]) == 5
 
 
-def test_damaged_copy_is_made_anew(split_folder, tmp_path):
-    open_corpus("text_folder", split_folder, tmp_path / "cache")
-    (info,) = (tmp_path / "cache").rglob("dataset_info.json")
-    info.unlink()
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+DAMAGE = {
+    "no description": ("dataset_info.json", Path.unlink),
+    "another description": ("dataset_info.json", lambda path: path.write_text(path.read_text().replace("5", "4"))),
+    "a description cut": ("features.json", cut),
+    "a shard gone": ("*train.array_record*", Path.unlink),
+    "a shard cut": ("*train.array_record*", cut),
+    "no contents": ("contents.json", Path.unlink),
+    "contents cut": ("contents.json", cut),
+    "contents of another type": ("contents.json", lambda path: path.write_text("[]")),
+}
+
+
+@pytest.mark.parametrize(("name", "damage"), DAMAGE.values(), ids=DAMAGE)
+def test_damaged_copy_is_made_anew(split_folder, tmp_path, name, damage):
+    whole = open_corpus("text_folder", split_folder, tmp_path / "cache")
+    (path,) = (tmp_path / "cache").rglob(name)
+    damage(path)
     # What a killed preparation leaves.
-    write(info.parent.with_name(info.parent.name + ".incompleteABC") / "text_corpus-train.array_record", "")
-    assert len(open_corpus("text_folder", split_folder, tmp_path / "cache")["train"]) == 5
+    write(path.parent / "1.0.0.incompleteABC" / "text_corpus-train.array_record", "")
+    again = open_corpus("text_folder", split_folder, tmp_path / "cache")
+    assert [texts(again[split]) for split in again] == [texts(whole[split]) for split in again]
+    assert len(again["train"]) == 5 and again.digest == whole.digest
+
+
+def test_digest_is_of_the_texts_and_not_of_the_files(split_folder, tmp_path):
+    def digest(cache):
+        return open_corpus("text_folder", split_folder, tmp_path / cache).digest
+
+    before = digest("one")
+    os.utime(split_folder / "test" / "t.txt", ns=(1, 1))
+    assert digest("one") == digest("two") == before
+    write(split_folder / "test" / "t.txt", "tost text")
+    changed = digest("one")
+    write(split_folder / "test" / "t.txt", "test text")
+    (split_folder / "test" / "t.txt").rename(split_folder / "test" / "u.txt")
+    assert len({before, changed, digest("one")}) == 3
 
 
 PREPARE = """

@@ -18,6 +18,7 @@ from experiments.export import export
 from experiments.extend import extend
 from rope_jax.commands.reporter import Silent
 from rope_jax.errors import InputError
+from rope_jax.files import read_json, sealed, unsealed, write_json
 from rope_jax.interop.gguf_files import read_gguf_rope
 from rope_jax.interop.huggingface import read_model
 from rope_jax.interop.verify import VerificationError, verify_config, verify_gguf, verify_logits
@@ -173,7 +174,7 @@ def test_best_step_of_a_run(lora_run, tmp_path):
     shutil.copytree(folder, tmp_path / "run")
     # As if the loss had risen again.
     record = tmp_path / "run/methods/learned/checkpoints/2/data/metadata"
-    record.write_text(json.dumps({**json.loads(record.read_text()), "loss": min(known.values()) - 1}))
+    write_json(record, sealed({**unsealed(read_json(record)), "loss": min(known.values()) - 1}))
     export(config_of(export__run=str(tmp_path / "run"), export__method="learned", export__step=-1), tmp_path, "export")
     assert read_model(tmp_path / "export").provenance["fine_tuning_steps"] == 2
 

@@ -1,5 +1,6 @@
 """The main job: end to end, resumed, exported into transformers, and refused with a clear message."""
 
+import contextlib
 import json
 import math
 import shutil
@@ -203,10 +204,32 @@ def test_a_run_over_cut_sequences_measures_the_same(finished, texts, tmp_path):
 
 def test_a_corrected_field_fits_the_same_folder(texts, tmp_path):
     config = small_config("/nowhere")
-    with pytest.raises(InputError, match="does not exist"):
-        prepare(config, tmp_path / "run", "small", Silent())
+    with contextlib.ExitStack() as held, pytest.raises(InputError, match="does not exist"):
+        prepare(config, tmp_path / "run", "small", Silent(), held)
     config.data.path = str(texts)
-    prepare(config, tmp_path / "run", "small", Silent())
+    with contextlib.ExitStack() as held:
+        prepare(config, tmp_path / "run", "small", Silent(), held)
+        with pytest.raises(InputError, match=r"--workdir is .*/run, where another command is running") as caught:
+            extend(config, tmp_path / "run", "small", reporter=Silent())
+        assert caught.value.field == "--workdir"
+
+
+def test_other_texts_of_the_same_names_are_not_mixed_in(finished, texts, tmp_path):
+    folder, results = finished
+    copy = shutil.copytree(texts, tmp_path / "texts")
+    shutil.copytree(folder, tmp_path / "run")
+    config = small_config(copy)
+    config_file = tmp_path / "run" / "config.json"
+    config_file.write_text(config_file.read_text().replace(str(texts), str(copy)))
+    assert extend(config, tmp_path / "run", "small", reporter=Silent())["methods"] == results["methods"]
+    text = copy / "train" / "3.txt"
+    text.write_text(text.read_text().replace("angle", "ankle"))
+    for compare in (config.compare, ("yarn", "pi")):  # resumed, and with a method added
+        with config.unlocked():
+            config.compare = compare
+        with pytest.raises(InputError, match=r"config\.data\.path: these are not the texts that the run in") as caught:
+            extend(config, tmp_path / "run", "small", reporter=Silent())
+        assert caught.value.field == "config.data.path"
 
 
 def test_empty_text_folder(tmp_path):

@@ -1,5 +1,7 @@
 """The run folder: records, and which config it belongs to."""
 
+import errno
+import os
 from types import SimpleNamespace
 
 import pytest
@@ -16,9 +18,65 @@ def test_a_stage_is_computed_once(tmp_path):
     assert made == {"factors": [1.0, 2.0]}
     assert folder.record("scale", lambda: pytest.fail("computed again")) == folder.recorded("scale") == made
     assert RunFolder(tmp_path).has("methods/pi/scale.json") and not folder.has("before.json")
-    (folder / "scale.json").write_text('{"factors"')
-    with pytest.raises(InputError, match=r"methods/pi/scale\.json is not valid JSON"):
+
+
+@pytest.mark.parametrize("content", ['{"factors"', "[]", "{}", "null", "1" * 5000, '{"factors": "CHECKSUM"}'])
+def test_a_damaged_record_is_named_with_the_way_out(tmp_path, content):
+    folder = RunFolder(tmp_path)
+    folder.record("scale", lambda: {"factors": [1.0, 2.0]})
+    path = folder / "scale.json"
+    checksum = path.read_text().replace("2.0", "2.5")  # one bit of the content
+    path.write_text(checksum if "CHECKSUM" in content else content)
+    with pytest.raises(
+        InputError, match=r"/scale\.json is damaged, .*: delete it, and the same command makes it again"
+    ):
         folder.recorded("scale")
+    path.unlink()
+    assert folder.record("scale", lambda: {"factors": [3.0]}) == {"factors": [3.0]}
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '"text"', "null", "[" * 9999])
+def test_a_damaged_config_is_named_with_the_way_out(tmp_path, content):
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(InputError, match=r"/config\.json is damaged: delete it if the run has this config"):
+        RunFolder(tmp_path).check({"seed": 0})
+
+
+def test_a_folder_is_held_by_one_command(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    with folder.locked():
+        with (
+            pytest.raises(InputError, match=rf"where another command is running \(process {os.getpid()} on ") as caught,
+            folder.locked(),
+        ):
+            pass
+        assert caught.value.field == "folder"
+    with folder.locked():
+        pass
+
+
+@pytest.mark.parametrize("error", [errno.EROFS, errno.EACCES, errno.ELOOP])
+def test_a_folder_that_cannot_be_written_to(tmp_path, monkeypatch, error):
+    folder = RunFolder(tmp_path)
+    folder.record("scale", lambda: {"factors": [1.0]})
+
+    def refuse(*_, **__):
+        raise OSError(error, os.strerror(error))
+
+    monkeypatch.setattr("pathlib.Path.open", refuse)
+    with pytest.raises(InputError, match=rf"cannot be written to \({os.strerror(error)}") as caught, folder.locked():
+        pass
+    assert caught.value.field == "folder"
+
+
+def test_a_run_keeps_to_its_texts(tmp_path):
+    folder = RunFolder(tmp_path)
+    folder.check_texts("one")  # it has not begun
+    folder.claim({}, "one")
+    folder.check_texts("one")
+    with pytest.raises(InputError, match=r"not the texts that the run in .* began with") as caught:
+        folder.check_texts("two")
+    assert caught.value.field == "path"
 
 
 def test_a_folder_belongs_to_one_config(tmp_path):
