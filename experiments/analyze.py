@@ -16,6 +16,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from experiments import build, shell
+from experiments.methods import solved_method
 from experiments.names import config_names, reading
 from rope_jax.commands import analyze as procedure
 from rope_jax.commands.analyze import Analysis
@@ -78,7 +79,7 @@ def analysis(config: ConfigDict, name: str, named: bool = False) -> Analysis:
             field="model.path",
         )
     given = {"explicit": bool(rope.factors), "abf": rope.new_base > 0}
-    chosen = {name: build.solved_method(config, name) for name in METHODS if given.get(name, True)}
+    chosen = {name: solved_method(config, name) for name in METHODS if given.get(name, True)}
     build.check_methods(chosen, shape, contexts)
     return Analysis(name, build.settings(config), shape, contexts, chosen)
 

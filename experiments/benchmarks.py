@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from experiments import build
-from experiments.names import renamed
+from experiments.names import renamed, value
 from rope_jax.data.tokenizer import Tokenizer
 from rope_jax.evaluation.benchmark import Benchmark, Setting
 from rope_jax.evaluation.benchmarks import BENCHMARKS
@@ -48,7 +48,7 @@ def names(benchmark: str = "") -> dict[str, str]:
 
 
 def values(config: ConfigDict, fields: Mapping[str, str]) -> dict[str, Any]:
-    return {argument: build.value(config, field) for argument, field in fields.items()}
+    return {argument: value(config, field) for argument, field in fields.items()}
 
 
 def benchmark(config: ConfigDict, name: str, **changes) -> Benchmark:

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from ml_collections import ConfigDict
 
-from experiments.names import reading, section
-from rope_jax.commands.fields import FIELDS, LEARNED, METHOD_FIELDS, OWN, check_fields
+from experiments.methods import solved_method
+from experiments.names import reading, section, value
+from rope_jax.commands.fields import FIELDS, LEARNED, OWN, check_fields
 from rope_jax.commands.learned import LearnedMethod
 from rope_jax.commands.run import Corpus, Recipe
 from rope_jax.commands.source import Compute, Source
@@ -23,7 +22,6 @@ from rope_jax.data.corpus import open_corpus
 from rope_jax.data.source import Splits
 from rope_jax.data.tokenizer import Tokenizer, load_tokenizer
 from rope_jax.errors import InputError
-from rope_jax.files import parse_json
 from rope_jax.interop.hf_config import SourceConfig, read_config
 from rope_jax.interop.hub import resolve_model
 from rope_jax.interop.huggingface import check_model
@@ -31,24 +29,13 @@ from rope_jax.model.config import LlamaConfig
 from rope_jax.model.lora import LoraConfig
 from rope_jax.multihost import Processes
 from rope_jax.rope.embedding import identity
-from rope_jax.rope.factor_files import factors_of, read_factors
 from rope_jax.rope.geometry import Geometry
 from rope_jax.rope.measure import Measure
-from rope_jax.rope.methods import METHODS
-from rope_jax.rope.methods.explicit import Explicit
 from rope_jax.rope.methods.method import Method
 from rope_jax.training.config import OptimizerConfig, TrainConfig
 from rope_jax.training.learn import LearnConfig
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-
-
-def value(config: ConfigDict, name: str) -> Any:
-    """The value of a field such as 'train.steps'; sequences are tuples."""
-    found: Any = config
-    for part in name.split("."):
-        found = found[part]
-    return tuple(found) if isinstance(found, list | tuple) else found
 
 
 def check(config: ConfigDict) -> None:
@@ -170,13 +157,6 @@ def method(config: ConfigDict, name: str) -> Method | LearnedMethod:
     )
 
 
-def solved_method(config: ConfigDict, name: str) -> Method:
-    """A method that needs no weights, with its parameters."""
-    parameters = {field.name for field in dataclasses.fields(METHODS[name])}
-    values = {p: value(config, field) for p, field in METHOD_FIELDS.items() if p in parameters}
-    return _explicit(config.rope.factors) if name == "explicit" else METHODS[name](**values)
-
-
 def check_methods(methods: Mapping[str, Method | LearnedMethod], geometry: Geometry, measure: Measure) -> None:
     """Checks that every method can extend a model, without solving."""
     for each in methods.values():
@@ -241,17 +221,3 @@ def corpus(config: ConfigDict, folder: Path) -> Splits:
         raise InputError("`data.path` is empty: name the folder of texts to train and evaluate on", field="data.path")
     with reading("data.path", name="config.data.name"):
         return open_corpus(name, path, folder / "data")
-
-
-def _explicit(given: str) -> Explicit:
-    """Factors as they are typed, from a file, or of a model that already scales."""
-    if not given:
-        return Explicit()
-    with reading("rope.factors"):
-        if given.lstrip().startswith("["):
-            return factors_of("config.rope.factors", parse_json("config.rope.factors", given))
-        if not os.path.isdir(given):
-            return read_factors(given)
-        known = read_config(Path(given))
-    factors = np.asarray(known.rope.factors, float).tolist()
-    return Explicit(tuple(factors), float(known.rope.attention_factor), whole=True, base=known.config.rope_base)

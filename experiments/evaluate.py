@@ -22,6 +22,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from experiments import benchmarks, build, shell
+from experiments.methods import solved_method
 from experiments.names import config_names, reading
 from rope_jax.commands import evaluate as command
 from rope_jax.commands.fields import LEARNED, OWN
@@ -107,7 +108,7 @@ def scale_vectors(config: ConfigDict, source: Source) -> tuple[dict[str, ScaleVe
     known = source.known
     learned = {LEARNED: "it takes texts: run experiments.extend, and name its folder in config.model.path"}
     names = build.method_names(config, learned)
-    methods = {name: build.solved_method(config, name) for name in names if name != OWN}
+    methods = {name: solved_method(config, name) for name in names if name != OWN}
     # A model that is not extended has a context of its own, and one that it was trained with before.
     original = config.context.original or command.trained_context(source.folder, known)
     target = config.context.target or known.config.context

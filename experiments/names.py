@@ -1,9 +1,12 @@
-"""From an argument that the library names in an error to the config field that a user knows."""
+"""Config fields by name: their values, and the arguments of the library that they set."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
 
 from rope_jax.commands.fields import FIELDS
 from rope_jax.errors import InputError
@@ -61,3 +64,11 @@ def reading(name: str, /, **names: str) -> Iterator[None]:
         if not error.field:
             error = InputError(str(error) if field in str(error) else f"{field}: {error}", field)
         raise error from error.__cause__
+
+
+def value(config: ConfigDict, name: str) -> Any:
+    """The value of a field such as 'train.steps'; sequences are tuples."""
+    found: Any = config
+    for part in name.split("."):
+        found = found[part]
+    return tuple(found) if isinstance(found, list | tuple) else found

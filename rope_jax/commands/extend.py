@@ -29,6 +29,7 @@ from rope_jax.report.extension_page import extension_page
 from rope_jax.report.metrics import read_metrics
 from rope_jax.report.page import write_page
 from rope_jax.rope.embedding import ScaleVector, identity
+from rope_jax.rope.methods.adjusted import Adjusted
 from rope_jax.rope.methods.explicit import Explicit
 from rope_jax.runs.software import versions
 from rope_jax.training.loop import Start
@@ -227,6 +228,7 @@ def check_exportable(recipe: Recipe) -> None:
     """Checks that the exported method has one scale vector for all layers; otherwise `factors` are at fault."""
     method = recipe.methods[recipe.exported]
     method = method.initial if isinstance(method, LearnedMethod) else method
+    method = method.method if isinstance(method, Adjusted) else method
     if isinstance(method, Explicit) and np.ndim(method.factors) == 2:
         raise InputError(
             "`factors` holds a vector per layer, which no stock config.json can say, so that it cannot be "

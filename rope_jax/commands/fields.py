@@ -118,12 +118,12 @@ def _listed(choices: Iterable[str]) -> str:
     return ", ".join(map(repr, choices))
 
 
-# Section of a method's parameter, if it is not 'rope'.
-_SECTIONS = {"n_hat": "solve", "threshold": "solve", "resolution": "solve"}
+# Parameters whose section is not 'rope'.
+_SOLVE = ("n_hat", "threshold", "resolution", "unseen_weight", "distances")
 
 # Parameter of a method to the field that sets it. Those of 'explicit' come from a file.
 METHOD_FIELDS: dict[str, str] = {
-    parameter.name: f"{_SECTIONS.get(parameter.name, 'rope')}.{parameter.name}"
+    parameter.name: f"{'solve' if parameter.name in _SOLVE else 'rope'}.{parameter.name}"
     for name, method in METHODS.items()
     for parameter in dataclasses.fields(method)
     if name != "explicit"
@@ -137,7 +137,8 @@ def _parameters(section: str) -> list[Field]:
     for name, method in METHODS.items():
         for parameter in dataclasses.fields(method):
             field = METHOD_FIELDS.get(parameter.name, "")
-            if field.startswith(f"{section}."):
+            # What is None without a file has a field of its own, which names the file.
+            if field.startswith(f"{section}.") and parameter.default is not None:
                 defaults.setdefault(field, parameter.default)
                 meanings.setdefault(field, {}).setdefault(parameter.metadata["help"], []).append(name)
     said = {
@@ -207,6 +208,13 @@ FIELDS: tuple[Field, ...] = (
         "one per layer, a LongRoPE CSV), or a whole vector that replaces it (a run's scale.json, a model folder)",
     ),
     *_parameters("rope"),
+    Field(
+        "rope.attention_factor",
+        "",
+        "of every method: factor on cos and sin; empty for the method's own, a number, 'yarn' (0.1 ln s + 1) or "
+        "'longrope' (sqrt(1 + ln s / ln L))",
+    ),
+    Field("rope.taper", 0, "of every method: pairs on either side that factors are averaged with", at_least(0)),
     Field("compare", (), "further methods, fine-tuned and evaluated in the same way", _METHOD),
     #
     Field("angles.intervals", 360, "intervals of [0, 2 pi) that angles are counted in", at_least(2)),
@@ -219,6 +227,7 @@ FIELDS: tuple[Field, ...] = (
     Field("context.original", 0, "pre-training context, tokens; 0 takes the model's", at_least(0)),
     Field("context.target", 8192, "extended context, tokens; 0 doubles the original", at_least(0)),
     *_parameters("solve"),
+    Field("solve.distances", "", "method 'two_term': file of measured distances; empty counts all pairs of positions"),
     #
     Field("learn.start", "ntk", "method 'learned': method whose scale vector gradients start from", one_of(*METHODS)),
     Field("learn.steps", 40, "method 'learned': gradient steps, with frozen weights", at_least(1)),

@@ -38,6 +38,7 @@ _CHOSEN = {
     "dprope_argmin": "#CC79A7",
     "dprope": "#D55E00",
     "dprope_robust": "#882255",
+    "two_term": "#6A0DAD",
     "minimal": "#000000",
     "explicit": "#56B4E9",
     "learned": "#E7298A",

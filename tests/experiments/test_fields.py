@@ -96,6 +96,8 @@ UNFIT = [
     ({"rope.method": "own"}, "rope.method"),
     ({"compare": ("own",)}, "compare"),
     ({"rope.method": "explicit"}, "rope.factors"),
+    ({"rope.attention_factor": "hot"}, "rope.attention_factor"),
+    ({"rope.method": "two_term", "solve.distances": "/nowhere.json"}, "solve.distances"),
     ({"rope.method": "explicit", "rope.factors": "/nowhere.json"}, "rope.factors"),
     ({"data.path": ""}, "data.path"),
     ({"data.path": "/nowhere"}, "data.path"),

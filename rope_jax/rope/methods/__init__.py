@@ -23,6 +23,7 @@ from rope_jax.rope.methods.longrope2 import LongRope2
 from rope_jax.rope.methods.method import Method
 from rope_jax.rope.methods.radix import MrRopePro, MrRopeUni, TailSpline
 from rope_jax.rope.methods.still import Cope, HardCut, Nope, Proportional
+from rope_jax.rope.methods.two_term import TwoTerm
 
 METHODS: Mapping[str, type[Method]] = {
     "extrapolation": Extrapolation,
@@ -48,6 +49,7 @@ METHODS: Mapping[str, type[Method]] = {
     "dprope_argmin": DPRopeArgmin,
     "dprope": DPRope,
     "dprope_robust": DPRopeRobust,
+    "two_term": TwoTerm,
     "minimal": Minimal,
     "explicit": Explicit,
 }

@@ -206,16 +206,16 @@ class Ramp:
         # d - 1 and not d/2 - 1 is Hugging Face's; served models were tuned with it.
         return max(low, 0), min(high, self.head_dim - 1)
 
-    def kept(self, own: ArrayLike = 1.0) -> Float[np.ndarray, " pairs"]:
-        """YaRN's g, from 1 (keep) to 0 (interpolate).
+    def places(self, own: ArrayLike = 1.0) -> Float[np.ndarray, " pairs"]:
+        """Where pairs lie: i, and for a model that scales already, where the base alone would have their frequency."""
+        return np.arange(self.head_dim // 2) + self._pair(np.asarray(own, np.float64))
 
-        A pair of a model that scales already lies where the base alone would have its frequency.
-        """
+    def kept(self, own: ArrayLike = 1.0) -> Float[np.ndarray, " pairs"]:
+        """YaRN's g, from 1 (keep) to 0 (interpolate)."""
         low, high = self.ends()
         if low == high:
             high += 0.001  # Hugging Face's
-        pairs = np.arange(self.head_dim // 2) + self._pair(np.asarray(own, np.float64))
-        return 1 - np.clip((pairs - low) / (high - low), 0, 1)
+        return 1 - np.clip((self.places(own) - low) / (high - low), 0, 1)
 
     def _pair(self, ratio: Any) -> Any:
         """Pairs from the fastest one to a frequency that is lower by this ratio."""

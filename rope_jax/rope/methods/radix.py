@@ -8,9 +8,9 @@ import math
 import numpy as np
 from jaxtyping import Float
 
-from rope_jax.rope.attention_factor import yarn_attention_factor
 from rope_jax.rope.geometry import Geometry
 from rope_jax.rope.measure import Measure
+from rope_jax.rope.methods.by_parts import Ramp, yarn_attention_factor
 from rope_jax.rope.methods.method import ClosedForm
 from rope_jax.rope.relative import RelativeScale
 
@@ -65,20 +65,11 @@ class TailSpline(ClosedForm):
 
 
 def _past_first(geometry: Geometry, measure: Measure) -> tuple[Float[np.ndarray, " pairs"], float]:
-    """How far pairs lie after the first correction pair, from 0 up to the distance between both, and that distance.
-
-    The correction pairs are YaRN's as transformers rounds and clips them. A pair of a model that already scales counts
-    where its own frequency lies: `i + D ln(f_i) / (2 ln base)` instead of i.
-    """
-    head_dim, pairs_per_e = geometry.head_dim, geometry.head_dim / (2 * math.log(geometry.base))
-
-    def pair_with(periods: float) -> float:
-        return pairs_per_e * math.log(measure.original / (2 * math.pi * periods))
-
-    low, high = max(math.floor(pair_with(FAST)), 0), min(math.ceil(pair_with(SLOW)), head_dim - 1)
+    """How far pairs lie after the first correction pair, up to the distance between both, and that distance."""
+    ramp = Ramp(geometry.base, geometry.head_dim, measure.original, (FAST, SLOW))
+    low, high = ramp.ends()
     width = max(high - low, 1)
-    place = np.arange(head_dim // 2) + pairs_per_e * np.log(np.asarray(geometry.own.factors, np.float64))
-    return np.clip(place - low, 0, width), width
+    return np.clip(ramp.places(geometry.own.factors) - low, 0, width), width
 
 
 def _power(measure: Measure, exponents: Float[np.ndarray, " pairs"]) -> RelativeScale:

@@ -1,0 +1,56 @@
+"""From a config to a method that needs no weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from experiments.names import reading, value
+from rope_jax.commands.fields import METHOD_FIELDS
+from rope_jax.files import parse_json
+from rope_jax.interop.hf_config import read_config
+from rope_jax.rope.factor_files import factors_of, read_factors
+from rope_jax.rope.methods import METHODS
+from rope_jax.rope.methods.adjusted import Adjusted
+from rope_jax.rope.methods.explicit import Explicit
+from rope_jax.rope.methods.method import Method
+from rope_jax.rope.usage import Usage, read_usage
+
+
+def solved_method(config: ConfigDict, name: str) -> Method:
+    """A method that needs no weights, with its parameters, adjusted as the config says."""
+    parameters = {field.name for field in dataclasses.fields(METHODS[name])}
+    values = {p: value(config, field) for p, field in METHOD_FIELDS.items() if p in parameters}
+    if "distances" in values:
+        usage = _measured(config, "solve.distances")
+        values["distances"] = usage and usage.distances()
+    found = _explicit(config.rope.factors) if name == "explicit" else METHODS[name](**values)
+    attention_factor, taper = config.rope.attention_factor or None, config.rope.taper
+    return Adjusted(found, attention_factor, taper) if attention_factor or taper else found
+
+
+def _measured(config: ConfigDict, field: str) -> Usage | None:
+    """What the file that a field names says of the model, if it names one."""
+    path = value(config, field)
+    if not path:
+        return None
+    with reading(field):
+        return read_usage(Path(path).expanduser())
+
+
+def _explicit(given: str) -> Explicit:
+    """Factors as they are typed, from a file, or of a model that already scales."""
+    if not given:
+        return Explicit()
+    with reading("rope.factors"):
+        if given.lstrip().startswith("["):
+            return factors_of("config.rope.factors", parse_json("config.rope.factors", given))
+        if not os.path.isdir(given):
+            return read_factors(given)
+        known = read_config(Path(given))
+    factors = np.asarray(known.rope.factors, float).tolist()
+    return Explicit(tuple(factors), float(known.rope.attention_factor), whole=True, base=known.config.rope_base)

@@ -1,0 +1,94 @@
+"""Any method with another attention factor, or with its factors smoothed over neighbouring pairs."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+
+from rope_jax.errors import InputError
+from rope_jax.rope.arrays import AnyArray
+from rope_jax.rope.embedding import ScaleVector
+from rope_jax.rope.geometry import Geometry
+from rope_jax.rope.measure import Measure
+from rope_jax.rope.methods.by_parts import yarn_attention_factor
+from rope_jax.rope.methods.explicit import Explicit, longrope_attention_factor
+from rope_jax.rope.methods.method import Method, Solution
+
+YARN, LONGROPE = "yarn", "longrope"
+
+
+@dataclasses.dataclass(frozen=True)
+class Adjusted(Method):
+    """What `method` gives, adjusted.
+
+    Attributes:
+        method: the method.
+        attention_factor: on cos and sin, instead of the method's own: a number, or "yarn" for `0.1 ln s + 1`, or
+            "longrope" for `sqrt(1 + ln s / ln L)`; None keeps the method's own. It multiplies that of the model, unless
+            the method replaces the model's scaling.
+        taper: pairs on either side that a pair's factor is averaged with; 0 for none.
+    """
+
+    title = "adjusted"
+    method: Method
+    attention_factor: float | str | None = None
+    taper: int = 0
+
+    def __post_init__(self):
+        given = self.attention_factor
+        if given not in (None, YARN, LONGROPE) and not (_is_number(given) and 0 < float(given) < math.inf):
+            raise InputError(
+                f"`attention_factor` is {given!r}: use a number above 0, {YARN!r} or {LONGROPE!r}",
+                field="attention_factor",
+            )
+        if self.taper < 0:
+            raise InputError(f"`taper` is {self.taper}: use a number of pairs, or 0", field="taper")
+
+    def check(self, geometry: Geometry, measure: Measure) -> None:
+        self.method.check(geometry, measure)
+
+    def __call__(self, geometry: Geometry, measure: Measure) -> Solution:
+        solution = self.method(geometry, measure)
+        factors, attention_factor = solution.scale.factors, solution.scale.attention_factor
+        if self.attention_factor is not None:
+            replaces = isinstance(self.method, Explicit) and self.method.whole
+            own = 1 if replaces else float(geometry.own.attention_factor)
+            attention_factor = own * self._factor(measure)
+        if self.taper:
+            factors = geometry.own.factors * tapered(factors / geometry.own.factors, self.taper)
+        scale = ScaleVector.create(factors, attention_factor)
+        return Solution.measured(geometry, measure, scale, solution.selection)
+
+    def _factor(self, measure: Measure) -> float:
+        if self.attention_factor == YARN:
+            return yarn_attention_factor(measure.extension)
+        if self.attention_factor == LONGROPE:
+            return longrope_attention_factor(measure.extension, measure.original)
+        assert self.attention_factor is not None
+        return float(self.attention_factor)
+
+
+def tapered(factors: Float[AnyArray, "*layers pairs"], reach: int) -> Float[AnyArray, "*layers pairs"]:
+    """Factors averaged over neighbouring pairs, geometrically, so that a step becomes a ramp.
+
+    Neighbours up to `reach` pairs away weigh `1 + cos(pi n / (reach + 1))` at a distance of n. Beyond both ends the
+    outermost factor continues.
+    """
+    weights = 1 + np.cos(math.pi * np.arange(-reach, reach + 1) / (reach + 1))
+    weights = (weights / weights.sum()).astype(np.float32)
+    logarithms = jnp.log(jnp.asarray(factors))
+    padded = jnp.pad(logarithms, [(0, 0)] * (logarithms.ndim - 1) + [(reach, reach)], mode="edge")
+    pairs = logarithms.shape[-1]
+    return jnp.exp(sum(weight * padded[..., n : n + pairs] for n, weight in enumerate(weights)))
+
+
+def _is_number(value) -> bool:
+    try:
+        float(value)
+    except (TypeError, ValueError):
+        return False
+    return True
