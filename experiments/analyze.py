@@ -22,8 +22,8 @@ from rope_jax.commands import analyze as procedure
 from rope_jax.commands.analyze import Analysis
 from rope_jax.commands.reporter import Reporter
 from rope_jax.errors import InputError
-from rope_jax.interop.hf_config import read_config
 from rope_jax.interop.hub import resolve_model
+from rope_jax.interop.model_folder import read_source
 from rope_jax.rope.embedding import identity
 from rope_jax.rope.geometry import Geometry
 from rope_jax.rope.methods import METHODS
@@ -69,7 +69,7 @@ def analysis(config: ConfigDict, name: str, named: bool = False) -> Analysis:
         shape, contexts = Geometry(rope.base, rope.head_dim, identity(rope.head_dim)), build.measure(config, 0)
     elif config.model.path:
         with reading("model.path"):
-            known = read_config(resolve_model(config.model.path))
+            known = read_source(resolve_model(config.model.path))
         build.check_geometry(config, known)
         shape, contexts = build.geometry(known), build.measure(config, known.config.context)
     else:

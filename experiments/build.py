@@ -22,9 +22,10 @@ from rope_jax.data.corpus import open_corpus
 from rope_jax.data.source import Splits
 from rope_jax.data.tokenizer import Tokenizer, load_tokenizer
 from rope_jax.errors import InputError
-from rope_jax.interop.hf_config import SourceConfig, read_config
+from rope_jax.interop.hf_config import SourceConfig
 from rope_jax.interop.hub import resolve_model
 from rope_jax.interop.huggingface import check_model
+from rope_jax.interop.model_folder import read_source
 from rope_jax.model.config import LlamaConfig
 from rope_jax.model.lora import LoraConfig
 from rope_jax.multihost import Processes
@@ -88,7 +89,7 @@ def plan_source(config: ConfigDict) -> Source:
     beside, path = REPOSITORY / config.plan.model, config.plan.model or config.model.path
     with reading("plan.model" if config.plan.model else "model.path"):
         place = beside if config.plan.model else resolve_model(path) if path else Path()
-        known = read_config(place) if path else None
+        known = read_source(place) if path else None
     known = known or _small_model(config)
     return Source(path, place, known, compute(config).of(known.config, "gpu"))
 

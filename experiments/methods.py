@@ -12,7 +12,8 @@ from ml_collections import ConfigDict
 from experiments.names import reading, value
 from rope_jax.commands.fields import METHOD_FIELDS
 from rope_jax.files import parse_json
-from rope_jax.interop.hf_config import read_config
+from rope_jax.gguf_reader import is_gguf
+from rope_jax.interop.model_folder import read_source
 from rope_jax.rope.factor_files import factors_of, read_factors
 from rope_jax.rope.methods import METHODS
 from rope_jax.rope.methods.adjusted import Adjusted
@@ -49,8 +50,8 @@ def _explicit(given: str) -> Explicit:
     with reading("rope.factors"):
         if given.lstrip().startswith("["):
             return factors_of("config.rope.factors", parse_json("config.rope.factors", given))
-        if not os.path.isdir(given):
+        if not os.path.isdir(given) and not is_gguf(Path(given)):
             return read_factors(given)
-        known = read_config(Path(given))
+        known = read_source(Path(given))
     factors = np.asarray(known.rope.factors, float).tolist()
     return Explicit(tuple(factors), float(known.rope.attention_factor), whole=True, base=known.config.rope_base)

@@ -17,6 +17,8 @@ from rope_jax.evaluation.benchmarks import BENCHMARKS
 from rope_jax.evaluation.engine import Evaluation, Home, prepare
 from rope_jax.evaluation.longbench.scoring import write_scores
 from rope_jax.files import read_json_object, read_record, write_json
+from rope_jax.gguf_reader import is_gguf
+from rope_jax.interop import gguf_model
 from rope_jax.interop.hf_config import SourceConfig
 from rope_jax.interop.hub import resolve_model
 from rope_jax.interop.huggingface import read_model
@@ -162,16 +164,20 @@ def model_folder(path: str, reporter: Reporter) -> Path:
 
 def model_files(folder: Path) -> dict[str, list[int]]:
     """Size and time of the files that make a model, by which one that was trained anew is told apart."""
-    paths = sorted(path for pattern in ("config.json", "*.safetensors", "*.bin") for path in folder.glob(pattern))
+    patterns = ("config.json", "*.safetensors", "*.bin")
+    paths = [folder] if is_gguf(folder) else sorted(path for pattern in patterns for path in folder.glob(pattern))
     return {path.name: [path.stat().st_size, int(path.stat().st_mtime)] for path in paths}
 
 
 def trained_context(folder: Path, found: SourceConfig) -> int:
     """Tokens that a model was pre-trained on, as far as its config tells."""
-    raw = read_json_object(folder / "config.json")
-    blocks = [raw, *(raw.get(key) or {} for key in ("rope_scaling", "rope_parameters"))]
     named = [(found.provenance or {}).get("original_context")]
-    named += [block.get("original_max_position_embeddings") for block in blocks]
+    if is_gguf(folder):
+        named.append(gguf_model.trained_context(folder))
+    else:
+        raw = read_json_object(folder / "config.json")
+        blocks = [raw, *(raw.get(key) or {} for key in ("rope_scaling", "rope_parameters"))]
+        named += [block.get("original_max_position_embeddings") for block in blocks]
     return next((int(length) for length in named if length), found.config.context)
 
 

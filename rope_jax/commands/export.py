@@ -7,7 +7,7 @@ from pathlib import Path
 
 import jax
 
-from rope_jax.commands.export_job import Formats, Job, Trained
+from rope_jax.commands.export_job import Formats, Job, Trained, existing_gguf
 from rope_jax.commands.reporter import Reporter
 from rope_jax.commands.source import read_params
 from rope_jax.files import write_json
@@ -56,7 +56,7 @@ def export(job: Job, wanted: Formats, folder: Path, reporter: Reporter) -> dict:
         results["export"] = verify_folder(job, wanted, exported, reporter)
     if "gguf" in wanted.formats:
         base, target = job.recipe.geometry.base, job.recipe.measure.target
-        verify_gguf(folder / "model.gguf", rope, base=base, context=target, folded=not wanted.gguf)
+        verify_gguf(folder / "model.gguf", rope, base=base, context=target, folded=not existing_gguf(job, wanted))
         reporter.say("verified: model.gguf has rope_freqs.weight, the base and the context, and no further scaling")
         results["model.gguf"] = "rope_freqs.weight"
     write_json(folder / "verify.json", results)
@@ -103,9 +103,10 @@ def write_gguf_file(
     """Writes a GGUF file: the given one with factors, or a conversion of the folder `converted`."""
     common = {"context": job.recipe.measure.target, "provenance": job.provenance, "overwrite": wanted.overwrite}
     with reporter.byte_bar("writing the GGUF file") as progress:
-        if wanted.gguf:
+        existing = existing_gguf(job, wanted)
+        if existing is not None:
             base = job.recipe.geometry.base
-            add_factors(target, Path(wanted.gguf), rope, base=base, **common, progress=progress)
+            add_factors(target, existing, rope, base=base, **common, progress=progress)
         else:
             how = {"dtype": wanted.dtype or None, "vocabulary": wanted.vocabulary}
             write_gguf(target, converted, rope, **common, **how, progress=progress)

@@ -13,6 +13,7 @@ from rope_jax.commands.fields import BEST, EXPORT_FORMATS
 from rope_jax.commands.learned import LearnedMethod
 from rope_jax.commands.run import Recipe
 from rope_jax.errors import InputError
+from rope_jax.gguf_reader import is_gguf
 from rope_jax.interop.gguf_export import check_extendable, check_gguf
 from rope_jax.interop.model_card import CardFacts
 from rope_jax.interop.peft_adapter import check_adapter
@@ -29,7 +30,8 @@ class Formats:
     """What an export writes, and how it is verified.
 
     Attributes:
-        gguf: GGUF file to put the factors into; empty converts the weights.
+        gguf: GGUF file to put the factors into; empty takes the model itself if it is one that was not trained, and
+            else converts the weights.
         dtype: dtype of a converted GGUF file's matrices; empty keeps them.
         vocabulary: whether a converted GGUF file holds the tokenizer.
         verify_lengths: tokens to compare logits at; empty for 32 and both contexts.
@@ -83,6 +85,14 @@ class Job:
         return self.recipe.source.folder if self.recipe.source.path else None
 
 
+def existing_gguf(job: Job, wanted: Formats) -> Path | None:
+    """The GGUF file that a copy with the factors is made of; None where weights are converted."""
+    if wanted.gguf:
+        return Path(wanted.gguf)
+    source = job.recipe.source.folder
+    return source if job.trained is None and is_gguf(source) else None
+
+
 def check(job: Job, wanted: Formats, folder: Path) -> None:
     """Checks that every format can hold the model and is free to be written.
 
@@ -98,8 +108,13 @@ def check(job: Job, wanted: Formats, folder: Path) -> None:
         )
     if "gguf" in wanted.formats:
         check_gguf(known.config, rope, job.recipe.measure.target)
-        if wanted.gguf:
-            check_extendable(Path(wanted.gguf), rope, known.config.rope_base)
+        existing = existing_gguf(job, wanted)
+        if existing is not None:
+            check_extendable(existing, rope, known.config.rope_base)
+            if wanted.dtype:
+                raise InputError(
+                    f"`dtype` is {wanted.dtype!r}, and a copy of {existing} keeps its dtypes: leave it empty", "dtype"
+                )
     if "adapter" in wanted.formats:
         lora = job.trained and job.trained.training.config.lora
         if not lora:

@@ -157,7 +157,7 @@ _METHOD = one_of(*METHODS, LEARNED, OWN)
 FIELDS: tuple[Field, ...] = (
     Field("seed", 0, "seed of weights, data order, samples and bootstrap", at_least(0)),
     #
-    Field("model.path", "", "Hugging Face folder or hub id; empty pre-trains a small model first (pretrain)"),
+    Field("model.path", "", "Hugging Face folder or hub id, or GGUF file; empty pre-trains a small model first"),
     Field(
         "model.dtype",
         "auto",
@@ -312,7 +312,11 @@ FIELDS: tuple[Field, ...] = (
         "Hugging Face folder, GGUF file, and PEFT adapter (of a run with train.lora)",
         one_of(*EXPORT_FORMATS),
     ),
-    Field("export.gguf", "", "GGUF file of the model to put the factors into; empty converts the weights"),
+    Field(
+        "export.gguf",
+        "",
+        "GGUF file to copy with the factors; empty: the model if it is one, else a conversion",
+    ),
     Field("export.dtype", "", "dtype of a converted GGUF file's matrices; empty as they are", one_of("", *_DTYPES)),
     Field("export.vocabulary", True, "write the tokenizer into a converted GGUF file"),
     Field("export.overwrite", False, "replace what an earlier export has written"),

@@ -59,8 +59,9 @@ class Source:
     """The model before extension.
 
     Attributes:
-        path: folder or Hub id as the user names it; empty for a small model that the run pre-trains.
-        known: what its `config.json` says.
+        path: folder, GGUF file or Hub id as the user names it; empty for a small model that the run pre-trains.
+        folder: model folder, or GGUF file.
+        known: what its config says.
         model: its config as this command computes it.
     """
 
@@ -78,7 +79,7 @@ class Source:
     def name(self) -> str:
         """The model's name: a Hub id, or the last part of a path, whose rest concerns this machine alone."""
         path = Path(self.path).expanduser()
-        return path.resolve().name if self.path and path.is_dir() else self.path
+        return path.resolve().name if self.path and path.exists() else self.path
 
     def load_tokenizer(self, tokenizer: str = "") -> Tokenizer:
         """The tokenizer in the folder or file `tokenizer`; the model's if that is empty.

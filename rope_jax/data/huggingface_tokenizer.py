@@ -87,23 +87,28 @@ def write_tokenizer(
     *,
     special: Sequence[str],
     bos: tuple[str, int] | None,
+    eos: tuple[str, int] | None = None,
     config: Mapping[str, Any],
 ) -> None:
     """Writes `tokenizer.json` and `tokenizer_config.json`, from which `AutoTokenizer` gives the same ids.
 
-    Like LLaMA's tokenizer, it prepends BOS unless called with `add_special_tokens=False`.
+    Like LLaMA's tokenizer, it adds BOS and EOS unless called with `add_special_tokens=False`.
 
     Args:
         folder: created if missing.
         tokenizer: model, normaliser and decoder.
         special: special tokens.
-        bos: the one that begins a document and its id, or None.
+        bos: the one that is put in front of a text, and its id, or None.
+        eos: the one that is put after it, or None.
         config: further fields of `tokenizer_config.json`.
     """
     tokenizer.add_special_tokens([tokenizers.AddedToken(token, special=True, normalized=False) for token in special])
-    if bos is not None:
+    if bos is not None or eos is not None:
+        before, after = ([token[0]] if token else [] for token in (bos, eos))
         tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
-            single=f"{bos[0]} $A", pair=f"{bos[0]} $A {bos[0]} $B:1", special_tokens=[bos]
+            single=[*before, "$A", *after],
+            pair=[*before, "$A", *after, *before, "$B:1", *after],
+            special_tokens=[token for token in (bos, eos) if token],
         )
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"))

@@ -17,6 +17,7 @@ from rope_jax.errors import InputError
 _proto: Any = sentencepiece_model_pb2  # generated, without types
 _Piece = _proto.ModelProto.SentencePiece
 _SPACE = "\u2581"  # a space within a piece
+_NEVER = -1e5  # a score: below that of any text of a few characters
 
 
 class SentencePieceTokenizer:
@@ -49,10 +50,13 @@ class SentencePieceTokenizer:
         """Writes the model file, and its equivalent as `tokenizer.json` with `tokenizer_config.json`.
 
         Unlike this tokenizer, the equivalent reads the text of a special token as that token. An InputError tells of a
-        model (unigram, or with a normaliser or symbols of its own) that has no exact equivalent here.
+        model (with a normaliser or symbols of its own) that has no exact equivalent here.
         """
         model = _proto.ModelProto.FromString(self.path.read_bytes())
-        equivalent = _huggingface_equivalent(model, self.path)
+        # After a symbol of its own, sentencepiece adds no space where the equivalent does.
+        if any(piece.type == _Piece.USER_DEFINED for piece in model.pieces):
+            raise _no_equivalent(self.path)
+        equivalent = huggingface_equivalent(model, self.path)
         names = [piece.piece for piece in model.pieces]
         bos = None if self.bos_id is None else (names[self.bos_id], self.bos_id)
         config = {
@@ -65,35 +69,36 @@ class SentencePieceTokenizer:
         copy_file(self.path, Path(folder) / "tokenizer.model")
 
 
-def _huggingface_equivalent(model, path: Path) -> tokenizers.Tokenizer:
-    """The same byte-pair encoding as a `tokenizers` pipeline; an InputError if there is none."""
-    spec = model.normalizer_spec
+def huggingface_equivalent(model, path: Path) -> tokenizers.Tokenizer:
+    """A sentencepiece `ModelProto`, read from `path`, as a `tokenizers` pipeline; an InputError if there is none."""
+    spec, kind = model.normalizer_spec, model.trainer_spec.model_type
     exact = (
-        model.trainer_spec.model_type == _proto.TrainerSpec.BPE
+        kind in (_proto.TrainerSpec.BPE, _proto.TrainerSpec.UNIGRAM)
         and spec.escape_whitespaces
         and not (spec.precompiled_charsmap or spec.remove_extra_whitespaces)
         and not model.trainer_spec.treat_whitespace_as_suffix
-        and all(piece.type != _Piece.USER_DEFINED for piece in model.pieces)
     )
     if not exact:
-        raise InputError(
-            f"{path} is a sentencepiece model without an exact tokenizer.json (only byte-pair models without "
-            "normalisation have one); use the model's Hugging Face folder instead"
+        raise _no_equivalent(path)
+    fallback = model.trainer_spec.byte_fallback
+    unknown = next((i for i, piece in enumerate(model.pieces) if piece.type == _Piece.UNKNOWN), None)
+    if kind == _proto.TrainerSpec.BPE:
+        algorithm = tokenizers.models.BPE(
+            vocab={piece.piece: i for i, piece in enumerate(model.pieces)},
+            merges=_merges(model.pieces),
+            unk_token=None if unknown is None else model.pieces[unknown].piece,
+            fuse_unk=True,
+            byte_fallback=fallback,
         )
-    bpe = tokenizers.models.BPE(
-        vocab={piece.piece: i for i, piece in enumerate(model.pieces)},
-        merges=_merges(model.pieces),
-        unk_token=next((piece.piece for piece in model.pieces if piece.type == _Piece.UNKNOWN), None),
-        fuse_unk=True,
-        byte_fallback=model.trainer_spec.byte_fallback,
-    )
+    else:
+        algorithm = tokenizers.models.Unigram(_scored(model.pieces, path), unknown, fallback)
     normalizers, decoders = tokenizers.normalizers, tokenizers.decoders
     normalising: list = [normalizers.Replace(" ", _SPACE)]
     decoding: list = [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
     if spec.add_dummy_prefix:
         normalising.insert(0, normalizers.Prepend(_SPACE))
         decoding.append(decoders.Strip(" ", 1, 0))
-    result = tokenizers.Tokenizer(bpe)
+    result = tokenizers.Tokenizer(algorithm)
     result.normalizer, result.decoder = normalizers.Sequence(normalising), decoders.Sequence(decoding)
     return result
 
@@ -108,3 +113,21 @@ def _merges(pieces) -> list[tuple[str, str]]:
         if piece[:cut] in scores and piece[cut:] in scores
     ]
     return sorted(pairs, key=lambda pair: -scores[pair[0] + pair[1]])
+
+
+def _scored(pieces, path: Path) -> list[tuple[str, float]]:
+    """Pieces with the scores of a unigram model; the text of a piece that is not of the text, `</s>`, is no such piece.
+
+    The library would take it for one. With a score that other pieces always beat it does not, if they cover its text.
+    """
+    normal = {piece.piece for piece in pieces if piece.type == _Piece.NORMAL}
+    if not all(set(piece.piece) <= normal for piece in pieces if piece.type != _Piece.NORMAL):
+        raise _no_equivalent(path)
+    return [(piece.piece, piece.score if piece.type == _Piece.NORMAL else _NEVER) for piece in pieces]
+
+
+def _no_equivalent(path: Path) -> InputError:
+    return InputError(
+        f"{path} is a sentencepiece model without an exact tokenizer.json (only models without normalisation and "
+        "symbols of their own have one); use the model's Hugging Face folder instead"
+    )

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import tempfile
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
@@ -9,9 +12,11 @@ from typing import Protocol
 import numpy as np
 
 from rope_jax.data.byte_tokenizer import ByteTokenizer
+from rope_jax.data.gguf_tokenizer import write_gguf_tokenizer
 from rope_jax.data.huggingface_tokenizer import HuggingFaceTokenizer
 from rope_jax.data.sentencepiece_tokenizer import SentencePieceTokenizer
 from rope_jax.errors import InputError
+from rope_jax.gguf_reader import is_gguf
 
 
 class Tokenizer(Protocol):
@@ -47,7 +52,7 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
 
     Args:
         path: `bytes` for the byte tokenizer; a sentencepiece model (`*.model`) or a folder whose only tokenizer
-            file is `tokenizer.model`; or a Hugging Face folder.
+            file is `tokenizer.model`; a GGUF file; or a Hugging Face folder.
 
     Raises:
         InputError: if there is no tokenizer at `path`, or it cannot be loaded without running foreign code.
@@ -57,6 +62,8 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     path = Path(path)
     if path.is_file() and path.suffix == ".model":
         return SentencePieceTokenizer(path)
+    if is_gguf(path):
+        return _load_gguf(path)
     if not path.is_dir():
         raise InputError(
             f"`path` is {path}, neither 'bytes', nor a folder, nor a sentencepiece .model file; download the tokenizer "
@@ -72,3 +79,17 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
         "name the folder that has one of them, or 'bytes'",
         field="path",
     )
+
+
+def _load_gguf(file: Path) -> Tokenizer:
+    with contextlib.ExitStack() as undo:
+        folder = tempfile.TemporaryDirectory(prefix="rope-jax-tokenizer-")
+        undo.callback(folder.cleanup)
+        write_gguf_tokenizer(file, Path(folder.name))
+        if not any(Path(folder.name).iterdir()):
+            raise InputError(f"`path` is {file}, which holds no tokenizer: name one, or 'bytes'", field="path")
+        tokenizer = load_tokenizer(folder.name)
+        undo.pop_all()
+    # A tokenizer is saved as a copy of its files.
+    weakref.finalize(tokenizer, folder.cleanup)
+    return tokenizer

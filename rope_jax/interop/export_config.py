@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from rope_jax.errors import InputError
-from rope_jax.interop.hf_config import read_config
+from rope_jax.gguf_reader import is_gguf
 from rope_jax.interop.hf_keys import ARCHITECTURES, PROVENANCE_KEY, SHAPE
+from rope_jax.interop.model_folder import read_source
 from rope_jax.model.config import LlamaConfig
 from rope_jax.rope.embedding import ScaleVector
 
@@ -89,10 +90,10 @@ def describe_export(
 
 
 def carried_keys(source: Path, config: LlamaConfig) -> dict:
-    """Keys of a source's `config.json` that change no logit; `InputError` if the source is another model."""
-    if not (source / "config.json").exists():
+    """Keys of a source, a folder or a GGUF file, that change no logit; `InputError` if it is another model."""
+    if not is_gguf(source) and not (source / "config.json").exists():
         return {}
-    known = read_config(source)
+    known = read_source(source)
     if known.config.vocab_size != config.vocab_size:
         raise InputError(
             f"`source` {source} has vocab_size {known.config.vocab_size} and the model {config.vocab_size}: give the "

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from rope_jax.errors import InputError
+from rope_jax.gguf_reader import GgufFile, import_gguf, is_gguf, read_gguf
 from rope_jax.interop.arrays import cast
 from rope_jax.interop.atomic import check_space, check_target, counter, write_atomically
 from rope_jax.interop.gguf_files import (
@@ -24,9 +25,7 @@ from rope_jax.interop.gguf_files import (
     FACTORS,
     READS_FACTORS,
     SCALING_KEYS,
-    import_gguf,
-    open_gguf,
-    read_gguf_rope,
+    gguf_rope,
 )
 from rope_jax.interop.gguf_vocabulary import add_vocabulary
 from rope_jax.interop.model_folder import inspect
@@ -97,6 +96,8 @@ def write_gguf(
     """
     gguf = import_gguf()
     target, folder = Path(os.path.abspath(target)), Path(folder)
+    if is_gguf(folder):
+        raise InputError(f"`folder` {folder} is a GGUF file already: copy it with `add_factors`", field="folder")
     known, tensors = inspect(folder)
     config = known.config
     check_gguf(config, rope, context)
@@ -151,7 +152,11 @@ def check_extendable(existing: Path, rope: ScaleVector, base: float) -> None:
     Raises:
         InputError: naming the file and the fix, if it is of another model, or is one of several files.
     """
-    found = read_gguf_rope(existing)
+    _check_extendable(read_gguf(existing), rope, base)
+
+
+def _check_extendable(file: GgufFile, rope: ScaleVector, base: float) -> None:
+    existing, found = file.path, gguf_rope(file)
     if found.splits > 1:
         raise InputError(f"{existing} is one of several files: join them first (`llama-gguf-split --merge`)")
     if found.architecture not in READS_FACTORS:
@@ -196,36 +201,37 @@ def add_factors(
         InputError: naming the file and the fix. Nothing remains then.
     """
     gguf = import_gguf()
-    target = Path(os.path.abspath(target))
-    check_extendable(existing, rope, base)
+    target, file = Path(os.path.abspath(target)), read_gguf(existing)
+    _check_extendable(file, rope, base)
     check_target(target, overwrite)
-    reader = open_gguf(existing)
-    architecture = reader.get_field("general.architecture").contents()
+    architecture = file.values["general.architecture"]
     factors, attention_factor = _stored_factors(rope), float(rope.attention_factor)
-    kept = [tensor for tensor in reader.tensors if tensor.name != FACTORS]
-    tensors = [(t.name, t.data.shape, t.data.dtype, t.data.nbytes, t.tensor_type) for t in kept]
+    kept = [tensor for tensor in file.tensors.values() if tensor.name != FACTORS]
+    tensors = [
+        (t.name, (*t.shape[:-1], t.row_bytes), np.dtype(np.uint8), t.bytes, gguf.GGMLQuantizationType(t.kind))
+        for t in kept
+    ]
     scaling = {f"{architecture}.{key}" for key in (*SCALING_KEYS, ATTENTION_FACTOR)}
     length = f"{architecture}.context_length"
+    endianess = gguf.GGUFEndian.BIG if file.big_endian else gguf.GGUFEndian.LITTLE
 
     def write(place: Path) -> None:
-        writer = gguf.GGUFWriter(place, architecture, endianess=reader.endianess)
-        for key, field in reader.fields.items():
-            if key in scaling or key == "general.architecture" or key.startswith(("GGUF.", "rope_jax.")):
+        writer = gguf.GGUFWriter(place, architecture, endianess=endianess)
+        writer.data_alignment = file.alignment
+        for key, value in file.values.items():
+            if key in scaling or key == "general.architecture" or key.startswith("rope_jax."):
                 continue
             if key == length:
                 writer.add_context_length(context)
                 continue
-            kind, value = field.types[0], field.contents()
-            element = field.types[-1] if kind == gguf.GGUFValueType.ARRAY else None
-            if element is not None and not value:
+            kind, *element = map(gguf.GGUFValueType, file.types[key])
+            if element and not value:
                 continue  # an empty array has no element type to write
-            writer.add_key_value(key, value, kind, sub_type=element)
-            if key == "general.alignment":
-                writer.data_alignment = int(value)
+            writer.add_key_value(key, value, kind, sub_type=element[0] if element else None)
         if attention_factor != 1:
             writer.add_rope_scaling_attn_factors(attention_factor)
-        values = (tensor.data for tensor in kept)
-        _write_content(writer, provenance, factors, tensors, values, endianess=reader.endianess, progress=progress)
+        values = (file.data(tensor) for tensor in kept)
+        _write_content(writer, provenance, factors, tensors, values, endianess=endianess, progress=progress)
 
     check_space(target, existing.stat().st_size)
     write_atomically(target, write)

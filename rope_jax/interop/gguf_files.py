@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from rope_jax.errors import InputError
+from rope_jax.files import Fields
+from rope_jax.gguf_reader import GgufFile, GgufTensor, read_gguf
 
 FACTORS = "rope_freqs.weight"
 
@@ -20,6 +21,8 @@ FACTORS = "rope_freqs.weight"
 # also adds biases to q, k and v where a file has them, which makes a Qwen2 a llama.
 ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "llama", "qwen3": "qwen3"}
 READS_FACTORS = ("llama",)
+
+_FLOAT32 = 0  # GGML's number of it
 
 # The key by which llama.cpp multiplies cos and sin, and those by which it scales positions further than the factors do.
 ATTENTION_FACTOR = "rope.scaling.attn_factor"
@@ -60,47 +63,44 @@ class GgufRope:
     splits: int
 
 
-def import_gguf() -> Any:
-    """The package of llama.cpp's authors, which is an optional dependency."""
-    try:
-        import gguf
-    except ImportError:
-        raise InputError("GGUF needs the package gguf: pip install -e '.[gguf]'") from None
-    return gguf
-
-
-def open_gguf(file: Path) -> Any:
-    """A `gguf.GGUFReader` of a file; `InputError` if it is absent or not a complete GGUF file."""
-    gguf = import_gguf()
-    if not file.is_file():
-        raise InputError(f"{file} is no file: give a .gguf file")
-    try:
-        return gguf.GGUFReader(file)
-    # The reader indexes and decodes what the file claims; a damaged one fails in any of these ways.
-    except (ValueError, KeyError, IndexError, TypeError, OverflowError, MemoryError) as error:
-        raise InputError(f"{file} is no complete GGUF file ({error}): download or convert it again") from None
-
-
 def read_gguf_rope(file: Path) -> GgufRope:
     """Reads what a GGUF file says about rotary positions, and no weight."""
-    reader = open_gguf(file)
+    return gguf_rope(read_gguf(file))
 
-    def value(key: str, default: Any = None) -> Any:
-        field = reader.get_field(key)
-        if field is None and default is None:
-            raise InputError(f"{file} has no {key}: it is no language model, or not complete")
-        return default if field is None else field.contents()
 
-    name = value("general.architecture")
-    heads, width = value(f"{name}.attention.head_count"), value(f"{name}.embedding_length")
-    tensor = next((tensor for tensor in reader.tensors if tensor.name == FACTORS), None)
+def gguf_rope(found: GgufFile) -> GgufRope:
+    """What an opened GGUF file says about rotary positions.
+
+    Raises:
+        InputError: naming the file, the key and the fix.
+    """
+    name, fields = architecture_fields(found)
+    width, heads = fields.integer("embedding_length"), fields.integer("attention.head_count")
+    tensor = found.tensors.get(FACTORS)
+    splits = found.values.get("split.count", 1)
     return GgufRope(
         architecture=name,
-        base=float(value(f"{name}.rope.freq_base", 10000.0)),
-        dimensions=int(value(f"{name}.rope.dimension_count", 0)) or width // heads,
-        context=int(value(f"{name}.context_length")),
-        factors=None if tensor is None else np.array(tensor.data, np.float32),
-        attention_factor=float(value(f"{name}.{ATTENTION_FACTOR}", 1.0)),
-        scaling=tuple(key for key in SCALING_KEYS if reader.get_field(f"{name}.{key}")),
-        splits=int(value("split.count", 1)),
+        base=fields.number("rope.freq_base", 10000.0),
+        dimensions=fields.integer("rope.dimension_count", max(width // heads, 1)),
+        context=fields.integer("context_length"),
+        factors=None if tensor is None else _read_factors(found, tensor),
+        attention_factor=fields.number(ATTENTION_FACTOR, 1.0),
+        scaling=tuple(key for key in SCALING_KEYS if key in fields.values),
+        splits=splits if type(splits) is int else 1,
     )
+
+
+def architecture_fields(found: GgufFile) -> tuple[str, Fields]:
+    """llama.cpp's name of a file's architecture, and the keys of that architecture without its prefix."""
+    name = found.values.get("general.architecture")
+    if not isinstance(name, str) or not name:
+        raise InputError(f"{found.path} has no general.architecture: it is no language model, or not complete")
+    prefix = f"{name}."
+    values = {key.removeprefix(prefix): value for key, value in found.values.items() if key.startswith(prefix)}
+    return name, Fields(found.path, values, prefix)
+
+
+def _read_factors(found: GgufFile, tensor: GgufTensor) -> np.ndarray:
+    if tensor.kind != _FLOAT32 or len(tensor.shape) != 1:
+        raise InputError(f"{found.path}: {FACTORS} is not a list of float32 numbers: convert the model again")
+    return found.data(tensor).view(">f4" if found.big_endian else "<f4").astype(np.float32)

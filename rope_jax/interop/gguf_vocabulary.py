@@ -9,13 +9,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from rope_jax.data.gguf_tokenizer import GPT2, SMOLLM, SPLITS
 from rope_jax.errors import InputError
 from rope_jax.files import read_json_object
-
-# The regular expression by which a tokenizer.json splits text -> llama.cpp's name of it.
-_CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
-_REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-SPLITS = {_CONTRACTIONS + r"\p{N}{1,3}" + _REST: "llama-bpe", _CONTRACTIONS + r"\p{N}" + _REST: "qwen2"}
 
 _ADVICE = "set `vocabulary` to False to leave the tokenizer out, or convert with llama.cpp's own script"
 
@@ -42,7 +38,7 @@ def add_vocabulary(writer, folder: Path, vocab_size: int) -> None:
         if model.get("byte_fallback"):
             kind, splits, tokens = "llama", "default", _with_byte_fallback(tokenizer)
         elif _is_bytes(tokenizer):
-            kind, splits, tokens = "gpt2", "gpt-2", _byte_level(tokenizer)
+            kind, splits, tokens = "gpt2", GPT2, _byte_level(tokenizer)
             # llama.cpp asks for merges; this one is of symbols that nothing makes. How text is split matters to none.
             writer.add_token_merges(["\u0100\u0100 \u0100\u0100"])
         else:
@@ -105,14 +101,17 @@ def _split_name(folder, tokenizer) -> str:
     steps = steps.get("pretokenizers", [steps])
     kinds = [step.get("type") for step in steps]
     if kinds == ["ByteLevel"] and steps[0].get("use_regex", True):
-        return "gpt-2"
+        return GPT2
+    if kinds == ["Digits", "ByteLevel"] and steps[0].get("individual_digits") and steps[1].get("use_regex", True):
+        return SMOLLM
     if kinds == ["Split", "ByteLevel"]:
         pattern = (steps[0].get("pattern") or {}).get("Regex")
-        if pattern in SPLITS:
-            return SPLITS[pattern]
+        found = next((name for name, split in SPLITS.items() if split == pattern), None)
+        if found:
+            return found
     raise InputError(
         f"{folder / 'tokenizer.json'}: it splits text in a way that is not among those known here as llama.cpp's "
-        f"({', '.join((*SPLITS.values(), 'gpt-2'))}): {_ADVICE}"
+        f"({', '.join((*SPLITS, GPT2, SMOLLM))}): {_ADVICE}"
     )
 
 

@@ -1,4 +1,4 @@
-"""A model by folder or by its name on the Hugging Face Hub."""
+"""A model by folder, by GGUF file, or by its name on the Hugging Face Hub."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from huggingface_hub import constants, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
 from rope_jax.errors import InputError
+from rope_jax.gguf_reader import is_gguf
 
 # What text and its chat template are made from; an export carries these on.
 TOKENIZER_FILES = (
@@ -41,10 +42,10 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
 def resolve_model(path: str | Path, revision: str | None = None) -> Path:
-    """Resolves a model to a folder: a local one, or a snapshot of a repository on the Hub.
+    """Resolves a model to a folder, a local one or a snapshot of a repository on the Hub, or to a GGUF file.
 
     Args:
-        path: folder, or Hub name such as ``"meta-llama/Llama-2-7b-hf"``. A folder of that name wins.
+        path: folder, GGUF file, or Hub name such as ``"meta-llama/Llama-2-7b-hf"``. A folder of that name wins.
         revision: branch, tag or commit of a Hub repository; the default branch if None.
 
     Raises:
@@ -55,10 +56,10 @@ def resolve_model(path: str | Path, revision: str | None = None) -> Path:
         return InputError(f"`path` is {path}: {why}", field="path")
 
     folder = Path(path).expanduser()
-    if folder.is_dir():
+    if folder.is_dir() or is_gguf(folder):
         return folder
     if folder.exists():
-        raise error("that is a file; give the folder that holds config.json")
+        raise error("that is a file; give the folder that holds config.json, or a .gguf file")
     if isinstance(path, Path) or not _HUB_ID.fullmatch(path):
         raise error("there is no such folder; give a folder or a Hugging Face model name")
     try:

@@ -1,4 +1,4 @@
-"""Reads model folders in Hugging Face's format into parameters, and writes parameters as such folders."""
+"""Reads model folders in Hugging Face's format, or GGUF files, into parameters; writes parameters as such folders."""
 
 from __future__ import annotations
 
@@ -36,16 +36,16 @@ THREADS = 4
 
 @dataclasses.dataclass(frozen=True)
 class HuggingFaceModel(SourceConfig):
-    """A model read from a folder: what its config says, and `params` of `Llama(config)`, plain arrays."""
+    """A model that was read: what its config says, and `params` of `Llama(config)`, plain arrays."""
 
     params: dict
 
 
 def check_model(folder: str | Path) -> SourceConfig:
-    """Checks that a folder can be read, without reading its weights.
+    """Checks that a folder or a GGUF file can be read, without reading its weights.
 
     Returns:
-        What its `config.json` says, `param_dtype` being that of the tensors, the widest if they differ.
+        What its config says, `param_dtype` being that of the tensors, the widest if they differ.
 
     Raises:
         InputError: for everything that `read_model` would refuse, apart from values that a narrower
@@ -67,7 +67,7 @@ def read_model(
     a time; of several processes, each reads only the pieces of its own devices.
 
     Args:
-        folder: model folder; files may be symbolic links, as in the Hub's cache.
+        folder: model folder, whose files may be symbolic links, as in the Hub's cache; or GGUF file.
         shardings: a `jax.sharding.Sharding` for all parameters, or a tree of them like `params`; None puts
             everything on the default device.
         param_dtype: dtype to keep the weights in; None keeps the folder's.
@@ -122,8 +122,8 @@ def write_model(
         rope: scale vector, factors `[D/2]` (or rows per layer that are all equal).
         context: extended context, tokens.
         provenance: what the scale vector was made from (method, original and target context, ...); JSON-serialisable.
-        source: model folder whose tokenizer files, `generation_config.json` and config keys that change no logit are
-            copied.
+        source: model folder or GGUF file whose tokenizer, `generation_config.json` and config keys that change no
+            logit are copied.
         extra_files: writes further files, such as a tokenizer's or a model card, into the folder it is given.
         dtype: dtype of the tensors; None keeps that of each parameter.
         overwrite: replace a model folder that exists.
@@ -150,9 +150,8 @@ def write_model(
     )
     planned = _plan(config, leaves, dtype)
     shards = plan_shards((tensor for tensor, _, _ in planned), max_shard_bytes)
-    carried = [] if source is None else files_to_carry(source)
     total = sum(tensor.bytes for tensor, _, _ in planned)
-    need = total + sum(file.stat().st_size for file in carried)
+    need = total + sum(file.stat().st_size for file in (files_to_carry(source) if source else ()))
     multihost.together(lambda: check_space(folder, need) if multihost.is_first() else None)
 
     values = _stored_values(planned, config, leaves, attention_factor)
@@ -167,7 +166,7 @@ def write_model(
         advance = counter(total, progress)
         try:
             write_folder(
-                folder, described, lambda place: write_sharded(place, shards, coming, advance), carried, extra_files
+                folder, described, lambda place: write_sharded(place, shards, coming, advance), source, extra_files
             )
         except Exception:
             if jax.process_count() > 1:

@@ -12,6 +12,7 @@ import numpy as np
 import yaml
 from huggingface_hub import ModelCardData, metadata_load
 
+from rope_jax.gguf_reader import is_gguf, read_gguf
 from rope_jax.interop.hub import DOCUMENTS
 from rope_jax.rope.embedding import ScaleVector
 
@@ -78,9 +79,9 @@ def licence_files(source: Path) -> list[Path]:
 
 
 def _licence(source: Path) -> dict[str, str]:
-    """`license` and its companions, as the source's own card states them."""
+    """`license` and its companions, as the source's own card, or the GGUF file, states them."""
     try:
-        stated = metadata_load(source / CARD) or {}
+        stated = _gguf_card(source) if is_gguf(source) else metadata_load(source / CARD) or {}
     # No card, no front matter, or one that is not YAML: nothing that could be passed on.
     except (OSError, ValueError, AttributeError, yaml.YAMLError):
         return {}
@@ -88,6 +89,11 @@ def _licence(source: Path) -> dict[str, str]:
     found = {key: stated.get(key) for key in keys if isinstance(stated, dict)}
     # Nobody vouches for the file: a line of text is taken, and nothing that could pass for a part of this card.
     return {key: value for key, value in found.items() if isinstance(value, str) and _PLAIN.fullmatch(value)}
+
+
+def _gguf_card(file: Path) -> dict:
+    values = read_gguf(file).values
+    return {key: values.get(f"general.{key.replace('_', '.')}") for key in ("license", "license_name", "license_link")}
 
 
 def _body(facts: CardFacts, licence: Mapping, files: list[str], trained_here: bool) -> str:

@@ -1,4 +1,4 @@
-"""An untrusted model folder: config and weights checked against each other."""
+"""An untrusted model, a folder or a GGUF file: config and weights checked against each other."""
 
 from __future__ import annotations
 
@@ -8,29 +8,47 @@ from pathlib import Path
 import numpy as np
 
 from rope_jax.errors import InputError
+from rope_jax.gguf_reader import is_gguf
+from rope_jax.interop.gguf_model import read_gguf_model
 from rope_jax.interop.hf_config import SourceConfig, read_config
 from rope_jax.interop.tensor_files import DTYPES, StoredTensor, find_tensors
 from rope_jax.interop.weights import EMBEDDING, FREQUENCY_BUFFER, HEAD, table
 
 
-def inspect(folder: Path) -> tuple[SourceConfig, dict[str, StoredTensor]]:
+def read_source(path: Path) -> SourceConfig:
+    """What a model folder's `config.json`, or a GGUF file, says.
+
+    Raises:
+        InputError: as `read_config` and `read_gguf_model`.
+    """
+    return read_gguf_model(path)[0] if is_gguf(path) else read_config(path)
+
+
+def inspect(path: Path) -> tuple[SourceConfig, dict[str, StoredTensor]]:
     """Checks, without reading weights, that config and weights are those of one model that this package computes.
 
+    Args:
+        path: model folder, or GGUF file.
+
     Returns:
-        What its config says, and the tensors of that model by name, in the order of the files.
+        What its config says, and the tensors of that model by Hugging Face's names, in the order of the files.
     """
-    if not folder.is_dir():
-        raise InputError(f"{folder} is not a folder: give the folder that holds config.json and the weights")
-    if not (folder / "config.json").is_file():
-        raise InputError(f"{folder} holds no config.json: give a model folder in Hugging Face format")
-    source = read_config(folder)
+    unknown: list[str] = []
+    if is_gguf(path):
+        source, found, unknown = read_gguf_model(path)
+    else:
+        if not path.is_dir():
+            raise InputError(f"{path} is not a folder: give the folder that holds config.json and the weights")
+        if not (path / "config.json").is_file():
+            raise InputError(f"{path} holds no config.json: give a model folder in Hugging Face format")
+        source, found = read_config(path), find_tensors(path)
     config = source.config
-    found = find_tensors(folder)
+    says = "its metadata" if is_gguf(path) else "config.json"
 
     expected = {name: weight for weight in table(config) for name in weight.names(config)}
     duplicate_head = found.get(HEAD.name) if config.tie_embeddings else None
     missing = [name for name in expected if name not in found]
-    unexpected = [
+    unexpected = unknown + [
         name
         for name in found
         if name not in expected and not FREQUENCY_BUFFER.fullmatch(name) and found[name] is not duplicate_head
@@ -38,18 +56,18 @@ def inspect(folder: Path) -> tuple[SourceConfig, dict[str, StoredTensor]]:
     if missing:
         hint = "; set tie_word_embeddings to true if this model has no head" if missing == [HEAD.name] else ""
         raise InputError(
-            f"{folder} lacks {listed(missing)}: config.json and weights are of different models, or the download"
+            f"{path} lacks {listed(missing)}: {says} and weights are of different models, or the download"
             f" is incomplete{hint}"
         )
     if unexpected:
         raise InputError(
-            f"{folder} holds {listed(unexpected)}, which a model of its config.json does not have: config.json "
+            f"{path} holds {listed(unexpected)}, which a model of {says} does not have: {says} "
             "and weights are of different models, or of another architecture"
         )
     for name, weight in expected.items():
-        _check_header(found[name], weight.stored_shape(config))
+        _check_header(found[name], weight.stored_shape(config), says)
     if duplicate_head is not None:
-        _check_header(duplicate_head, HEAD.stored_shape(config))
+        _check_header(duplicate_head, HEAD.stored_shape(config), says)
         _check_duplicate_head(found[EMBEDDING.name], duplicate_head)
     return source, {name: tensor for name, tensor in found.items() if name in expected}
 
@@ -61,11 +79,11 @@ def widest_dtype(tensors: Mapping[str, StoredTensor]) -> str:
     return found.pop() if len(found) == 1 else "float32"
 
 
-def _check_header(tensor, shape):
+def _check_header(tensor, shape, says):
     if tensor.shape != shape:
         raise InputError(
-            f"{tensor.file}: {tensor.name} has shape {list(tensor.shape)} where config.json asks for "
-            f"{list(shape)}: config.json and weights are of different models"
+            f"{tensor.file}: {tensor.name} has shape {list(tensor.shape)} where {says} asks for "
+            f"{list(shape)}: {says} and weights are of different models"
         )
     if tensor.dtype not in DTYPES:
         raise InputError(

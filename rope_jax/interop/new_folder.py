@@ -6,19 +6,29 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 
+from rope_jax.data.gguf_tokenizer import write_gguf_tokenizer
 from rope_jax.errors import InputError
+from rope_jax.gguf_reader import is_gguf
 from rope_jax.interop.arrays import cast
 from rope_jax.interop.atomic import check_space, check_target, counter, write_atomically
 from rope_jax.interop.export_config import describe_export
 from rope_jax.interop.hub import TOKENIZER_FILES
-from rope_jax.interop.model_folder import inspect
-from rope_jax.interop.new_tensor_files import copy_tensors, write_index
-from rope_jax.interop.tensor_files import DTYPES, SINGLE, find_tensors
+from rope_jax.interop.model_folder import inspect, widest_dtype
+from rope_jax.interop.new_tensor_files import (
+    SHARD_BYTES,
+    NewTensor,
+    copy_tensors,
+    plan_shards,
+    write_index,
+    write_sharded,
+)
+from rope_jax.interop.tensor_files import DTYPES, SINGLE, StoredTensor, find_tensors
 from rope_jax.interop.weights import EMBEDDING, fold_attention_factor, folding_rows
 from rope_jax.rope.embedding import ScaleVector
 
@@ -29,7 +39,7 @@ CHECKSUMS = "SHA256SUMS"
 def check_folder(folder: Path, source: Path | None, overwrite: bool) -> None:
     """Checks that a model folder may be created, or replaced: it must not be or hold the `source` that is read."""
     if source is not None:
-        if not source.is_dir():
+        if not source.is_dir() and not is_gguf(source):
             raise InputError(f"`source` {source} is not a folder: give a model folder", field="source")
         inside, outside = source.resolve(), folder.resolve()
         if inside == outside or outside in inside.parents:
@@ -38,7 +48,7 @@ def check_folder(folder: Path, source: Path | None, overwrite: bool) -> None:
 
 
 def files_to_carry(source: Path) -> list[Path]:
-    """The small files of a model folder that an export copies."""
+    """The small files of a model folder that an export copies; a GGUF file has none."""
     return [source / name for name in ("generation_config.json", *TOKENIZER_FILES) if (source / name).is_file()]
 
 
@@ -46,7 +56,7 @@ def write_folder(
     folder: Path,
     described: Mapping,
     write_tensors: Callable[[Path], Mapping[str, str]],
-    carried: Iterable[Path],
+    source: Path | None,
     extra_files: Callable[[Path], object] | None,
 ) -> None:
     """Writes a model folder, whole or not at all.
@@ -55,15 +65,17 @@ def write_folder(
         folder: absolute path of the folder to create or replace.
         described: the object of `config.json`.
         write_tensors: writes the tensor files into the folder that it is given; returns the SHA-256 of each by name.
-        carried: files to copy.
+        source: model folder, or GGUF file, whose tokenizer goes along; None for none.
         extra_files: writes further files into the folder that it is given.
     """
 
     def write(place: Path) -> None:
         place.mkdir()
         digests = write_tensors(place)
-        for file in carried:
+        for file in files_to_carry(source) if source else ():
             shutil.copyfile(file, place / file.name)
+        if source and is_gguf(source):
+            write_gguf_tokenizer(source, place)
         if extra_files is not None:
             extra_files(place)
         _allow_length(place / "tokenizer_config.json", described["max_position_embeddings"])
@@ -91,10 +103,11 @@ def rescale_folder(
     """Writes a copy of a model under another scale vector: a zero-shot extension of its context.
 
     Files are copied byte for byte, whatever their dtype; only an attention factor other than 1 changes tensors, those
-    of `folding_rows`. Everything is checked first, and the folder appears whole or not at all. Call it in one process.
+    of `folding_rows`. A GGUF file's tensors are written in the dtype that holds all of them. Everything is checked
+    first, and the folder appears whole or not at all. Call it in one process.
 
     Args:
-        source: model folder.
+        source: model folder, or GGUF file.
         target: folder to create.
         rope: the whole scale vector, factors ``[D/2]``, which replaces that of the source's config.
         context, provenance, extra_files, overwrite, progress: as of `write_model`.
@@ -105,35 +118,51 @@ def rescale_folder(
     source, target = Path(source), Path(os.path.abspath(target))
     check_folder(target, source, overwrite)
     known, tensors = inspect(source)
+    dtype = widest_dtype(tensors) if is_gguf(source) else DTYPES[tensors[EMBEDDING.name].dtype].name
     described, attention_factor = describe_export(
-        known.config,
-        rope,
-        context=context,
-        dtype=DTYPES[tensors[EMBEDDING.name].dtype].name,
-        provenance=provenance,
-        carried=known.carried,
+        known.config, rope, context=context, dtype=dtype, provenance=provenance, carried=known.carried
     )
+    rows = folding_rows(known.config) if attention_factor != 1 else ()
+    folded = {name: attention_factor for row in rows for name in row.names(known.config)}
+    total, write = _converted(tensors, dtype, folded) if is_gguf(source) else _copied(source, folded)
+    check_space(target, total + sum(file.stat().st_size for file in files_to_carry(source)))
+    write_folder(target, described, lambda place: write(place, counter(total, progress)), source, extra_files)
+
+
+# Writes the tensor files of a model, telling of the bytes that it took; returns the SHA-256 of each file by name.
+_Write = Callable[[Path, Callable[[int], None]], Mapping[str, str]]
+
+
+def _copied(source: Path, folded: Mapping[str, float]) -> tuple[int, _Write]:
+    """Bytes and writer of a folder's tensors, those of `folded` times an attention factor."""
     # The files hold buffers of old checkpoints too, which no row of the table asks for.
     stored = find_tensors(source)
     files = sorted({tensor.file for tensor in stored.values()})
-    carried = files_to_carry(source)
     total = sum(tensor.bytes for tensor in stored.values())
-    check_space(target, total + sum(file.stat().st_size for file in carried))
 
-    def fold(name: str) -> Callable[[np.ndarray], np.ndarray]:
-        return lambda numbers: cast(fold_attention_factor(numbers, attention_factor), numbers.dtype, name)
+    def fold(name: str, factor: float) -> Callable[[np.ndarray], np.ndarray]:
+        return lambda numbers: cast(fold_attention_factor(numbers, factor), numbers.dtype, name)
 
-    rows = folding_rows(known.config) if attention_factor != 1 else ()
-    changed = {name: fold(name) for row in rows for name in row.names(known.config)}
+    changed = {name: fold(name, factor) for name, factor in folded.items()}
 
-    def write_tensors(place: Path) -> dict[str, str]:
-        advance = counter(total, progress)
+    def write(place: Path, advance: Callable[[int], None]) -> dict[str, str]:
         digests = {file.name: copy_tensors(file, place / file.name, changed, advance) for file in files}
         if files[0].name != SINGLE:
             write_index(place, {name: tensor.file.name for name, tensor in stored.items()}, total)
         return digests
 
-    write_folder(target, described, write_tensors, carried, extra_files)
+    return total, write
+
+
+def _converted(tensors: Mapping[str, StoredTensor], dtype: str, folded: Mapping[str, float]) -> tuple[int, _Write]:
+    """The same of a GGUF file's tensors in one dtype."""
+    planned = [NewTensor(name, np.dtype(jnp.dtype(dtype)), tensor.shape) for name, tensor in tensors.items()]
+
+    def write(place: Path, advance: Callable[[int], None]) -> dict[str, str]:
+        values = (fold_attention_factor(tensor.read(), folded.get(name, 1.0)) for name, tensor in tensors.items())
+        return write_sharded(place, plan_shards(planned, SHARD_BYTES), values, advance)
+
+    return sum(tensor.bytes for tensor in planned), write
 
 
 def _digest(file: Path) -> str:

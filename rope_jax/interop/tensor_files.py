@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import ml_dtypes
@@ -29,7 +30,7 @@ BLOCK_BYTES = 4 << 20
 
 @dataclasses.dataclass(frozen=True)
 class StoredTensor:
-    """A tensor in a safetensors file, not yet read; `dtype` is the format's name, such as 'BF16'."""
+    """A tensor in a safetensors file, not yet read; `dtype` is that format's name, such as 'BF16'."""
 
     name: str
     file: Path
@@ -37,10 +38,17 @@ class StoredTensor:
     shape: tuple[int, ...]
     bytes: int
 
-    def read(self) -> np.ndarray:
-        """The whole tensor; its dtype must be in `DTYPES`."""
+    @contextlib.contextmanager
+    def rows(self) -> Iterator[Callable[[int, int], np.ndarray]]:
+        """Opens the file; gives a function that reads a range of rows. The dtype must be in `DTYPES`."""
         with safe_open(self.file, "np") as file:
-            return file.get_tensor(self.name)
+            stored = file.get_slice(self.name)
+            yield lambda start, stop: stored[start:stop]
+
+    def read(self) -> np.ndarray:
+        """The whole tensor."""
+        with self.rows() as rows:
+            return rows(0, self.shape[0])
 
     def blocks(self, shape: tuple[int, ...], rows: slice) -> Iterator[tuple[slice, np.ndarray]]:
         """Reads rows of the tensor, `BLOCK_BYTES` at a time.
@@ -55,11 +63,10 @@ class StoredTensor:
         """
         width = self.shape[0] // shape[0]
         step = max(BLOCK_BYTES * shape[0] // self.bytes, 1)
-        with safe_open(self.file, "np") as file:
-            stored = file.get_slice(self.name)
+        with self.rows() as read:
             for start in range(rows.start, rows.stop, step):
                 stop = min(start + step, rows.stop)
-                values = stored[start * width : stop * width]
+                values = read(start * width, stop * width)
                 yield slice(start - rows.start, stop - rows.start), values.reshape(-1, *shape[1:])
 
 

@@ -168,10 +168,9 @@ def train_sentencepiece(folder, **options):
     sentencepiece.SentencePieceTrainer.train(
         input=str(text),
         model_prefix=str(folder / "tokenizer"),
-        vocab_size=320,
         byte_fallback=True,
         minloglevel=2,
-        **options,
+        **({"vocab_size": 320} | options),
     )
     text.unlink()
     (folder / "tokenizer.vocab").unlink()
@@ -181,12 +180,16 @@ def train_sentencepiece(folder, **options):
 PLAIN = {"model_type": "bpe", "normalization_rule_name": "identity", "remove_extra_whitespaces": False}
 
 
+@pytest.mark.parametrize("kind", ["bpe", "unigram"])
 @pytest.mark.parametrize("add_dummy_prefix", [True, False])
-def test_sentencepiece_and_its_saved_folder(tmp_path, add_dummy_prefix):
-    model = train_sentencepiece(tmp_path, add_dummy_prefix=add_dummy_prefix, **PLAIN)
+def test_sentencepiece_and_its_saved_folder(tmp_path, add_dummy_prefix, kind):
+    options = PLAIN | {"model_type": kind, "add_dummy_prefix": add_dummy_prefix}
+    # A unigram model whose pieces spell its control symbols, as any real one's do.
+    spelt = {"required_chars": "<>/0123456789ABCDEFxsunk", "vocab_size": 336} if kind == "unigram" else {}
+    model = train_sentencepiece(tmp_path, **options, **spelt)
     reference = sentencepiece.SentencePieceProcessor(model_file=str(model))
     tokenizer = load_tokenizer(tmp_path)  # A folder that holds only the model.
-    assert (tokenizer.vocab_size, tokenizer.bos_id, tokenizer.eos_id) == (320, 1, 2)
+    assert (tokenizer.vocab_size, tokenizer.bos_id, tokenizer.eos_id) == (spelt.get("vocab_size", 320), 1, 2)
     tokenizer.save(tmp_path / "saved")
     saved = AutoTokenizer.from_pretrained(tmp_path / "saved", local_files_only=True)
     for text in SAMPLES:
@@ -199,7 +202,7 @@ def test_sentencepiece_and_its_saved_folder(tmp_path, add_dummy_prefix):
     assert saved("pass key").input_ids == [1, *tokenizer.encode("pass key")]
 
 
-@pytest.mark.parametrize("options", [{**PLAIN, "model_type": "unigram"}, {**PLAIN, "user_defined_symbols": ["<x>"]}])
+@pytest.mark.parametrize("options", [{"model_type": "bpe"}, {**PLAIN, "user_defined_symbols": ["<x>"]}])
 def test_sentencepiece_without_equivalent_is_not_saved(tmp_path, options):
     tokenizer = load_tokenizer(train_sentencepiece(tmp_path, **options))
     with pytest.raises(InputError, match=r"without an exact tokenizer\.json.*Hugging Face folder"):

@@ -17,8 +17,10 @@ from huggingface_hub import metadata_load
 from experiments.export import export
 from experiments.extend import extend
 from rope_jax.commands.reporter import Silent
+from rope_jax.data.tokenizer import load_tokenizer
 from rope_jax.errors import InputError
 from rope_jax.files import read_json, sealed, unsealed, write_json
+from rope_jax.interop.gguf_export import write_gguf
 from rope_jax.interop.gguf_files import read_gguf_rope
 from rope_jax.interop.huggingface import read_model
 from rope_jax.interop.verify import VerificationError, verify_config, verify_gguf, verify_logits
@@ -64,6 +66,23 @@ def lora_run(texts, tmp_path_factory):
     config.learn.steps, config.learn.joint, config.learn.attention_factor = 2, True, True
     folder = place / "small"
     return folder, extend(config, folder, "small", reporter=Silent())
+
+
+def test_a_gguf_file_is_a_model(model, tmp_path):
+    """Its folder has its weights and its tokenizer; its GGUF file is a copy with the factors."""
+    file = tmp_path / "a-model.gguf"
+    write_gguf(file, model, identity(16), context=128, provenance={})
+    config = config_of(model__path=str(file), rope__method="pi", export__formats=("hf", "gguf"))
+    export(config, tmp_path / "out", "export")
+    exported, source = read_model(tmp_path / "out" / "export"), read_model(model)
+    jax.tree.map(np.testing.assert_array_equal, exported.params, source.params)
+    assert load_tokenizer(tmp_path / "out" / "export").encode("a b").tolist() == list(b"a b")
+    np.testing.assert_array_equal(read_gguf_rope(tmp_path / "out" / "model.gguf").factors, np.full(8, 2.0))
+    assert "a-model.gguf" in (tmp_path / "out" / "README.md").read_text()
+    config.export.dtype = "float16"
+    with pytest.raises(InputError, match="keeps its dtypes") as error:
+        export(config, tmp_path / "other", "export")
+    assert error.value.field == "config.export.dtype"
 
 
 def test_zero_shot_in_one_command(model, tmp_path):

@@ -13,10 +13,10 @@ import transformers
 from scipy.special import log_softmax
 
 from rope_jax.data.byte_tokenizer import ByteTokenizer
+from rope_jax.data.gguf_tokenizer import SPLITS
 from rope_jax.errors import InputError
 from rope_jax.interop.gguf_export import add_factors, check_gguf, write_gguf
 from rope_jax.interop.gguf_files import read_gguf_rope
-from rope_jax.interop.gguf_vocabulary import SPLITS
 from rope_jax.interop.hf_config import read_config
 from rope_jax.interop.new_folder import rescale_folder
 from rope_jax.rope.embedding import ScaleVector, identity
@@ -198,7 +198,7 @@ def bpe(folder, byte_level):
     corpus = ["the model turns every pair by an angle that grows with its token 0123456789 it's don't"] * 5
     if byte_level:
         tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
-        split = next(pattern for pattern, name in SPLITS.items() if name == byte_level)
+        split = SPLITS[byte_level]
         steps = tokenizers.pre_tokenizers
         tokenizer.pre_tokenizer = steps.Sequence(
             [
