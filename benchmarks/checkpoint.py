@@ -101,8 +101,8 @@ def generate(config: LlamaConfig, folder: Path) -> None:
 
     folder.mkdir()
     write_sharded(folder, plan_shards(tensors, SHARD_BYTES), values(), lambda _: None)
-    fields = {"context": config.context, "dtype": "bfloat16", "provenance": {}, "carried": {}}
-    described, _ = describe_export(config, identity(config.head_dim), **fields)
+    fields = {"context": config.context, "dtype": "bfloat16", "provenance": {}}
+    described = describe_export(config, identity(config.head_dim), **fields)
     (folder / "config.json").write_text(json.dumps(described))
 
 

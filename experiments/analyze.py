@@ -69,7 +69,7 @@ def analysis(config: ConfigDict, name: str, named: bool = False) -> Analysis:
         shape, contexts = Geometry(rope.base, rope.head_dim, identity(rope.head_dim)), build.measure(config, 0)
     elif config.model.path:
         with reading("model.path"):
-            known = read_source(resolve_model(config.model.path))
+            known = read_source(resolve_model(config.model.path, config.model.revision))
         build.check_geometry(config, known)
         shape, contexts = build.geometry(known), build.measure(config, known.config.context)
     else:

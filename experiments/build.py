@@ -22,6 +22,7 @@ from rope_jax.data.corpus import open_corpus
 from rope_jax.data.source import Splits
 from rope_jax.data.tokenizer import Tokenizer, load_tokenizer
 from rope_jax.errors import InputError
+from rope_jax.files import read_record
 from rope_jax.interop.hf_config import SourceConfig
 from rope_jax.interop.hub import resolve_model
 from rope_jax.interop.huggingface import check_model
@@ -66,9 +67,10 @@ def compute(config: ConfigDict) -> Compute:
 
 def source(config: ConfigDict, folder: Path, finished: bool = False) -> Source:
     """The model: the given one, or the small one that a run in `folder` pre-trains, or has if it is `finished`."""
-    path = config.model.path
+    path, begun = config.model.path, read_record(folder / "source.json") or {}
     with reading("model.path"):
-        place = resolve_model(path) if path else folder / "model"
+        # A branch may have moved since the run began.
+        place = resolve_model(path, begun.get("commit") or config.model.revision) if path else folder / "model"
         known = check_model(place) if path or finished else None
     known = known or _small_model(config)
     check_geometry(config, known)
@@ -88,7 +90,7 @@ def plan_source(config: ConfigDict) -> Source:
     # A config that ships names a folder beside it, from wherever the command is run.
     beside, path = REPOSITORY / config.plan.model, config.plan.model or config.model.path
     with reading("plan.model" if config.plan.model else "model.path"):
-        place = beside if config.plan.model else resolve_model(path) if path else Path()
+        place = beside if config.plan.model else resolve_model(path, config.model.revision) if path else Path()
         known = read_source(place) if path else None
     known = known or _small_model(config)
     return Source(path, place, known, compute(config).of(known.config, "gpu"))

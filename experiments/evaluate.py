@@ -59,7 +59,7 @@ def job(config: ConfigDict, folder: Path, name: str, reporter: Reporter) -> comm
     build.check(config)
     wanted = wanted_benchmarks(config)
     with reading("model.path"):
-        place = command.model_folder(config.model.path, reporter)
+        place = command.model_folder(config.model.path, config.model.revision, reporter)
         found = check_model(place)
     source = Source(config.model.path, place, found, build.compute(config).of(found.config))
     tokenizer = build.tokenizer(config, source)

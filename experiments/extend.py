@@ -38,6 +38,7 @@ from rope_jax.data.tokenizer import Tokenizer
 from rope_jax.errors import InputError
 from rope_jax.evaluation import engine
 from rope_jax.evaluation.engine import Evaluation, Home
+from rope_jax.files import write_json
 from rope_jax.model.llama import abstract_params
 from rope_jax.plan.plan import Plan
 from rope_jax.runs.disk import check_disk, needed_bytes
@@ -103,6 +104,8 @@ def prepare(config: ConfigDict, folder: Path, name: str, reporter: Reporter, hel
         place.check_texts(splits.digest)
     evaluation = prepare_evaluation(config, recipe, tokenizer, mesh, splits=splits, reporter=reporter)
     place.claim(build.settings(config), splits.digest)
+    if source.commit and multihost.is_first():
+        write_json(place / "source.json", {"path": source.path, "commit": source.commit})
     return Run(
         name=name,
         command=build.command("extend"),

@@ -47,6 +47,17 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1) + "\n")
 
 
+def check_inside(folder: Path, file: Path) -> None:
+    """Checks that a file may be copied as one of a folder's: that it is no link to elsewhere.
+
+    Of the Hugging Face Hub's cache, the files of ``snapshots/COMMIT`` are links to ``blobs`` beside ``snapshots``.
+    """
+    home, real = folder.resolve(), file.resolve()
+    blobs = home.parents[1] / "blobs" if home.parent.name == "snapshots" else None
+    if not real.is_relative_to(home) and real.parent != blobs:
+        raise InputError(f"{file} is a link to {real}, outside of its folder: put the file in its place, or remove it")
+
+
 def read_text(path: Path, most: int = LARGEST) -> str:
     """Reads a UTF-8 file of at most `most` bytes, plain or gzip (``.gz``), without its byte order mark."""
     try:

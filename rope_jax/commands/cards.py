@@ -18,6 +18,7 @@ def provenance(recipe: Recipe, method: str, steps: int) -> dict:
         "extended_context": recipe.measure.target,
         "fine_tuning_steps": steps,
     }
+    about |= {"source_commit": recipe.source.commit} if recipe.source.commit else {}
     return about | ({"fine_tuning_data": recipe.corpus.name} if steps else {})
 
 
@@ -44,6 +45,7 @@ def card(
         before=before,
         after=after,
         evaluated_on=f"{recipe.corpus}, split {recipe.corpus.split}",
+        commit=recipe.source.commit,
     )
 
 

@@ -149,13 +149,13 @@ def _results(job: EvaluationJob, evaluation: Evaluation, suites: Mapping[str, Ma
     return json.loads(json.dumps(result))
 
 
-def model_folder(path: str, reporter: Reporter) -> Path:
+def model_folder(path: str, revision: str, reporter: Reporter) -> Path:
     """The folder of a model, which is a folder or a Hub id, or of what the run in a folder has exported."""
     if not path:
         raise InputError("`path` is empty: name a Hugging Face folder, a hub id or a run of extend", field="path")
     run = Path(path).expanduser()
     if not (run / "methods").is_dir():
-        return resolve_model(path)
+        return resolve_model(path, revision)
     if not (run / "export").is_dir():
         raise InputError(f"`path`: the run in {run} has not exported a model yet; run its command again", field="path")
     reporter.say(f"{run} is a run: its export is evaluated")

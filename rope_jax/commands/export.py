@@ -7,10 +7,10 @@ from pathlib import Path
 
 import jax
 
-from rope_jax.commands.export_job import Formats, Job, Trained, existing_gguf
+from rope_jax.commands.export_job import TARGETS, Formats, Job, Trained, existing_gguf
 from rope_jax.commands.reporter import Reporter
 from rope_jax.commands.source import read_params
-from rope_jax.files import write_json
+from rope_jax.files import read_record, write_json
 from rope_jax.interop.gguf_export import add_factors, write_gguf
 from rope_jax.interop.hf_config import read_config
 from rope_jax.interop.huggingface import write_model
@@ -30,17 +30,20 @@ def export(job: Job, wanted: Formats, folder: Path, reporter: Reporter) -> dict:
         wanted: formats that `check` accepts.
 
     Returns:
-        What `verify.json` holds: what was compared, by file. Empty without verification.
+        What `verify.json` holds: what was compared, by file; of other files, what an earlier export compared.
 
     Raises:
         VerificationError: naming the file and what differs.
     """
     exported, converted, rope = None, job.recipe.source.folder, job.rope
+    results = kept_results(wanted, folder)
+    for note in job.recipe.source.notes:
+        reporter.say(note)
     if "hf" in wanted.formats or ("gguf" in wanted.formats and job.trained):
         exported = write_folder(job, wanted, folder / "export", reporter)
         reporter.say(f"folder   {exported}")
         if job.trained:
-            # The weights of a run's folder have the attention factor folded in.
+            # As its config says: a folder of before attention factors went there has it in its weights.
             converted, rope = exported, read_config(exported).rope
     if "gguf" in wanted.formats:
         write_gguf_file(job, wanted, converted, rope, target=folder / "model.gguf", reporter=reporter)
@@ -50,17 +53,26 @@ def export(job: Job, wanted: Formats, folder: Path, reporter: Reporter) -> dict:
         write_peft(job, job.trained, wanted, folder, reporter)
         reporter.say(f"adapter  {folder / 'adapter'}, for the model in {folder / 'base'}")
     if not wanted.verify:
-        return {}
-    results = {}
+        return results
     if exported:
         results["export"] = verify_folder(job, wanted, exported, reporter)
     if "gguf" in wanted.formats:
         base, target = job.recipe.geometry.base, job.recipe.measure.target
-        verify_gguf(folder / "model.gguf", rope, base=base, context=target, folded=not existing_gguf(job, wanted))
+        verify_gguf(folder / "model.gguf", rope, base=base, context=target)
         reporter.say("verified: model.gguf has rope_freqs.weight, the base and the context, and no further scaling")
         results["model.gguf"] = "rope_freqs.weight"
     write_json(folder / "verify.json", results)
     return results
+
+
+def kept_results(wanted: Formats, folder: Path) -> dict:
+    """What `verify.json` says of files that this export leaves as they are; it says nothing of others from now on."""
+    replaced = {name for format in wanted.formats for name in TARGETS[format]}
+    before = read_record(folder / "verify.json") or {}
+    kept = {name: result for name, result in before.items() if name not in replaced}
+    if kept != before:
+        write_json(folder / "verify.json", kept)
+    return kept
 
 
 def write_folder(job: Job, wanted: Formats, target: Path, reporter: Reporter) -> Path:
@@ -135,18 +147,19 @@ def write_peft(job: Job, trained: Trained, wanted: Formats, folder: Path, report
         source.model,
         config.lora,
         jax.device_get(state["weights"] if config.learn else state),
-        attention_factor=float(job.rope.attention_factor),
         **common,
     )
 
 
 def verify_folder(job: Job, wanted: Formats, exported: Path, reporter: Reporter) -> dict:
     """Checks the config of a Hugging Face folder, and its logits in transformers; gives JSON-able results."""
-    verify_config(exported)
+    verify_config(exported, job.rope)
     reporter.say("verified: config.json gives transformers and vLLM one vector and no further scale")
     measure = job.recipe.measure
     lengths = wanted.verify_lengths or tuple(dict.fromkeys((32, measure.original, measure.target)))
-    compared = verify_logits(exported, lengths, wanted.verify_dtype, wanted.seed)
+    # What a run has trained is in the export alone.
+    source = exported if job.trained else job.recipe.source.folder
+    compared = verify_logits(exported, source, job.rope, lengths, dtype=wanted.verify_dtype, seed=wanted.seed)
     if compared is None:
         reporter.say("not verified: torch is not installed, so transformers cannot compute logits (pip install torch)")
     for row in compared or ():
@@ -154,4 +167,4 @@ def verify_folder(job: Job, wanted: Formats, exported: Path, reporter: Reporter)
             f"verified: at {row['length']:,} tokens transformers' logits differ by {row['difference']:.2g}, "
             f"largest {row['largest']:.2g}"
         )
-    return {"config": "equal maxima", "logits": compared}
+    return {"config": "the vector, at all lengths", "logits": compared}

@@ -24,6 +24,9 @@ from rope_jax.training.checkpoints import losses, read_trained
 from rope_jax.training.learn import from_logarithms
 from rope_jax.training.update import Training
 
+# Format -> what is written.
+TARGETS = {"hf": ("export",), "gguf": ("model.gguf",), "adapter": ("adapter", "base")}
+
 
 @dataclasses.dataclass(frozen=True)
 class Formats:
@@ -120,8 +123,7 @@ def check(job: Job, wanted: Formats, folder: Path) -> None:
         if not lora:
             raise InputError("`formats` has 'adapter', which only a run with LoRA (`rank`) has", field="formats")
         check_adapter(known.config, lora)
-    names = {"hf": ["export"], "gguf": ["model.gguf"], "adapter": ["adapter", "base"]}
-    for target in (folder / name for format in wanted.formats for name in names[format]):
+    for target in (folder / name for format in wanted.formats for name in TARGETS[format]):
         if target.exists() and not wanted.overwrite:
             raise InputError(
                 f"{target} already exists: choose another `folder`, or set `overwrite` to True", field="overwrite"

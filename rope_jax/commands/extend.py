@@ -47,6 +47,8 @@ def extend(run: Run, reporter: Reporter) -> dict:
     """
     recipe, folder = run.recipe, run.folder
     reporter.say(f"{run.name}: {_summary(run)}; everything goes to {folder.path}\n{_devices(run)}")
+    for note in recipe.source.notes:
+        reporter.say(note)
     if run.pretraining and not folder.has("model"):
         pretrain(run, reporter)
 
@@ -204,6 +206,7 @@ def write_report(run: Run) -> dict:
             "description": f"{model.num_layers} layers, width {model.hidden_size}",
             "head_dim": model.head_dim,
             "source": recipe.source.path or "pre-trained in this run",
+            "commit": recipe.source.commit,
         },
         "data": {
             "description": corpus.name + (f", {corpus.path}" if corpus.path else ""),

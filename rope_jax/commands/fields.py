@@ -158,6 +158,7 @@ FIELDS: tuple[Field, ...] = (
     Field("seed", 0, "seed of weights, data order, samples and bootstrap", at_least(0)),
     #
     Field("model.path", "", "Hugging Face folder or hub id, or GGUF file; empty pre-trains a small model first"),
+    Field("model.revision", "", "branch, tag or commit of a hub id; empty for its default branch"),
     Field(
         "model.dtype",
         "auto",

@@ -12,6 +12,7 @@ from rope_jax.commands.reporter import Reporter
 from rope_jax.data.tokenizer import Tokenizer, load_tokenizer
 from rope_jax.errors import InputError
 from rope_jax.interop.hf_config import SourceConfig
+from rope_jax.interop.hub import commit_of
 from rope_jax.interop.huggingface import read_model
 from rope_jax.model.config import LlamaConfig
 from rope_jax.model.llama import param_shardings
@@ -80,6 +81,17 @@ class Source:
         """The model's name: a Hub id, or the last part of a path, whose rest concerns this machine alone."""
         path = Path(self.path).expanduser()
         return path.resolve().name if self.path and path.exists() else self.path
+
+    @property
+    def commit(self) -> str:
+        """The commit of a model of the Hub, whatever revision was asked for; empty for a folder."""
+        return commit_of(self.folder)
+
+    @property
+    def notes(self) -> list[str]:
+        """What a user should know of the model's files."""
+        keys = ", ".join(self.known.undeclared)
+        return [f"note     config.json has {keys}, which transformers does not read: kept as it is"] if keys else []
 
     def load_tokenizer(self, tokenizer: str = "") -> Tokenizer:
         """The tokenizer in the folder or file `tokenizer`; the model's if that is empty.

@@ -10,8 +10,10 @@ import numpy as np
 
 from rope_jax.errors import InputError
 from rope_jax.gguf_reader import is_gguf
-from rope_jax.interop.hf_keys import ARCHITECTURES, PROVENANCE_KEY, SHAPE
+from rope_jax.interop.hf_config import SourceConfig
+from rope_jax.interop.hf_keys import ARCHITECTURES, BASE_KEY, PROVENANCE_KEY, SHAPE
 from rope_jax.interop.model_folder import read_source
+from rope_jax.interop.native_rope import describe_rope
 from rope_jax.model.config import LlamaConfig
 from rope_jax.rope.embedding import ScaleVector
 
@@ -23,14 +25,11 @@ def describe_export(
     context: int,
     dtype: str,
     provenance: Mapping,
-    carried: Mapping,
-) -> tuple[dict, float]:
+    source: SourceConfig | None = None,
+) -> dict:
     """Checks what an export is to say and describes it as a `config.json` that stock engines load.
 
-    A vector becomes `longrope` with equal short and long lists (LLaMA in transformers keeps its KV cache across the
-    switch, so unequal lists would corrupt generation), `attention_factor` 1, and an original length equal to the
-    maximum, from which engines that derive their own attention factor derive 1. Up to transformers 4.57 only
-    `rope_scaling` is read, and from 5 both keys are.
+    Up to transformers 4.57 only `rope_scaling` is read, and from 5 `rope_parameters` too.
 
     Args:
         config: model shape.
@@ -38,36 +37,22 @@ def describe_export(
         context: extended context, tokens.
         dtype: dtype of the tensors.
         provenance: what the vector was made from.
-        carried: keys of the source that change no logit.
-
-    Returns:
-        The object, and the attention factor that `fold_attention_factor` moves into the weights.
+        source: what the config of the source says; its keys that change no logit are kept.
     """
-    factors, attention_factor = _one_vector(rope, config)
+    rope = _one_vector(rope, config)
     _check_context(context, config)
-    provenance = dict(provenance)
-    if attention_factor != 1:
-        provenance["folded_attention_factor"] = attention_factor
+    base, provenance = float(config.rope_base), dict(provenance)
+    named = provenance.get("original_context")
+    originals = (*((named,) if isinstance(named, int) and named > 0 else ()), config.context)
+    theta, scaling = describe_rope(rope, base, context=context, originals=originals, own=source and source.block)
+    if theta != base:
+        provenance[BASE_KEY] = base
     try:
         json.dumps(provenance, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise InputError(
             f"`provenance` cannot be written as JSON ({error}): give strings and numbers", field="provenance"
         ) from None
-    base = float(config.rope_base)
-    if np.all(factors == 1):
-        scaling, parameters = None, {"rope_type": "default", "rope_theta": base}
-    else:
-        numbers = [float(factor) for factor in factors]
-        scaling = {
-            "rope_type": "longrope",
-            "short_factor": numbers,
-            "long_factor": numbers,
-            "attention_factor": 1.0,
-            "factor": 1.0,
-            "original_max_position_embeddings": context,
-        }
-        parameters = scaling | {"rope_theta": base}
     known = ARCHITECTURES[config.architecture]
     model: dict = {
         "architectures": [known.name],
@@ -77,22 +62,22 @@ def describe_export(
         **known.written,
         **{key: getattr(config, key) for key in known.understood if hasattr(config, key)},
         "max_position_embeddings": context,
-        "rope_theta": base,
+        "rope_theta": theta,
         "rope_scaling": scaling,
-        "rope_parameters": parameters,
+        "rope_parameters": (scaling or {"rope_type": "default"}) | {"rope_theta": theta},
         # Up to transformers 4.55 only this name is read, and later versions read it too.
         "torch_dtype": dtype,
         PROVENANCE_KEY: provenance,
     }
     # Without these, transformers assumes LLaMA's ids 1 and 2, which are ordinary tokens elsewhere.
     ids = {"bos_token_id": None, "eos_token_id": None}
-    return {**ids, **carried, **model}, attention_factor
+    return {**ids, **(source.carried if source else {}), **model}
 
 
-def carried_keys(source: Path, config: LlamaConfig) -> dict:
-    """Keys of a source, a folder or a GGUF file, that change no logit; `InputError` if it is another model."""
+def source_config(source: Path, config: LlamaConfig) -> SourceConfig | None:
+    """What a source, a folder or a GGUF file, says of its model, if it does; `InputError` if it is another model."""
     if not is_gguf(source) and not (source / "config.json").exists():
-        return {}
+        return None
     known = read_source(source)
     if known.config.vocab_size != config.vocab_size:
         raise InputError(
@@ -100,10 +85,10 @@ def carried_keys(source: Path, config: LlamaConfig) -> dict:
             "folder that the model was made from",
             field="source",
         )
-    return known.carried
+    return known
 
 
-def _one_vector(rope: ScaleVector, config: LlamaConfig) -> tuple[np.ndarray, float]:
+def _one_vector(rope: ScaleVector, config: LlamaConfig) -> ScaleVector:
     factors = np.asarray(rope.factors, np.float32)
     attention_factor = float(rope.attention_factor)
     pairs = config.head_dim // 2
@@ -125,7 +110,7 @@ def _one_vector(rope: ScaleVector, config: LlamaConfig) -> tuple[np.ndarray, flo
         raise InputError(
             f"the attention factor of `rope` is {attention_factor}: it must be a finite number above 0", field="rope"
         )
-    return factors, attention_factor
+    return ScaleVector.create(factors, attention_factor)
 
 
 def _check_context(context, config):

@@ -30,7 +30,6 @@ from rope_jax.interop.gguf_files import (
 from rope_jax.interop.gguf_vocabulary import add_vocabulary
 from rope_jax.interop.model_folder import inspect
 from rope_jax.interop.tensor_files import DTYPES
-from rope_jax.interop.weights import fold_attention_factor, folding_rows
 from rope_jax.model.config import LlamaConfig
 from rope_jax.rope.embedding import ScaleVector
 
@@ -78,7 +77,8 @@ def write_gguf(
 ) -> None:
     """Converts a Hugging Face folder, one tensor in memory at a time.
 
-    An attention factor is folded into the weights. Norms and biases are float32, as llama.cpp expects.
+    An attention factor goes into the key by which llama.cpp multiplies cos and sin. Norms and biases are float32, as
+    llama.cpp expects.
 
     Args:
         target: file to create; it appears whole or not at all.
@@ -117,13 +117,10 @@ def write_gguf(
         new_name = names.get_name(name, (".weight", ".bias"))
         planned.append((new_name, tensor.shape, DTYPES[kind], size, gguf.GGMLQuantizationType[kind]))
     mostly = statistics.mode(kind.name for _, shape, _, _, kind in planned if len(shape) > 1)
-    folded = {name for row in folding_rows(config) for name in row.names(config)}
 
     def values() -> Iterator[np.ndarray]:
         for (name, tensor), (new_name, _, kept, _, _) in zip(tensors.items(), planned):
             value = tensor.read()
-            if name in folded:
-                value = fold_attention_factor(value, float(rope.attention_factor))
             if architecture == "llama":
                 value = _interleaved(new_name, value, config)
             yield np.ascontiguousarray(cast(value, kept, name)).reshape(-1).view(np.uint8)
@@ -135,6 +132,8 @@ def write_gguf(
         _add_shape(writer, config, context)
         writer.add_file_type(gguf.LlamaFileType["ALL_F32" if mostly == "F32" else f"MOSTLY_{mostly}"])
         writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+        if rope.attention_factor != 1:
+            writer.add_rope_scaling_attn_factors(float(rope.attention_factor))
         if vocabulary:
             add_vocabulary(writer, folder, config.vocab_size)
         else:
@@ -186,9 +185,6 @@ def add_factors(
     progress: Callable[[int, int], object] | None = None,
 ) -> None:
     """Copies a GGUF file and adds a scale vector; other tensors, quantised or not, stay equal to the byte.
-
-    An attention factor goes into the key by which llama.cpp multiplies cos and sin, since quantised weights cannot
-    take it up.
 
     Args:
         target: file to create; it appears whole or not at all.

@@ -7,14 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from rope_jax.errors import InputError
-from rope_jax.files import Fields, read_json_object, shown
+from rope_jax.files import LARGEST_CONFIG, Fields, read_json_object, shown
 from rope_jax.interop import hf_keys
 from rope_jax.interop.hf_rope import read_rope
 from rope_jax.model.config import DTYPES, LlamaConfig
 from rope_jax.rope.embedding import ScaleVector
+from rope_jax.rope.relative import rebased
 
 # Arguments of the model and of scalings -> keys of `config.json`.
 _KEYS = {field: key for field, (key, _) in hf_keys.SHAPE.items()} | {
+    "attention_factor": "attention_factor",
     "base": "rope_theta",
     "extension": "factor",
     "factors": "long_factor",
@@ -31,15 +33,19 @@ class SourceConfig:
     Attributes:
         config: the model's shape; `param_dtype` is the file's dtype where it names one. How to compute (`dtype`,
             `remat`, ...) is not in the file and has its default.
-        rope: the model's own scaling.
+        rope: the model's own scaling, relative to `config.rope_base`.
         provenance: what an export of this package recorded about its scale vector; None in a config by others.
         carried: the keys that change no logit, for an export to keep.
+        block: the scaling in the file's own words.
+        undeclared: those of the carried keys that no config class of transformers declares for such a model.
     """
 
     config: LlamaConfig
     rope: ScaleVector
     provenance: dict | None
     carried: dict
+    block: dict = dataclasses.field(default_factory=dict)
+    undeclared: tuple[str, ...] = ()
 
 
 def read_config(folder: Path) -> SourceConfig:
@@ -52,9 +58,10 @@ def read_config(folder: Path) -> SourceConfig:
             differently from what the file asks for.
     """
     path = Path(folder) / "config.json"
-    known, raw = _understood(Fields(path, read_json_object(path)))
+    known, raw, undeclared = _understood(Fields(path, read_json_object(path, LARGEST_CONFIG)))
     fields = Fields(path, raw)
-    kind, heads, hidden = raw["model_type"], fields.integer("num_attention_heads"), fields.integer("hidden_size")
+    kind = raw["model_type"]
+    heads, hidden = (hf_keys.SHAPE[field][1](fields, hf_keys.SHAPE[field][0]) for field in ("num_heads", "hidden_size"))
     if raw.get("head_dim") is None and hidden % heads:
         raise fields.error("hidden_size", f"num_attention_heads is {heads}; give head_dim, or sizes that divide")
     absent = {
@@ -68,11 +75,20 @@ def read_config(folder: Path) -> SourceConfig:
     shape: dict[str, Any] = {
         field: read(fields, key, absent.get(field)) for field, (key, read) in hf_keys.SHAPE.items()
     }
-    if raw.get("layer_types") not in (None, ["full_attention"] * shape["num_layers"]):
+    layers = raw.get("layer_types")
+    if layers is not None and (layers != ["full_attention"] * shape["num_layers"]):
         raise fields.error("layer_types", "only full attention in every layer is supported here")
     windowed = kind == "mistral" and raw["sliding_window"] is not None
+    provenance = raw.get(hf_keys.PROVENANCE_KEY)
+    if provenance is not None and not isinstance(provenance, dict):
+        raise fields.error(hf_keys.PROVENANCE_KEY, "it must be an object; remove it")
     try:
-        base, rope = read_rope(fields, shape["head_dim"], shape["context"])
+        layered = raw.get("layer_types") is not None or kind in ("qwen2", "qwen3")
+        stored = read_rope(fields, shape["head_dim"], shape["context"], layered)
+        base = stored.base
+        if provenance and hf_keys.BASE_KEY in provenance and stored.block["rope_type"] == "default":
+            base = Fields(path, provenance, f"{hf_keys.PROVENANCE_KEY}.").number(hf_keys.BASE_KEY)
+        rope = rebased(stored.scale, stored.base, base)
         config = LlamaConfig(
             **shape,
             architecture=kind,
@@ -85,19 +101,16 @@ def read_config(folder: Path) -> SourceConfig:
         # The model's and the scaling's own checks know neither the file nor its keys.
         message = str(error.renamed(_KEYS))
         raise InputError(message if str(path) in message else f"{path}: {message}") from None
-    provenance = raw.get(hf_keys.PROVENANCE_KEY)
-    if provenance is not None and not isinstance(provenance, dict):
-        raise fields.error(hf_keys.PROVENANCE_KEY, "it must be an object; remove it")
-    carried = {
-        key: value
-        for key, value in raw.items()
-        if (key in hf_keys.HARMLESS or key in hf_keys.HARMLESS_VALUES) and key not in hf_keys.NOT_CARRIED
-    }
-    return SourceConfig(config, rope, provenance, carried)
+    kept = (hf_keys.HARMLESS | hf_keys.HARMLESS_VALUES.keys() | set(undeclared)) - hf_keys.NOT_CARRIED
+    carried = {key: value for key, value in raw.items() if key in kept}
+    return SourceConfig(config, rope, provenance, carried, stored.block, undeclared)
 
 
-def _understood(fields: Fields) -> tuple[hf_keys.Architecture, dict]:
-    """The architecture, and the file's keys with its defaults, if every key is known to be computed as it asks."""
+def _understood(fields: Fields) -> tuple[hf_keys.Architecture, dict, tuple[str, ...]]:
+    """The architecture, the keys of the file with its defaults, and those that transformers does not read.
+
+    A key that would be computed in another way is an error; all such keys are in it.
+    """
     kind, names = fields.values.get("model_type"), fields.values.get("architectures")
     # As a string, because an untrusted file may hold a list here, which no dictionary can look up.
     if not isinstance(kind, str) or kind not in hf_keys.ARCHITECTURES:
@@ -106,19 +119,17 @@ def _understood(fields: Fields) -> tuple[hf_keys.Architecture, dict]:
     if names is not None and names != [known.name]:
         raise fields.error("architectures", f'use a causal model: ["{known.name}"]')
     values = {**hf_keys.HARMLESS_VALUES, **known.values}
-    for key, value in fields.values.items():
-        if key in hf_keys.UNDERSTOOD | hf_keys.HARMLESS or key in known.understood + known.harmless:
-            continue
-        if key not in values:
-            raise fields.error(
-                key,
-                "this key is not understood and might change what the model computes; use a model without it, or "
-                "remove it if it is known to change nothing",
-            )
-        # A JSON true equals 1 in Python; only a number may stand for a number.
-        if not any(value == other and isinstance(value, bool) == isinstance(other, bool) for other in values[key]):
-            raise fields.error(key, f"only {' or '.join(map(shown, values[key]))} is supported here")
-    return known, {**known.defaults, **fields.values}
+    understood = hf_keys.UNDERSTOOD | hf_keys.HARMLESS | {*known.understood, *known.harmless}
+    rest = {key: value for key, value in fields.values.items() if key not in understood}
+    # A JSON true equals 1 in Python; only a number may stand for a number.
+    refused = [
+        f"{key} is {shown(value)}: only {' or '.join(map(shown, values[key]))} is supported here"
+        for key, value in rest.items()
+        if key in values and not any(value == o and isinstance(value, bool) == isinstance(o, bool) for o in values[key])
+    ]
+    if refused:
+        raise InputError(f"{fields.path}: {'; '.join(refused)}")
+    return known, {**known.defaults, **fields.values}, tuple(key for key in rest if key not in values)
 
 
 def _dtype(fields: Fields) -> str | None:

@@ -1,18 +1,23 @@
 """What this package knows of the keys of `config.json`.
 
-A key is understood, or known to leave the computation as it is here, or the file is refused: an ignored key that
-matters gives a model that runs and is wrong.
+A key that transformers reads for one of these models is understood here, or may only have the value at which it
+changes nothing: an ignored key that matters gives a model that runs and is wrong. Any other key changes nothing in
+transformers, and is kept.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from functools import partial
 
 from rope_jax.files import Fields
 
 # The top-level key under which an export says what its scale vector was made from.
 PROVENANCE_KEY = "rope_jax"
+
+# In it, the rotary base that the scale vector is relative to, where the file has that of another base.
+BASE_KEY = "base"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +52,6 @@ ARCHITECTURES = {
         "LlamaForCausalLM",
         {"max_position_embeddings": 2048},
         understood=("attention_bias",),
-        values={"sliding_window": (None,)},
         written={"mlp_bias": False},
     ),
     "mistral": Architecture(
@@ -59,7 +63,6 @@ ARCHITECTURES = {
     "qwen2": Architecture(
         "Qwen2ForCausalLM",
         {"max_position_embeddings": 32768, "num_key_value_heads": 32},
-        understood=("layer_types",),
         values={"attention_bias": (True,), "use_sliding_window": (False,)},
         harmless=_UNUSED_WINDOW,
         written=_NO_WINDOW,
@@ -67,22 +70,26 @@ ARCHITECTURES = {
     "qwen3": Architecture(
         "Qwen3ForCausalLM",
         {"max_position_embeddings": 32768, "num_key_value_heads": 32, "head_dim": 128},
-        understood=("attention_bias", "layer_types"),
+        understood=("attention_bias",),
         values={"use_sliding_window": (False,)},
         harmless=_UNUSED_WINDOW,
         written=_NO_WINDOW,
     ),
 }
 
+# Largest sizes, each well above that of any model: memory of that size is asked for before weights are seen.
+_WIDTH = partial(Fields.integer, most=1 << 20)
+_HEADS = partial(Fields.integer, most=1 << 14)
+
 # Field of `LlamaConfig` -> the key that says the same for every family, and how its value is read.
 SHAPE = {
-    "vocab_size": ("vocab_size", Fields.integer),
-    "hidden_size": ("hidden_size", Fields.integer),
-    "intermediate_size": ("intermediate_size", Fields.integer),
-    "num_layers": ("num_hidden_layers", Fields.integer),
-    "num_heads": ("num_attention_heads", Fields.integer),
-    "num_kv_heads": ("num_key_value_heads", Fields.integer),
-    "head_dim": ("head_dim", Fields.integer),
+    "vocab_size": ("vocab_size", partial(Fields.integer, most=1 << 24)),
+    "hidden_size": ("hidden_size", _WIDTH),
+    "intermediate_size": ("intermediate_size", _WIDTH),
+    "num_layers": ("num_hidden_layers", partial(Fields.integer, most=10_000)),
+    "num_heads": ("num_attention_heads", _HEADS),
+    "num_kv_heads": ("num_key_value_heads", _HEADS),
+    "head_dim": ("head_dim", _HEADS),
     "rms_norm_eps": ("rms_norm_eps", Fields.number),
     "initializer_range": ("initializer_range", Fields.number),
     "tie_embeddings": ("tie_word_embeddings", Fields.boolean),
@@ -92,28 +99,37 @@ SHAPE = {
 # Keys that `read_config` interprets.
 UNDERSTOOD = {
     *(key for key, _ in SHAPE.values()),
-    *("architectures", "model_type", "dtype", "torch_dtype", PROVENANCE_KEY),
+    *("architectures", "model_type", "dtype", "torch_dtype", "layer_types", PROVENANCE_KEY),
     *("rope_theta", "rope_scaling", "rope_parameters", "original_max_position_embeddings"),
 }
 
-# Keys that may only have the values at which they change nothing.
+# Keys that may only have the values at which they change nothing. Some are read by code that models share, though no
+# config class of these families declares them.
 HARMLESS_VALUES = {
     "add_cross_attention": (False,),
+    "attention_chunk_size": (None,),
     "attention_dropout": (0, None),
+    "auto_map": (None, {}),
     "chunk_size_feed_forward": (0,),
+    "compression_config": (None,),
     "cross_attention_hidden_size": (None,),
+    "fusion_config": (None,),
     "hidden_act": ("silu", "swish"),
+    "is_causal": (True, None),
     "is_decoder": (False,),
     "is_encoder_decoder": (False,),
     "is_llama_config": (True,),
     "mlp_bias": (False,),
     "partial_rotary_factor": (1, None),
+    "per_layer_config": (None, {}),
     # Above 1, transformers 4 summed each product in as many slices: other roundings.
     "pretraining_tp": (1, None),
     "pruned_heads": ({}, None),
     "quantization_config": (None,),
     "rope_interleaved": (False,),
+    "sliding_window": (None,),
     "tie_encoder_decoder": (False,),
+    "transformers_weights": (None,),
     "use_mrope": (False,),
 }
 

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from rope_jax.errors import InputError
 from rope_jax.files import Fields, shown
+from rope_jax.rope.checks import check_base
 from rope_jax.rope.embedding import ScaleVector, frequencies, identity
 from rope_jax.rope.methods.by_parts import llama3, yarn
 from rope_jax.rope.methods.explicit import explicit, longrope_attention_factor
 from rope_jax.rope.methods.interpolation import position_interpolation
-from rope_jax.rope.relative import RelativeScale, compose
+from rope_jax.rope.relative import STANDSTILL, RelativeScale, compose
+
+# Attention factors by the names under which vLLM and SGLang read them.
+MSCALES = ("short_mscale", "long_mscale")
 
 # `rope_type` -> keys that it must and may have beside `rope_type` and `rope_theta`.
 ROPE_KEYS: dict[str, tuple[set[str], set[str]]] = {
     "default": (set(), set()),
     "linear": ({"factor"}, set()),
+    "proportional": (set(), {"factor"}),
     "llama3": ({"factor", "low_freq_factor", "high_freq_factor"}, {"original_max_position_embeddings"}),
     "yarn": (
         {"factor"},
@@ -24,18 +32,33 @@ ROPE_KEYS: dict[str, tuple[set[str], set[str]]] = {
     ),
     "longrope": (
         {"short_factor", "long_factor"},
-        {"original_max_position_embeddings", "factor", "attention_factor"},
+        {"original_max_position_embeddings", "factor", "attention_factor", *MSCALES},
     ),
 }
 
+# Those that depend on the original context.
+SCALED_FROM = ("llama3", "yarn", "longrope")
 
-def read_rope(fields: Fields, head_dim: int, context: int) -> tuple[float, ScaleVector]:
-    """Reads the rotary base, and the scaling as one scale vector, from the keys of any release of transformers."""
+
+@dataclasses.dataclass(frozen=True)
+class StoredRope:
+    """The rotary positions of a `config.json`: base, scale vector, and the scaling in the file's own words."""
+
+    base: float
+    scale: ScaleVector
+    block: dict
+
+
+def read_rope(fields: Fields, head_dim: int, context: int, layer_types: bool) -> StoredRope:
+    """Reads the rotary base, and the scaling as one scale vector, from the keys of any release of transformers.
+
+    Args:
+        layer_types: whether the model tells apart layers of full attention, which all of its layers are then.
+    """
     present = [key for key in ("rope_scaling", "rope_parameters") if fields.values.get(key) not in (None, {})]
-    blocks = [_block(fields, key) for key in present]
+    blocks = [_block(fields, key, layer_types) for key in present]
     base = _agreed([fields, *blocks], "rope_theta", Fields.number, 10000.0)
-    if base <= 1:
-        raise fields.error("rope_theta", "it must be above 1 (LLaMA2 uses 10000)")
+    check_base(base)
     # transformers reads this from the top level too, and lets that one win.
     original = _agreed([fields, *blocks], "original_max_position_embeddings", Fields.integer, context)
     bare = [{key: value for key, value in block.values.items() if key != "rope_theta"} for block in blocks]
@@ -44,19 +67,25 @@ def read_rope(fields: Fields, head_dim: int, context: int) -> tuple[float, Scale
             f"{fields.path}: rope_scaling is {shown(bare[0])} and rope_parameters {shown(bare[1])}: they describe one "
             "thing, so remove the one that is wrong"
         )
-    kind = blocks[0].values["rope_type"] if blocks else "default"
-    if fields.values.get("original_max_position_embeddings") is not None and kind in ("default", "linear"):
+    block = dataclasses.replace(blocks[0], values=bare[0]) if blocks else Fields(fields.path, {"rope_type": "default"})
+    kind = block.values["rope_type"]
+    if fields.values.get("original_max_position_embeddings") is not None and kind not in SCALED_FROM:
         raise fields.error("original_max_position_embeddings", f"rope_type {kind} uses none; remove it")
-    plain = identity(head_dim)
-    if kind == "default":
-        return base, plain
-    return base, compose(plain, _scaling(blocks[0], base, head_dim, context, original))
+    scale = scale_of(block, base, head_dim, context, original)
+    resolved = {"original_max_position_embeddings": original} if kind in SCALED_FROM else {}
+    return StoredRope(base, scale, {**block.values, **resolved})
 
 
-def _block(fields: Fields, key: str) -> Fields:
+def scale_of(block: Fields, base: float, head_dim: int, context: int, original: int) -> ScaleVector:
+    """The scale vector that a block with all the keys of its `rope_type` describes."""
+    return compose(identity(head_dim), _scaling(block, base, head_dim, context, original))
+
+
+def _block(fields: Fields, key: str, layer_types: bool) -> Fields:
     if not isinstance(fields.values[key], dict):
         raise fields.error(key, "give an object")
-    values = {name: value for name, value in fields.values[key].items() if value is not None}
+    given = _of_layers(fields, key, layer_types)
+    values = {name: value for name, value in given.items() if value is not None}
     # Up to transformers 4.42 the key was called "type".
     legacy = values.pop("type", None)
     kind = values.setdefault("rope_type", legacy or "default")
@@ -69,15 +98,34 @@ def _block(fields: Fields, key: str) -> Fields:
             f"unsupported rope_scaling, since only {', '.join(ROPE_KEYS)} can be written as one scale vector; use a "
             "model with one of those",
         )
-    if values.get("partial_rotary_factor", 1) != 1:
-        raise block.error("partial_rotary_factor", "only 1 is supported here: use a model that rotates whole heads")
-    values.pop("partial_rotary_factor", None)
+    if kind != "proportional":
+        if values.get("partial_rotary_factor", 1) != 1:
+            raise block.error("partial_rotary_factor", "only 1 is supported here: use a model that rotates whole heads")
+        values.pop("partial_rotary_factor", None)
     required, optional = ROPE_KEYS[kind]
     for name in sorted(required - set(values)):
         raise InputError(f"{fields.path}: {key} has no {name}, which rope_type {kind} needs: add it")
-    for name in sorted(set(values) - required - optional - {"rope_type", "rope_theta"}):
+    known = required | optional | {"rope_type", "rope_theta", "partial_rotary_factor"}
+    for name in sorted(set(values) - known):
         raise block.error(name, f"unsupported rope_scaling for rope_type {kind}; remove the key")
     return block
+
+
+def _of_layers(fields: Fields, key: str, layer_types: bool) -> dict:
+    """The block of all layers, which a file may write once per type of layer."""
+    values = fields.values[key]
+    nested = {name: block for name, block in values.items() if isinstance(block, dict)}
+    if not nested or len(nested) < sum(block is not None for block in values.values()):
+        return values
+    if layer_types and "full_attention" in nested:
+        return nested["full_attention"]
+    first, *others = nested.values()
+    if any(block != first for block in others):
+        raise fields.error(
+            key,
+            f"{', '.join(nested)} differ, and all layers of this model rotate alike: give one block for all of them",
+        )
+    return first
 
 
 def _agreed(places: list[Fields], key: str, read: Callable[[Fields, str], float], default: float) -> Any:
@@ -92,6 +140,15 @@ def _agreed(places: list[Fields], key: str, read: Callable[[Fields, str], float]
 def _scaling(block: Fields, base: float, head_dim: int, context: int, original: int) -> RelativeScale:
     factor = block.number
     match block.values["rope_type"]:
+        case "default":
+            return RelativeScale.create(np.ones(head_dim // 2))
+        case "proportional":
+            share = block.values.get("partial_rotary_factor", 1.0)
+            if type(share) not in (int, float) or not 0 <= share <= 1:
+                raise block.error("partial_rotary_factor", "give a number from 0 to 1, the share of pairs that rotate")
+            rotating = np.arange(head_dim // 2) < int(share * head_dim // 2)
+            interpolated = position_interpolation(head_dim, factor("factor", 1.0)).factors
+            return RelativeScale.create(np.where(rotating, interpolated, STANDSTILL))
         case "linear":
             return position_interpolation(head_dim, factor("factor"))
         case "llama3":
@@ -123,6 +180,9 @@ def _scaling(block: Fields, base: float, head_dim: int, context: int, original: 
             else:
                 extension = factor("factor", context / original)
                 attention_factor = longrope_attention_factor(max(extension, 1.0), original)
+            for name in MSCALES:
+                if block.values.get(name, attention_factor) != attention_factor:
+                    raise block.error(name, f"the attention factor is {attention_factor}; remove one")
             return explicit(long, head_dim, attention_factor=attention_factor)
         case kind:
             raise AssertionError(f"rope_type {kind} is in ROPE_KEYS and not here")

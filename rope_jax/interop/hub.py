@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -41,12 +42,18 @@ DOWNLOADED = (
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
-def resolve_model(path: str | Path, revision: str | None = None) -> Path:
+def commit_of(folder: Path) -> str:
+    """The commit of a Hub repository of which the Hub's cache has a snapshot in `folder`; empty for another folder."""
+    cached = folder.parent.name == "snapshots" and re.fullmatch("[0-9a-f]{40}", folder.name)
+    return folder.name if cached else ""
+
+
+def resolve_model(path: str | Path, revision: str = "") -> Path:
     """Resolves a model to a folder, a local one or a snapshot of a repository on the Hub, or to a GGUF file.
 
     Args:
         path: folder, GGUF file, or Hub name such as ``"meta-llama/Llama-2-7b-hf"``. A folder of that name wins.
-        revision: branch, tag or commit of a Hub repository; the default branch if None.
+        revision: branch, tag or commit of a Hub repository; the default branch if empty.
 
     Raises:
         InputError: naming the fix, if there is neither.
@@ -55,15 +62,18 @@ def resolve_model(path: str | Path, revision: str | None = None) -> Path:
     def error(why: str) -> InputError:
         return InputError(f"`path` is {path}: {why}", field="path")
 
-    folder = Path(path).expanduser()
-    if folder.is_dir() or is_gguf(folder):
+    folder = Path(os.path.expanduser(path))
+    # Of os.path, because a name may be too long for the file system.
+    if os.path.isdir(folder) or is_gguf(folder):
+        if revision:
+            raise InputError(f"`revision` is {revision!r}, but {path} is on this machine: leave it empty", "revision")
         return folder
-    if folder.exists():
+    if os.path.exists(folder):
         raise error("that is a file; give the folder that holds config.json, or a .gguf file")
     if isinstance(path, Path) or not _HUB_ID.fullmatch(path):
         raise error("there is no such folder; give a folder or a Hugging Face model name")
     try:
-        return Path(snapshot_download(path, revision=revision, allow_patterns=list(DOWNLOADED)))
+        return Path(snapshot_download(path, revision=revision or None, allow_patterns=list(DOWNLOADED)))
     except LocalEntryNotFoundError:
         state = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "the Hub cannot be reached"
         raise error(

@@ -20,13 +20,13 @@ from rope_jax import multihost
 from rope_jax.errors import InputError
 from rope_jax.interop.arrays import aligned, copy_cast
 from rope_jax.interop.atomic import check_space, counter
-from rope_jax.interop.export_config import carried_keys, describe_export
+from rope_jax.interop.export_config import describe_export, source_config
 from rope_jax.interop.hf_config import SourceConfig
 from rope_jax.interop.model_folder import inspect, listed, widest_dtype
 from rope_jax.interop.new_folder import check_folder, files_to_carry, write_folder
 from rope_jax.interop.new_tensor_files import SHARD_BYTES, NewTensor, plan_shards, write_sharded
 from rope_jax.interop.tensor_files import DTYPES, StoredTensor
-from rope_jax.interop.weights import EMBEDDING, Weight, fold_attention_factor, folding_rows, table
+from rope_jax.interop.weights import EMBEDDING, Weight, table
 from rope_jax.model.config import LlamaConfig
 from rope_jax.rope.embedding import ScaleVector
 
@@ -38,7 +38,7 @@ THREADS = 4
 class HuggingFaceModel(SourceConfig):
     """A model that was read: what its config says, and `params` of `Llama(config)`, plain arrays."""
 
-    params: dict
+    params: dict = dataclasses.field(kw_only=True)
 
 
 def check_model(folder: str | Path) -> SourceConfig:
@@ -91,7 +91,8 @@ def read_model(
     with ThreadPoolExecutor(THREADS) as threads:
         reader = _Reader(config, tensors, threads, advance)
         params = {w.path: reader.parameter(w, placed[w.path] if placed else shardings) for w in table(config)}
-    return HuggingFaceModel(config, source.rope, source.provenance, source.carried, unflatten_dict(params))
+    known = {field.name: getattr(source, field.name) for field in dataclasses.fields(source)}
+    return HuggingFaceModel(**known | {"config": config, "params": unflatten_dict(params)})
 
 
 def write_model(
@@ -111,9 +112,9 @@ def write_model(
 ) -> None:
     """Writes a folder that transformers and engines that read its format load as a stock LLaMA.
 
-    The scale vector becomes a `longrope` block, or nothing if it is all ones; an attention factor is folded into the
-    weights. The folder appears whole or not at all, and `SHA256SUMS` in it holds the checksums of its files. The host
-    holds one tensor of one layer at a time. All processes of a run call this, and the first writes.
+    The scale vector and its attention factor are in its config, as `describe_rope` writes them. The folder appears
+    whole or not at all, and `SHA256SUMS` in it holds the checksums of its files. The host holds one tensor of one layer
+    at a time. All processes of a run call this, and the first writes.
 
     Args:
         folder: folder to create.
@@ -140,13 +141,13 @@ def write_model(
         _check_dtype(dtype, "dtype")
     leaves: dict[tuple[str, ...], Any] = dict(flatten_dict(params))
     _check_params(leaves, config)
-    described, attention_factor = describe_export(
+    described = describe_export(
         config,
         rope,
         context=context,
         dtype=dtype or leaves[EMBEDDING.path].dtype.name,
         provenance=provenance,
-        carried={} if source is None else carried_keys(source, config),
+        source=None if source is None else source_config(source, config),
     )
     planned = _plan(config, leaves, dtype)
     shards = plan_shards((tensor for tensor, _, _ in planned), max_shard_bytes)
@@ -154,7 +155,7 @@ def write_model(
     need = total + sum(file.stat().st_size for file in (files_to_carry(source) if source else ()))
     multihost.together(lambda: check_space(folder, need) if multihost.is_first() else None)
 
-    values = _stored_values(planned, config, leaves, attention_factor)
+    values = (weight.to_stored(_to_host(leaves[weight.path], layer), config) for _, weight, layer in planned)
 
     def write() -> None:
         # Every tensor is gathered from all processes by all processes.
@@ -260,13 +261,6 @@ def _plan(config, params, dtype) -> list[tuple[NewTensor, Weight, int | None]]:
     # Files go layer by layer, and wide dtypes come first, so that every tensor is aligned to its own width.
     planned.sort(key=lambda item: (-item[0].dtype.itemsize, -1 if item[2] is None else item[2]))
     return planned
-
-
-def _stored_values(planned, config, params, attention_factor) -> Iterator[np.ndarray]:
-    folded = folding_rows(config)
-    for _, weight, layer in planned:
-        value = weight.to_stored(_to_host(params[weight.path], layer), config)
-        yield fold_attention_factor(value, attention_factor) if weight in folded else value
 
 
 def _to_host(array, layer: int | None) -> np.ndarray:

@@ -12,11 +12,30 @@ import numpy as np
 import yaml
 from huggingface_hub import ModelCardData, metadata_load
 
+from rope_jax.files import check_inside, read_json_object
 from rope_jax.gguf_reader import is_gguf, read_gguf
 from rope_jax.interop.hub import DOCUMENTS
 from rope_jax.rope.embedding import ScaleVector
 
 CARD = "README.md"
+
+# Engine -> `rope_type` -> whether it serves that. Where nothing was tried, the engine's source was read (2026-11).
+ENGINES = {
+    "transformers, from 4.44": {"proportional": "yes, from 5", "other": "yes"},
+    "vLLM on GPUs and CPUs": {"proportional": "newer releases; others refuse it", "other": "yes"},
+    "vLLM on TPUs (tpu-inference)": {
+        **dict.fromkeys(("default", "llama3", "proportional"), "yes"),
+        "other": "**no, without a word**; set `MODEL_IMPL_TYPE=vllm`",
+    },
+    "SGLang": {"proportional": "unknown", "other": "yes"},
+    "sglang-jax": {"default": "yes", "longrope": "refuses it", "other": "unknown"},
+    "mlx-lm": {"longrope": "yes, but no attention factor", "proportional": "unknown", "other": "yes"},
+    "llama.cpp": {
+        **dict.fromkeys(("default", "llama3"), "yes, converted by its own script"),
+        "longrope": "no, its converter drops the factors; a GGUF file exported by rope-jax has them",
+        "other": "unknown; a GGUF file exported by rope-jax has the factors",
+    },
+}
 
 _PLAIN = re.compile(r"[\w .,:/()+-]{1,200}")
 
@@ -36,6 +55,7 @@ class CardFacts:
         before: `stage_record` before fine-tuning, or None.
         after: the same after it, or None.
         evaluated_on: texts of the perplexity.
+        commit: of the source on the Hub.
     """
 
     title: str
@@ -49,6 +69,7 @@ class CardFacts:
     before: Mapping | None = None
     after: Mapping | None = None
     evaluated_on: str = ""
+    commit: str = ""
 
 
 def write_card(folder: Path, facts: CardFacts, source: Path | None) -> None:
@@ -67,15 +88,19 @@ def write_card(folder: Path, facts: CardFacts, source: Path | None) -> None:
         license_name=licence.get("license_name"),
         license_link=licence.get("license_link"),
     )
-    text = f"---\n{header.to_yaml()}\n---\n\n{_body(facts, licence, [file.name for file in files], source is None)}"
+    body = _body(facts, licence, [file.name for file in files], source is None, _kind(folder))
+    text = f"---\n{header.to_yaml()}\n---\n\n{body}"
     (folder / CARD).write_text(text, encoding="utf-8")
 
 
 def licence_files(source: Path) -> list[Path]:
-    """Licences, notices and use policies of a model folder."""
+    """Licences, notices and use policies of a model folder; `InputError` for a link out of it."""
     patterns = [pattern for pattern in DOCUMENTS if pattern != CARD]
     found = {file for pattern in patterns for file in source.glob(pattern)}
-    return sorted(file for file in found if file.is_file())
+    files = sorted(file for file in found if file.is_file())
+    for file in files:
+        check_inside(source, file)
+    return files
 
 
 def _licence(source: Path) -> dict[str, str]:
@@ -96,14 +121,17 @@ def _gguf_card(file: Path) -> dict:
     return {key: values.get(f"general.{key.replace('_', '.')}") for key in ("license", "license_name", "license_link")}
 
 
-def _body(facts: CardFacts, licence: Mapping, files: list[str], trained_here: bool) -> str:
+def _body(facts: CardFacts, licence: Mapping, files: list[str], trained_here: bool, kind: str | None) -> str:
+    """`kind` is the `rope_type` of the `config.json` beside the card; None beside a GGUF file."""
     factors = np.atleast_2d(np.asarray(facts.rope.factors, float))
     pairs = factors.shape[-1]
     moved = int(np.any(factors != 1, axis=0).sum())
+    attention_factor = float(facts.rope.attention_factor)
+    commit = f" (commit {facts.commit})" if facts.commit else ""
     lines = [
         f"# {facts.title}",
         "",
-        f"{facts.source}, its context extended from {facts.original:,} to {facts.target:,} tokens by "
+        f"{facts.source}{commit}, its context extended from {facts.original:,} to {facts.target:,} tokens by "
         "[rope-jax](https://arxiv.org/abs/2410.01490).",
         "",
         "## Method",
@@ -114,12 +142,9 @@ def _body(facts: CardFacts, licence: Mapping, files: list[str], trained_here: bo
         "|---|---|",
         f"| pairs | {pairs}, of which {moved} have a factor other than 1 |",
         f"| factors | {factors.min():.6g} to {factors.max():.6g}, mean {factors.mean():.6g} |",
-        f"| attention factor | {float(facts.rope.attention_factor):.6g}"
-        + (", folded into the weights |" if facts.rope.attention_factor != 1 else " |"),
+        f"| attention factor | {attention_factor:.6g} |",
         "",
-        "For transformers and vLLM all factors are in `config.json`, under `rope_scaling`, in a form that they read "
-        "without custom code. llama.cpp drops them when it converts such a folder; it reads them as the tensor "
-        "`rope_freqs.weight` of a GGUF file as rope-jax exports it.",
+        *(_gguf() if kind is None else _engines(kind, attention_factor)),
         "",
         "## Training and data",
         "",
@@ -139,6 +164,29 @@ def _body(facts: CardFacts, licence: Mapping, files: list[str], trained_here: bo
             "apply."
         )
     return "\n".join(lines) + "\n"
+
+
+def _kind(folder: Path) -> str | None:
+    if not (folder / "config.json").is_file():
+        return None
+    return read_json_object(folder / "config.json")["rope_parameters"]["rope_type"]
+
+
+def _gguf() -> list[str]:
+    return [
+        "llama.cpp divides each frequency by its factor, the tensor `rope_freqs.weight`, and multiplies cos and sin by "
+        "the attention factor, the key `rope.scaling.attn_factor`."
+    ]
+
+
+def _engines(kind: str, attention_factor: float) -> list[str]:
+    """Which engines serve the frequencies of a `rope_type` as they are meant: a table of docs/export.md."""
+    says = "`rope_theta` alone" if kind == "default" else f"`rope_type: {kind}`"
+    lines = [f"`config.json` says this as {says}.", "", "| engine | serves it |", "|---|---|"]
+    lines += [f"| {engine} | {answers.get(kind, answers['other'])} |" for engine, answers in ENGINES.items()]
+    if kind == "longrope" and attention_factor != 1:
+        lines += ["", "transformers warns of `short_mscale` and `long_mscale`, which vLLM and SGLang read."]
+    return lines
 
 
 def _evaluation(facts: CardFacts) -> list[str]:

@@ -14,8 +14,8 @@ import numpy as np
 
 from rope_jax.data.gguf_tokenizer import write_gguf_tokenizer
 from rope_jax.errors import InputError
+from rope_jax.files import check_inside, read_json
 from rope_jax.gguf_reader import is_gguf
-from rope_jax.interop.arrays import cast
 from rope_jax.interop.atomic import check_space, check_target, counter, write_atomically
 from rope_jax.interop.export_config import describe_export
 from rope_jax.interop.hub import TOKENIZER_FILES
@@ -29,7 +29,7 @@ from rope_jax.interop.new_tensor_files import (
     write_sharded,
 )
 from rope_jax.interop.tensor_files import DTYPES, SINGLE, StoredTensor, find_tensors
-from rope_jax.interop.weights import EMBEDDING, fold_attention_factor, folding_rows
+from rope_jax.interop.weights import EMBEDDING
 from rope_jax.rope.embedding import ScaleVector
 
 # `sha256sum --check SHA256SUMS` reads it.
@@ -48,8 +48,14 @@ def check_folder(folder: Path, source: Path | None, overwrite: bool) -> None:
 
 
 def files_to_carry(source: Path) -> list[Path]:
-    """The small files of a model folder that an export copies; a GGUF file has none."""
-    return [source / name for name in ("generation_config.json", *TOKENIZER_FILES) if (source / name).is_file()]
+    """The small files of a model folder that an export copies, of which a GGUF file has none.
+
+    `InputError` for a link out of the folder.
+    """
+    files = [source / name for name in ("generation_config.json", *TOKENIZER_FILES) if (source / name).is_file()]
+    for file in files:
+        check_inside(source, file)
+    return files
 
 
 def write_folder(
@@ -66,12 +72,13 @@ def write_folder(
         described: the object of `config.json`.
         write_tensors: writes the tensor files into the folder that it is given; returns the SHA-256 of each by name.
         source: model folder, or GGUF file, whose tokenizer goes along; None for none.
-        extra_files: writes further files into the folder that it is given.
+        extra_files: writes further files into the folder that it is given, which has all others but checksums.
     """
 
     def write(place: Path) -> None:
         place.mkdir()
         digests = write_tensors(place)
+        (place / "config.json").write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
         for file in files_to_carry(source) if source else ():
             shutil.copyfile(file, place / file.name)
         if source and is_gguf(source):
@@ -79,7 +86,6 @@ def write_folder(
         if extra_files is not None:
             extra_files(place)
         _allow_length(place / "tokenizer_config.json", described["max_position_embeddings"])
-        (place / "config.json").write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
         lines = []
         for file in sorted(path for path in place.rglob("*") if path.is_file()):
             name = file.relative_to(place).as_posix()
@@ -102,9 +108,8 @@ def rescale_folder(
 ) -> None:
     """Writes a copy of a model under another scale vector: a zero-shot extension of its context.
 
-    Files are copied byte for byte, whatever their dtype; only an attention factor other than 1 changes tensors, those
-    of `folding_rows`. A GGUF file's tensors are written in the dtype that holds all of them. Everything is checked
-    first, and the folder appears whole or not at all. Call it in one process.
+    A folder's tensors are copied byte for byte, whatever their dtype; a GGUF file's are written in the dtype that holds
+    all of them. Everything is checked first, and the folder appears whole or not at all. Call it in one process.
 
     Args:
         source: model folder, or GGUF file.
@@ -119,12 +124,8 @@ def rescale_folder(
     check_folder(target, source, overwrite)
     known, tensors = inspect(source)
     dtype = widest_dtype(tensors) if is_gguf(source) else DTYPES[tensors[EMBEDDING.name].dtype].name
-    described, attention_factor = describe_export(
-        known.config, rope, context=context, dtype=dtype, provenance=provenance, carried=known.carried
-    )
-    rows = folding_rows(known.config) if attention_factor != 1 else ()
-    folded = {name: attention_factor for row in rows for name in row.names(known.config)}
-    total, write = _converted(tensors, dtype, folded) if is_gguf(source) else _copied(source, folded)
+    described = describe_export(known.config, rope, context=context, dtype=dtype, provenance=provenance, source=known)
+    total, write = _converted(tensors, dtype) if is_gguf(source) else _copied(source)
     check_space(target, total + sum(file.stat().st_size for file in files_to_carry(source)))
     write_folder(target, described, lambda place: write(place, counter(total, progress)), source, extra_files)
 
@@ -133,20 +134,17 @@ def rescale_folder(
 _Write = Callable[[Path, Callable[[int], None]], Mapping[str, str]]
 
 
-def _copied(source: Path, folded: Mapping[str, float]) -> tuple[int, _Write]:
-    """Bytes and writer of a folder's tensors, those of `folded` times an attention factor."""
+def _copied(source: Path) -> tuple[int, _Write]:
+    """Bytes and writer of a folder's tensors."""
     # The files hold buffers of old checkpoints too, which no row of the table asks for.
     stored = find_tensors(source)
     files = sorted({tensor.file for tensor in stored.values()})
+    for file in files:
+        check_inside(source, file)
     total = sum(tensor.bytes for tensor in stored.values())
 
-    def fold(name: str, factor: float) -> Callable[[np.ndarray], np.ndarray]:
-        return lambda numbers: cast(fold_attention_factor(numbers, factor), numbers.dtype, name)
-
-    changed = {name: fold(name, factor) for name, factor in folded.items()}
-
     def write(place: Path, advance: Callable[[int], None]) -> dict[str, str]:
-        digests = {file.name: copy_tensors(file, place / file.name, changed, advance) for file in files}
+        digests = {file.name: copy_tensors(file, place / file.name, advance) for file in files}
         if files[0].name != SINGLE:
             write_index(place, {name: tensor.file.name for name, tensor in stored.items()}, total)
         return digests
@@ -154,12 +152,12 @@ def _copied(source: Path, folded: Mapping[str, float]) -> tuple[int, _Write]:
     return total, write
 
 
-def _converted(tensors: Mapping[str, StoredTensor], dtype: str, folded: Mapping[str, float]) -> tuple[int, _Write]:
+def _converted(tensors: Mapping[str, StoredTensor], dtype: str) -> tuple[int, _Write]:
     """The same of a GGUF file's tensors in one dtype."""
     planned = [NewTensor(name, np.dtype(jnp.dtype(dtype)), tensor.shape) for name, tensor in tensors.items()]
 
     def write(place: Path, advance: Callable[[int], None]) -> dict[str, str]:
-        values = (fold_attention_factor(tensor.read(), folded.get(name, 1.0)) for name, tensor in tensors.items())
+        values = (tensor.read() for tensor in tensors.values())
         return write_sharded(place, plan_shards(planned, SHARD_BYTES), values, advance)
 
     return sum(tensor.bytes for tensor in planned), write
@@ -173,8 +171,8 @@ def _digest(file: Path) -> str:
 def _allow_length(file: Path, context: int) -> None:
     """Raises the tokenizer's own limit to the new context: some engines take the lower of the two."""
     try:
-        settings = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        settings = read_json(file)
+    except InputError:  # absent, or for whoever reads it to refuse
         return
     limit = settings.get("model_max_length") if isinstance(settings, dict) else None
     if isinstance(limit, int | float) and limit < context:

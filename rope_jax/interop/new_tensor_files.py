@@ -80,33 +80,23 @@ def write_tensors(
         return out.finish()
 
 
-def copy_tensors(
-    source: Path,
-    file: Path,
-    changed: Mapping[str, Callable[[np.ndarray], np.ndarray]],
-    progress: Callable[[int], None],
-) -> str:
-    """Copies a safetensors file byte for byte, apart from tensors that are changed on the way; returns the SHA-256.
+def copy_tensors(source: Path, file: Path, progress: Callable[[int], None]) -> str:
+    """Copies the tensors of a safetensors file byte for byte; returns the SHA-256.
 
     Args:
         source: file that `read_header` accepts.
         file: file to create.
-        changed: tensor name -> function from successive parts of the tensor, ``[n]``, to their new values, of the same
-            shape and dtype.
         progress: called with the number of bytes that were just read.
     """
-    tensors = read_header(source)
+    left = sum(tensor.bytes for tensor in read_header(source))
     with source.open("rb") as stream, contextlib.closing(SummedFile(file)) as out:
         out.write(_marked_header(stream))
-        for tensor in tensors:
-            for start in range(0, tensor.bytes, PIECE_BYTES):
-                with out.piece(min(PIECE_BYTES, tensor.bytes - start)) as piece:
-                    if stream.readinto(piece.data) != len(piece):
-                        raise InputError(f"{source} has become shorter while it was read: start again")
-                    if tensor.name in changed:
-                        numbers = piece.view(DTYPES[tensor.dtype])
-                        numbers[:] = changed[tensor.name](numbers)
-                progress(len(piece))
+        while left:
+            with out.piece(min(PIECE_BYTES, left)) as piece:
+                if stream.readinto(piece.data) != len(piece):
+                    raise InputError(f"{source} has become shorter while it was read: start again")
+            progress(len(piece))
+            left -= len(piece)
         return out.finish()
 
 

@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 
 from rope_jax.errors import InputError
 from rope_jax.interop.atomic import check_target, write_atomically
-from rope_jax.interop.weights import fold_attention_factor, folding_rows, table
+from rope_jax.interop.weights import table
 from rope_jax.model.config import LlamaConfig
 from rope_jax.model.lora import LoraConfig
 
@@ -41,7 +41,6 @@ def write_adapter(
     lora: LoraConfig,
     trained: Mapping,
     *,
-    attention_factor: float = 1.0,
     provenance: Mapping,
     overwrite: bool = False,
 ) -> None:
@@ -52,11 +51,10 @@ def write_adapter(
 
     Args:
         folder: folder to create.
-        base: folder, or Hub name, of the model that the adapter is for.
+        base: folder of the model that the adapter is for.
         config: shape of `base`.
         lora: what was trained.
         trained: as from `lora.init_trained`.
-        attention_factor: the factor that is folded into the weights of `base`.
         provenance: what the scale vector was made from; JSON-serialisable.
         overwrite: replace an adapter that exists.
     """
@@ -64,28 +62,27 @@ def write_adapter(
     check_adapter(config, lora)
     check_target(folder, overwrite, mark="adapter_config.json")
     trained = flatten_dict(trained)
-    modules, whole, values, folded = set(), set(), {}, folding_rows(config)
+    modules, whole, values = set(), set(), {}
     for weight in table(config):
-        factor = attention_factor if weight in folded else 1.0
         module = weight.name.removesuffix(".weight")
         factors = [trained.get(("factors", *weight.path[:-1], part)) for part in ("a", "b")]
         if weight.path[-1] == "kernel" and factors[1] is not None:
             modules.add(module.rpartition(".")[2])
             a, b = np.asarray(factors[0], np.float32), np.asarray(factors[1], np.float32)
-            b = fold_attention_factor(b, factor)
             for layer in range(config.num_layers):
                 name = _PREFIX + module.format(layer)
                 values[f"{name}.lora_A.weight"] = a[layer].reshape(-1, lora.rank).T
                 values[f"{name}.lora_B.weight"] = b[layer].reshape(lora.rank, -1).T
         elif ("whole", *weight.path) in trained:
             whole.add(module.rpartition(".")[2])
-            parameter = fold_attention_factor(np.asarray(trained["whole", *weight.path], np.float32), factor)
+            parameter = np.asarray(trained["whole", *weight.path], np.float32)
             for name, layer in zip(weight.names(config), parameter if weight.stacked else [parameter]):
                 values[_PREFIX + name] = weight.to_stored(layer, config)
     described = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": str(base),
+        # Relative to the adapter: both move together, and a path of this machine concerns nobody else.
+        "base_model_name_or_path": os.path.relpath(base, folder),
         "r": lora.rank,
         "lora_alpha": lora.alpha,
         "lora_dropout": 0.0,

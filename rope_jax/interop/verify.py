@@ -11,9 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rope_jax.files import read_json_object
+from rope_jax.files import LARGEST_CONFIG, read_json_object
 from rope_jax.interop.gguf_files import READS_FACTORS, read_gguf_rope
 from rope_jax.interop.hf_config import read_config
+from rope_jax.interop.hf_rope import MSCALES
 from rope_jax.interop.huggingface import read_model
 from rope_jax.model.llama import Llama, head_kernel, logits
 from rope_jax.rope.embedding import ScaleVector
@@ -30,30 +31,30 @@ class VerificationError(Exception):
     """An export is not what it should be; the message names the file and what differs."""
 
 
-def verify_config(folder: Path) -> None:
-    """Checks that a `config.json` gives stock engines one scale vector at all lengths, and nothing on top.
+def verify_config(folder: Path, rope: ScaleVector) -> None:
+    """Checks that a `config.json` gives stock engines this scale vector at all lengths, and nothing on top.
 
-    transformers switches between `short_factor` and `long_factor` at the original length and honours
-    `attention_factor`. vLLM ignores that and derives its own scale from the ratio of the maximum to the original
-    length: with equal ones it is 1.
+    Of `longrope`, transformers switches between the two lists at the original length. vLLM derives an attention factor
+    from the ratio of the maximum to the original length (with equal ones it is 1) unless the file has its own words.
     """
     path = folder / "config.json"
-    raw = read_json_object(path)
-    scaling, context = raw.get("rope_scaling"), raw.get("max_position_embeddings")
-    if scaling is None:
-        return
-    expected = {
-        "rope_type": "longrope",
-        "attention_factor": 1.0,
-        "factor": 1.0,
-        "original_max_position_embeddings": context,
-        "long_factor": scaling.get("short_factor"),
-    }
-    for key, value in expected.items():
-        if scaling.get(key) != value:
-            raise VerificationError(
-                f"{path}: rope_scaling.{key} is {scaling.get(key)!r} where {value!r} is served right"
-            )
+    raw, found = read_json_object(path, LARGEST_CONFIG), read_config(folder).rope
+    for what, ours, theirs in (
+        ("factors", rope.factors, found.factors),
+        ("attention factor", rope.attention_factor, found.attention_factor),
+    ):
+        if not np.array_equal(ours, theirs):
+            raise VerificationError(f"{path}: the {what} is {theirs} where {ours} was to be written")
+    scaling = raw.get("rope_scaling") or {"rope_type": "default"}
+    if scaling["rope_type"] == "longrope":
+        factor = float(rope.attention_factor)
+        alike = dict.fromkeys(MSCALES, factor) if factor != 1 else {}
+        expected = {"factor": 1.0, "original_max_position_embeddings": raw.get("max_position_embeddings"), **alike}
+        for key, value in expected.items():
+            if scaling.get(key) != value:
+                raise VerificationError(
+                    f"{path}: rope_scaling.{key} is {scaling.get(key)!r} where {value!r} is served right"
+                )
     if raw.get("rope_parameters") != {**scaling, "rope_theta": raw.get("rope_theta")}:
         raise VerificationError(
             f"{path}: rope_parameters, which transformers 5 reads, is not rope_scaling and rope_theta"
@@ -62,17 +63,16 @@ def verify_config(folder: Path) -> None:
         raise VerificationError(f"{path}: a top-level original_max_position_embeddings changes the attention factor")
 
 
-def verify_gguf(file: Path, rope: ScaleVector, *, base: float, context: int, folded: bool) -> None:
-    """Checks the rotary positions of a GGUF file; `folded`: the attention factor is in its weights."""
+def verify_gguf(file: Path, rope: ScaleVector, *, base: float, context: int) -> None:
+    """Checks the rotary positions of a GGUF file."""
     found = read_gguf_rope(file)
     expected = np.asarray(rope.factors, np.float32)
     factors = np.ones_like(expected) if found.factors is None else found.factors
-    attention = np.float32(1.0 if folded else rope.attention_factor)
     for what, ours, theirs in (
         ("rope_freqs.weight", expected, factors),
         ("the rotary base", np.float32(base), np.float32(found.base)),
         ("the context length", context, found.context),
-        ("the attention factor", attention, np.float32(found.attention_factor)),
+        ("the attention factor", np.float32(rope.attention_factor), np.float32(found.attention_factor)),
         ("keys for a further scaling", (), found.scaling),
     ):
         if not np.array_equal(ours, theirs):
@@ -81,11 +81,17 @@ def verify_gguf(file: Path, rope: ScaleVector, *, base: float, context: int, fol
         raise VerificationError(f"{file}: llama.cpp reads no rope_freqs.weight for a {found.architecture} model")
 
 
-def verify_logits(folder: Path, lengths: tuple[int, ...], dtype: str = "float32", seed: int = 0) -> list[dict] | None:
-    """Compares the logits of transformers and of this package on random tokens, with one model in memory at a time.
+def verify_logits(
+    folder: Path, source: Path, rope: ScaleVector, lengths: tuple[int, ...], *, dtype: str = "float32", seed: int = 0
+) -> list[dict] | None:
+    """Compares logits on random tokens: transformers' of an export, and ours of its source under a scale vector.
+
+    One model is in memory at a time.
 
     Args:
         folder: exported folder.
+        source: folder of the weights before the export.
+        rope: scale vector that the export is to have.
         lengths: tokens of each sequence.
         dtype: to load and compute in, a key of `TOLERANCES`.
         seed: seed of the random tokens.
@@ -98,10 +104,10 @@ def verify_logits(folder: Path, lengths: tuple[int, ...], dtype: str = "float32"
         import torch  # noqa: F401
     except ImportError:
         return None
-    vocab = read_config(folder).config.vocab_size
+    vocab = read_config(source).config.vocab_size
     generator = np.random.default_rng(seed)
     rows = [generator.integers(0, vocab, (1, length)) for length in lengths]
-    ours = _our_logits(folder, rows, dtype)
+    ours = _our_logits(source, rope, rows, dtype)
     gc.collect()
     theirs = _transformers_logits(folder, rows, dtype)
     results = []
@@ -118,16 +124,18 @@ def verify_logits(folder: Path, lengths: tuple[int, ...], dtype: str = "float32"
     return results
 
 
-def _our_logits(folder, rows, dtype) -> list[np.ndarray]:
+def _our_logits(folder, rope, rows, dtype) -> list[np.ndarray]:
     model = read_model(folder, param_dtype=dtype)
     config = dataclasses.replace(model.config, dtype=dtype)
 
     @jax.jit
     def last(params, tokens):
-        hidden = cast(jax.Array, Llama(config).apply({"params": params}, tokens, model.rope, project=False))[:, -_LAST:]
+        hidden = cast(jax.Array, Llama(config).apply({"params": params}, tokens, rope, project=False))[:, -_LAST:]
         return logits(hidden, head_kernel(params, config))
 
-    return [np.asarray(last(model.params, jnp.asarray(tokens)), np.float32) for tokens in rows]
+    # By default, GPUs and TPUs multiply float32 matrices in TF32 or bfloat16.
+    with jax.default_matmul_precision("highest"):
+        return [np.asarray(last(model.params, jnp.asarray(tokens)), np.float32) for tokens in rows]
 
 
 def _transformers_logits(folder, rows, dtype) -> list[np.ndarray]:

@@ -122,27 +122,3 @@ def table(config: LlamaConfig) -> tuple[Weight, ...]:
     if not config.attention_bias:
         absent += (QUERY_BIAS, KEY_BIAS, VALUE_BIAS, OUTPUT_BIAS)
     return tuple(weight for weight in TABLES[config.architecture] if weight not in absent)
-
-
-def folding_rows(config: LlamaConfig) -> tuple[Weight, ...]:
-    """Rows that an attention factor is folded into: queries and keys are proportional to their weights."""
-    # A norm undoes what is folded in before it.
-    rows = (QUERY_NORM, KEY_NORM) if config.qk_norm else (QUERY, KEY, QUERY_BIAS, KEY_BIAS)
-    return tuple(weight for weight in table(config) if weight in rows)
-
-
-def fold_attention_factor(tensor: np.ndarray, attention_factor: float) -> np.ndarray:
-    """Moves the factor on cos and sin into weights, where every engine honours it.
-
-    Rotation is linear, so ``(a cos, a sin)`` applied to ``W x + b`` is ``(cos, sin)`` applied to ``(a W) x + a b``; the
-    same holds for the weight of a norm on queries and keys. With both multiplied by ``a``, an attention factor of 1
-    gives the same logits up to rounding. Engines disagree about the config's own `attention_factor`: transformers
-    honours it, others derive theirs and ignore it.
-
-    Returns:
-        The weights times a, float32, so that the only further rounding is that to the dtype of the file; the
-        tensor itself, untouched, if a is 1.
-    """
-    if attention_factor == 1:
-        return tensor
-    return tensor.astype(np.float32) * np.float32(attention_factor)

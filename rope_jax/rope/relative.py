@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float32
 from numpy.typing import ArrayLike
 
+from rope_jax.rope.checks import check_attention_factor, check_base
 from rope_jax.rope.embedding import ScaleVector
 
 # The factor of a pair that does not rotate. Stock engines and exported files take finite factors only.
@@ -33,7 +34,17 @@ class RelativeScale:
     @classmethod
     def create(cls, factors: ArrayLike, attention_factor: float = 1.0) -> RelativeScale:
         """From anything array-like."""
+        check_attention_factor(attention_factor)
         return cls(np.asarray(factors, np.float32), float(attention_factor))
+
+
+def rebased(scale: ScaleVector, base: float, to: float) -> ScaleVector:
+    """A scale vector of a rotary base, relative to another one: of the same frequencies."""
+    if base == to:
+        return scale
+    check_base(base)
+    shares = np.arange(0, 2 * scale.factors.shape[-1], 2) / (2 * scale.factors.shape[-1])
+    return ScaleVector.create(np.asarray(scale.factors, np.float64) * (base / to) ** shares, scale.attention_factor)
 
 
 def compose(own: ScaleVector, extension: RelativeScale) -> ScaleVector:

@@ -1,5 +1,6 @@
 """The export command: zero-shot and from runs, every format, cards, verification, and what it refuses."""
 
+import dataclasses
 import importlib
 import json
 import shutil
@@ -13,6 +14,7 @@ import pytest
 import torch
 import transformers
 from huggingface_hub import metadata_load
+from safetensors.numpy import load_file, save_file
 
 from experiments.export import export
 from experiments.extend import extend
@@ -23,9 +25,10 @@ from rope_jax.files import read_json, sealed, unsealed, write_json
 from rope_jax.interop.gguf_export import write_gguf
 from rope_jax.interop.gguf_files import read_gguf_rope
 from rope_jax.interop.huggingface import read_model
+from rope_jax.interop.new_folder import rescale_folder
 from rope_jax.interop.verify import VerificationError, verify_config, verify_gguf, verify_logits
-from rope_jax.model.llama import Llama
-from rope_jax.rope.embedding import identity
+from rope_jax.model.llama import Llama, head_kernel
+from rope_jax.rope.embedding import ScaleVector, identity
 from rope_jax.training.checkpoints import losses
 from tests.experiments.helpers import small_config
 from tests.interop.references import reference_logits, write_random_llama
@@ -99,7 +102,8 @@ def test_zero_shot_in_one_command(model, tmp_path):
     assert exported.config.context == read_gguf_rope(tmp_path / "model.gguf").context == 256
     np.testing.assert_array_equal(exported.params["embedding"], source.params["embedding"])
     np.testing.assert_array_equal(read_gguf_rope(tmp_path / "model.gguf").factors, exported.rope.factors)
-    assert (tmp_path / "README.md").read_text() == (tmp_path / "export/README.md").read_text()
+    assert "`rope_freqs.weight`" in (tmp_path / "README.md").read_text()
+    assert "`rope_type: yarn`" in (tmp_path / "export/README.md").read_text()
     assert (tmp_path / "LICENSE.txt").exists()
 
 
@@ -148,7 +152,7 @@ def test_factors_into_an_existing_gguf(model, tmp_path):
     )
     export(more, tmp_path / "b", "export")
     found = read_gguf_rope(tmp_path / "b/model.gguf")
-    # 0.1 ln 2 + 1, YaRN's factor for twice the context; it cannot be folded into tensors that stay as they are.
+    # 0.1 ln 2 + 1, YaRN's factor for twice the context.
     assert found.attention_factor == pytest.approx(0.1 * np.log(2) + 1)
     assert found.factors.max() == 2
 
@@ -199,7 +203,7 @@ def test_best_step_of_a_run(lora_run, tmp_path):
 
 
 def test_another_method_and_step_of_a_run(lora_run, tmp_path):
-    """The vector that was learned with the weights is that of the checkpoint, its attention factor in the weights."""
+    """The vector that was learned with the weights is that of the checkpoint."""
     folder, results = lora_run
     config = config_of(
         export__run=str(folder), export__method="learned", export__step=2, export__formats=("hf", "adapter")
@@ -209,7 +213,7 @@ def test_another_method_and_step_of_a_run(lora_run, tmp_path):
     assert found.provenance["method"] == "learned" and found.provenance["fine_tuning_steps"] == 2
     stored = ocp.StandardCheckpointer().restore(folder / "methods/learned/checkpoints/2/state")["params"]["rope"]
     np.testing.assert_allclose(found.rope.factors, np.exp(stored["factors"]), rtol=1e-6)
-    assert found.provenance["folded_attention_factor"] == pytest.approx(float(np.exp(stored["attention_factor"])))
+    assert float(found.rope.attention_factor) == pytest.approx(float(np.exp(stored["attention_factor"])))
     assert not np.array_equal(found.rope.factors, np.float32(results["methods"]["learned"]["scale"]["factors"]))
 
     tokens = np.random.default_rng(0).integers(0, 258, (1, 100))
@@ -262,7 +266,9 @@ def test_what_a_run_does_not_have(lora_run, model, tmp_path):
 
 
 def test_verification_sees_what_differs(model, tmp_path):
-    export(config_of(model__path=str(model), export__formats=("hf", "gguf"), rope__method="pi"), tmp_path, "export")
+    """A word that an engine would take for another scale, and another vector."""
+    rope = ScaleVector.create(np.linspace(1, 2, 8))
+    rescale_folder(model, tmp_path / "export", rope, context=256, provenance={})
     path = tmp_path / "export/config.json"
     good = json.loads(path.read_text())
 
@@ -272,22 +278,49 @@ def test_verification_sees_what_differs(model, tmp_path):
     # What vLLM would take for an extension and scale by.
     changed(original_max_position_embeddings=128)
     with pytest.raises(VerificationError, match="original_max_position_embeddings is 128 where 256"):
-        verify_config(tmp_path / "export")
+        verify_config(tmp_path / "export", rope)
     changed(attention_factor=1.1)
-    with pytest.raises(VerificationError, match=r"attention_factor is 1\.1"):
-        verify_config(tmp_path / "export")
-    path.write_text(json.dumps(good | {"rope_parameters": {"rope_type": "default"}}))
-    with pytest.raises(VerificationError, match="which transformers 5 reads"):
-        verify_config(tmp_path / "export")
-    with pytest.raises(VerificationError, match=r"rope_freqs\.weight is \[2\. 2"):
-        verify_gguf(tmp_path / "model.gguf", identity(16), base=10000.0, context=256, folded=True)
-    path.write_text(json.dumps(good))
-    verify_config(tmp_path / "export")
+    with pytest.raises(VerificationError, match=r"attention factor is 1\.1"):
+        verify_config(tmp_path / "export", rope)
+    changed(attention_factor=1.1)
+    with pytest.raises(VerificationError, match=r"short_mscale is None where 1\.1"):
+        verify_config(tmp_path / "export", dataclasses.replace(rope, attention_factor=np.float32(1.1)))
+    path.write_text(json.dumps(good | {"rope_parameters": {**good["rope_parameters"], "rope_theta": 10000}}))
+    verify_config(tmp_path / "export", rope)
+    with pytest.raises(VerificationError, match="the factors is"):
+        verify_config(tmp_path / "export", identity(16))
+    write_gguf(tmp_path / "model.gguf", model, rope, context=256, provenance={})
+    with pytest.raises(VerificationError, match=r"rope_freqs\.weight is \[1"):
+        verify_gguf(tmp_path / "model.gguf", identity(16), base=10000.0, context=256)
 
 
-def test_verification_compares_logits(model, tmp_path, monkeypatch):
-    rows = verify_logits(model, (5, 100), "bfloat16")
+def test_verification_compares_with_the_source(model, tmp_path, monkeypatch):
+    """An export of other weights, or another vector, is seen, in full precision whatever the device's default."""
+    rope = ScaleVector.create(np.linspace(1, 2, 8), 1.2)
+    rescale_folder(model, tmp_path / "export", rope, context=256, provenance={})
+    precisions = []
+    monkeypatch.setattr(
+        "rope_jax.interop.verify.head_kernel",
+        lambda *args: precisions.append(jax.config.jax_default_matmul_precision) or head_kernel(*args),
+    )
+    rows = verify_logits(model, model, identity(16), (5, 100), dtype="bfloat16")
     assert 0 < rows[1]["difference"] <= rows[1]["allowed"]
+    assert set(precisions) == {"highest"}
+    with pytest.raises(VerificationError, match="at 100 tokens transformers' logits differ by"):
+        verify_logits(tmp_path / "export", model, identity(16), (100,))
+    file = tmp_path / "export/model.safetensors"
+    weights = load_file(file)
+    weights["model.layers.1.self_attn.q_proj.weight"] *= 1.001  # as much as rounding to bfloat16
+    save_file(weights, file, metadata={"format": "pt"})
+    with pytest.raises(VerificationError, match="at 100 tokens transformers' logits differ by"):
+        verify_logits(tmp_path / "export", model, rope, (100,))
     monkeypatch.setattr("rope_jax.interop.verify._transformers_logits", lambda *_: [np.full((1, 5, 258), np.nan)])
     with pytest.raises(VerificationError, match="at 5 tokens transformers' logits differ by nan"):
-        verify_logits(model, (5,))
+        verify_logits(tmp_path / "export", model, rope, (5,))
+
+
+def test_an_overwritten_export_is_not_verified_any_more(model, tmp_path):
+    config = config_of(model__path=str(model), rope__method="pi", export__overwrite=True)
+    (tmp_path / "verify.json").write_text('{"export": {"logits": []}, "model.gguf": "rope_freqs.weight"}')
+    assert export(config, tmp_path, "export") == {"model.gguf": "rope_freqs.weight"}
+    assert json.loads((tmp_path / "verify.json").read_text()) == {"model.gguf": "rope_freqs.weight"}

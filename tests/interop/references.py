@@ -54,6 +54,8 @@ def write_random_llama(
 def reference_logits(folder: Path, tokens: np.ndarray, dtype=torch.float32) -> np.ndarray:
     """What transformers computes; it must load the folder without a word and use every tensor.
 
+    It does not know the words for an attention factor that are meant for vLLM.
+
     Args:
         folder: model folder.
         tokens: int `[B, T]`.
@@ -69,7 +71,7 @@ def reference_logits(folder: Path, tokens: np.ndarray, dtype=torch.float32) -> n
         )
         with torch.no_grad():
             logits = model(torch.asarray(np.asarray(tokens, np.int64)), use_cache=False).logits
-    assert messages == []
+    assert [message for message in messages if "_mscale" not in message] == []
     assert not any(info.values()), info
     return logits.float().numpy()
 

@@ -80,7 +80,7 @@ def test_a_scaling_of_its_own(tmp_path, model, scaling):
     ours, tokens = read_model(folder), random_tokens(150)
     expected = reference_logits(folder, tokens)
     np.testing.assert_allclose(our_logits(ours.config, ours.params, ours.rope, tokens), expected, **TOLERANCE)
-    # The same model as an export, its scaling now a longrope block and a fold.
+    # The same model as an export.
     rescale_folder(folder, tmp_path / "out", ours.rope, context=512, provenance={})
     np.testing.assert_allclose(reference_logits(tmp_path / "out", tokens), expected, **TOLERANCE)
 

@@ -1,5 +1,6 @@
 """A config.json that asks for something else than we compute is refused, by file, key, value and fix."""
 
+import dataclasses
 import json
 import re
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 
 from rope_jax.errors import InputError
+from rope_jax.interop import hf_keys
 from rope_jax.interop.hf_config import read_config
 from rope_jax.interop.hf_keys import PROVENANCE_KEY
 from rope_jax.rope.methods.explicit import longrope_attention_factor
@@ -111,6 +113,34 @@ def test_duplicated_information_may_agree(tmp_path):
     np.testing.assert_array_equal(read_config(folder).rope.factors, np.full(64, 2.0))
 
 
+def test_keys_that_transformers_does_not_read_are_carried(tmp_path):
+    """Of a LLaMA-1, of a GGUF file that transformers has read, and of others."""
+    odd = {"max_sequence_length": 2048, "unk_token_id": 0, "_model_name_or_path": "x", "use_sliding_window": False}
+    source = read_config(write(tmp_path, **odd))
+    assert set(source.undeclared) == set(odd)
+    assert source.carried.items() >= odd.items()
+    assert read_config(write(tmp_path)).undeclared == ()
+
+
+@pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2", "qwen3"])
+def test_every_key_that_transformers_declares_is_known(kind):
+    import transformers
+
+    known = hf_keys.ARCHITECTURES[kind]
+    names = {field.name for field in dataclasses.fields(transformers.AutoConfig.for_model(kind))}
+    understood = hf_keys.UNDERSTOOD | {*known.understood, *known.harmless, *known.values}
+    assert names <= understood | hf_keys.HARMLESS | hf_keys.HARMLESS_VALUES.keys()
+
+
+def test_blocks_of_layer_types(tmp_path):
+    yarn = YARN | {"original_max_position_embeddings": 1024, "rope_theta": 10000.0}
+    alike = {"full_attention": yarn, "sliding_attention": yarn}
+    assert read_config(write(tmp_path, rope_parameters=alike)).rope.factors.max() == 4
+    # All layers of such a model are of full attention, and one more type says nothing about them.
+    qwen = QWEN2 | {"rope_parameters": alike | {"sliding_attention": {"rope_type": "default"}}}
+    assert read_config(write(tmp_path, **qwen)).rope.factors.max() == 4
+
+
 def test_longrope_without_attention_factor_derives_it(tmp_path):
     block = {"rope_type": "longrope", "short_factor": ONES, "long_factor": ONES, "factor": 4.0}
     folder = write(tmp_path, rope_scaling=block | {"original_max_position_embeddings": 4096})
@@ -139,13 +169,16 @@ QWEN3 = {"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"]}
         ({"is_decoder": 1}, r"is_decoder is 1: only false"),
         ({"partial_rotary_factor": 0.5}, r"partial_rotary_factor is 0.5"),
         ({"quantization_config": {"bits": 4}}, r'quantization_config is {"bits": 4}'),
-        ({"auto_map": {"AutoModel": "x.Y"}}, r"auto_map is .*not understood"),
+        ({"auto_map": {"AutoModel": "x.Y"}}, r"auto_map is .*: only null"),
+        (
+            {"quantization_config": {}, "is_causal": False, "hidden_act": "gelu"},
+            r"hidden_act.*quantization_config.*is_causal",
+        ),
         ({"sliding_window": 4096}, r"sliding_window is 4096: only null"),
-        ({"use_sliding_window": False}, r"use_sliding_window is false: this key is not understood"),
         (MISTRAL | {"sliding_window": 0}, r"sliding_window is 0: give a positive integer"),
         (MISTRAL | {"sliding_window": True}, r"sliding_window is true: give a positive integer"),
         (MISTRAL | {"attention_bias": True}, r"attention_bias is true: only false"),
-        (MISTRAL | {"layer_types": ["full_attention"] * 32}, r"layer_types is .*not understood"),
+        (MISTRAL | {"layer_types": ["sliding_attention"] * 32}, r"layer_types is .*only full attention"),
         (MISTRAL | {"architectures": ["LlamaForCausalLM"]}, r'architectures is .*\["MistralForCausalLM"\]'),
         (QWEN2 | {"use_sliding_window": True}, r"use_sliding_window is true: only false"),
         (QWEN2 | {"use_mrope": True}, r"use_mrope is true: only false"),
@@ -154,7 +187,6 @@ QWEN3 = {"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"]}
         (QWEN2 | {"attention_bias": False}, r"attention_bias is false: only true"),
         (QWEN3 | {"use_sliding_window": True}, r"use_sliding_window is true: only false"),
         (QWEN3 | {"mlp_bias": True}, r"mlp_bias is true: only false"),
-        ({"logit_scale": 0.1}, r"logit_scale is 0.1"),
         ({"model_type": "gemma"}, r'model_type is "gemma": use a model of type llama, mistral, qwen2, qwen3'),
         ({"model_type": ["llama"]}, r"model_type is"),
         ({"model_type": ...}, r"model_type is null"),
@@ -164,7 +196,7 @@ QWEN3 = {"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"]}
         ({"vocab_size": "32000"}, r'vocab_size is "32000"'),
         ({"num_hidden_layers": 0}, r"num_hidden_layers is 0"),
         ({"num_hidden_layers": True}, r"num_hidden_layers is true"),
-        ({"num_key_value_heads": 5}, r"num_attention_heads is 32: .*multiple of num_key_value_heads, which is 5"),
+        ({"num_key_value_heads": 5}, r"num_key_value_heads is 5: .*num_attention_heads, which is 32"),
         ({"num_attention_heads": 31, "num_key_value_heads": 31}, r"hidden_size is 4096: num_attention_heads is 31"),
         ({"head_dim": 127}, r"head_dim is 127: .*even"),
         ({"rms_norm_eps": "1e-5"}, r'rms_norm_eps is "1e-5": give a positive finite number'),
@@ -182,7 +214,29 @@ QWEN3 = {"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"]}
         ),
         ({"rope_scaling": {"type": "su"}}, r'rope_scaling.rope_type is "su": unsupported rope_scaling'),
         ({"rope_parameters": {"rope_type": ["yarn"]}}, r"unsupported rope_scaling"),
-        ({"rope_parameters": {"full_attention": {"rope_type": "default"}}}, r"unsupported rope_scaling"),
+        (
+            {"rope_parameters": {"full_attention": YARN, "sliding_attention": {}}},
+            r"full_attention, sliding_attention differ",
+        ),
+        (
+            {"rope_parameters": {"rope_type": "proportional", "partial_rotary_factor": 1.5}},
+            r"partial_rotary_factor is 1\.5",
+        ),
+        ({"rope_scaling": LONGROPE | {"short_mscale": 1.2}}, r"short_mscale is 1\.2: the attention factor is 1"),
+        # Sizes that ask for memory before any weight is seen, and numbers that no float holds.
+        ({"num_hidden_layers": 10**9}, r"num_hidden_layers is 1000000000: give a positive integer of at most 10,000"),
+        ({"num_hidden_layers": 10**400}, r"num_hidden_layers is 1000"),
+        (QWEN2 | {"num_hidden_layers": 10**9, "layer_types": ["full_attention"]}, r"num_hidden_layers"),
+        ({"hidden_size": 10**11}, r"hidden_size is 100000000000: .* at most 1,048,576"),
+        ({"head_dim": 10**11}, r"head_dim is"),
+        ({"vocab_size": 10**18}, r"vocab_size is"),
+        ({"max_position_embeddings": 10**18}, r"max_position_embeddings is"),
+        ({"rms_norm_eps": 10**400}, r"rms_norm_eps is 1000"),
+        ({"rope_theta": 10**400}, r"rope_theta is 1000"),
+        ({"rope_theta": 1e300}, r"rope_theta is 1e\+300"),
+        ({"rope_scaling": {"rope_type": "linear", "factor": 1e300}}, r"factor is 1e\+300"),
+        ({"rope_scaling": YARN | {"attention_factor": 1e300}}, r"attention_factor is 1e\+300"),
+        ({"rope_scaling": LONGROPE | {"short_factor": [10**400] * 64, "long_factor": [10**400] * 64}}, r"long_factor"),
         ({"rope_scaling": {"rope_type": "linear"}}, r"rope_scaling has no factor, which rope_type linear"),
         ({"rope_scaling": {"rope_type": "linear", "factor": 0.5}}, r"factor is 0\.5"),
         ({"rope_scaling": {"rope_type": "linear", "factor": "2"}}, r'rope_scaling.factor is "2"'),
@@ -238,6 +292,9 @@ def test_refused(tmp_path, changes, message):
         (b"[]", "holds a JSON list"),
         (b"\xff\xfe", "not UTF-8"),
         (b'{"model_type": "llama", "model_type": "llama"}', "has the key 'model_type' twice"),
+        (b'{"a": "\\ud800"}', "not valid JSON"),
+        (b'{"a": ' + b"[" * 200 + b"]" * 200 + b"}", "100 deep"),
+        (b" " * (5 << 20), "more than 4 MiB"),
     ],
 )
 def test_unreadable(tmp_path, text, message):

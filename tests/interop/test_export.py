@@ -15,7 +15,6 @@ from transformers import AutoTokenizer
 from rope_jax.errors import InputError
 from rope_jax.interop import atomic
 from rope_jax.interop.huggingface import read_model, write_model
-from rope_jax.interop.weights import fold_attention_factor
 from rope_jax.rope.embedding import ScaleVector
 from tests.interop.references import write_random_llama
 
@@ -73,7 +72,7 @@ def test_plain_config(tmp_path, model):
 
 def test_rows_per_layer_that_are_equal_are_one_vector(tmp_path, model):
     config = export(tmp_path / "out", model, ScaleVector.create(np.full((2, 6), 2.0)))
-    assert config["rope_scaling"]["long_factor"] == [2.0] * 6
+    assert config["rope_scaling"] == {"rope_type": "linear", "factor": 2.0}
 
 
 def test_files_of_the_source_are_carried(tmp_path, source, model):
@@ -130,15 +129,6 @@ def test_dtype_of_an_export(tmp_path, model):
     again = read_model(tmp_path / "out")
     assert again.config.param_dtype == "bfloat16"
     np.testing.assert_array_equal(again.params["embedding"], model.params["embedding"].astype(jnp.bfloat16))
-
-
-def test_folding_rounds_once():
-    weights = np.random.default_rng(0).normal(size=1000).astype(jnp.bfloat16)
-    folded = fold_attention_factor(weights, 1.1386)
-    assert folded.dtype == np.float32
-    exact = weights.astype(np.float64) * 1.1386
-    np.testing.assert_allclose(folded, exact, rtol=2**-22)  # one rounding of the factor, one of the product
-    assert fold_attention_factor(weights, 1.0) is weights
 
 
 def test_overwriting(tmp_path, model, source):

@@ -14,6 +14,7 @@ from rope_jax.rope.embedding import ScaleVector, identity
 from rope_jax.rope.methods.by_parts import yarn
 from rope_jax.rope.relative import compose
 from tests.interop.references import reference_logits, write_random_llama
+from tests.interop.test_round_trip import stored_bytes
 
 # Two float32 implementations that sum in different orders; logits are of order 1 to 10.
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-4}
@@ -142,23 +143,32 @@ def test_config_variants_equal_transformers(tmp_path, overrides):
     np.testing.assert_array_equal(reference_logits(folder, tokens), expected)
 
 
-def test_yarn_export_folds_the_attention_factor(tmp_path):
-    model = read_model(write_random_llama(tmp_path / "in"))
-    head_dim = model.config.head_dim
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("kind", ["yarn", "longrope"])
+def test_an_attention_factor_stays_out_of_the_weights(tmp_path, kind, dtype):
+    """In bfloat16, too, an extension is transformers' own: no weight is rounded for it."""
+    model = read_model(write_random_llama(tmp_path / "in", dtype))
+    head_dim, tokens = model.config.head_dim, random_tokens(300)
     rope = compose(identity(head_dim), yarn(model.config.rope_base, head_dim, 4.0, 128))
     assert float(rope.attention_factor) > 1.13  # 0.1 ln 4 + 1
-    write_model(tmp_path / "out", model.config, model.params, rope, context=512, provenance={"method": "yarn"})
-
+    if kind == "longrope":
+        rope = ScaleVector.create(np.linspace(1, 4, head_dim // 2), rope.attention_factor)
+    write_model(tmp_path / "out", model.config, model.params, rope, context=512, provenance={"method": kind})
+    assert stored_bytes(tmp_path / "out") == stored_bytes(tmp_path / "in")
     described = json.loads((tmp_path / "out" / "config.json").read_text())
-    assert described["rope_parameters"]["attention_factor"] == 1.0
-    assert described["rope_jax"]["folded_attention_factor"] == float(rope.attention_factor)
-    tokens = random_tokens(300)
+    assert described["rope_parameters"]["rope_type"] == kind
+    assert described["rope_parameters"]["attention_factor"] == float(rope.attention_factor)
     expected = reference_logits(tmp_path / "out", tokens)
     np.testing.assert_allclose(our_logits(model.config, model.params, rope, tokens), expected, **TOLERANCE)
-    # What was folded into the weights is not applied a second time when the export is read.
     again = read_model(tmp_path / "out")
-    assert float(again.rope.attention_factor) == 1
-    np.testing.assert_allclose(our_logits(again.config, again.params, again.rope, tokens), expected, **TOLERANCE)
+    jax.tree.map(np.testing.assert_array_equal, again.rope, rope)
+    if kind == "yarn":
+        # The source with the block that transformers documents.
+        path = tmp_path / "in" / "config.json"
+        block = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128, "rope_theta": 10000.0}
+        changes = {"rope_parameters": block, "max_position_embeddings": 512}
+        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+        np.testing.assert_array_equal(reference_logits(tmp_path / "in", tokens), expected)
 
 
 def test_bfloat16_is_as_close_to_float32_as_transformers_is(tmp_path):

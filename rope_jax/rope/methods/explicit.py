@@ -9,12 +9,12 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from rope_jax.errors import InputError
-from rope_jax.rope.checks import check_attention_factor, check_base, check_extension, check_head_dim, check_original
+from rope_jax.rope.checks import check_extension, check_head_dim, check_original
 from rope_jax.rope.embedding import ScaleVector
 from rope_jax.rope.geometry import Geometry
 from rope_jax.rope.measure import Measure
 from rope_jax.rope.methods.method import ClosedForm, parameter
-from rope_jax.rope.relative import RelativeScale
+from rope_jax.rope.relative import RelativeScale, rebased
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,12 +34,9 @@ class Explicit(ClosedForm):
         if not self.whole:
             return super().scale(geometry, measure)
         given = self.relative(geometry, measure)
-        if not self.base or self.base == geometry.base:
-            return ScaleVector.create(given.factors, given.attention_factor)
-        check_base(self.base)
-        # The frequencies are the same ones: base'^(-2i/D) / f' = base^(-2i/D) / f.
-        ratio = (self.base / geometry.base) ** (np.arange(0, geometry.head_dim, 2) / geometry.head_dim)
-        return ScaleVector.create(given.factors * ratio, given.attention_factor)
+        return rebased(
+            ScaleVector.create(given.factors, given.attention_factor), self.base or geometry.base, geometry.base
+        )
 
 
 def explicit(
@@ -85,7 +82,6 @@ def explicit(
             f"`factors` has {values[tuple(where)]} at {where}: every factor must be a finite number above 0",
             field="factors",
         )
-    check_attention_factor(attention_factor)
     return RelativeScale.create(values, attention_factor)
 
 
