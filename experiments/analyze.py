@@ -3,9 +3,11 @@
 python -m experiments.analyze --config.model.path=MODEL
 python -m experiments.analyze --config=configs/llama2_8k.py
 python -m experiments.analyze --config=configs/llama2_16k.py --sweep
+python -m experiments.analyze --usage --config.model.path=MODEL --config.data.path=TEXTS
 
 Prints a table and writes `analysis.json` and the paper's figures 1, 3, 6, 7 and 8 under `--workdir`; `--sweep` adds
-the paper's ablations over interpolated dimensions and intervals, and lengths up to a million tokens.
+the paper's ablations over interpolated dimensions and intervals, and lengths up to a million tokens. `--usage` reads
+the weights of a model and writes `usage.json`, which `config.solve.energy` and `config.solve.distances` take.
 """
 
 from __future__ import annotations
@@ -16,20 +18,25 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from experiments import build, shell
-from experiments.methods import solved_method
-from experiments.names import config_names, reading
+from experiments.methods import distances, energy, solved_method
+from experiments.names import config_names, reading, renamed
 from rope_jax.commands import analyze as procedure
 from rope_jax.commands.analyze import Analysis
 from rope_jax.commands.reporter import Reporter
+from rope_jax.commands.run import Corpus
+from rope_jax.commands.usage import UsageJob, measure
 from rope_jax.errors import InputError
 from rope_jax.interop.hub import resolve_model
 from rope_jax.interop.model_folder import read_source
 from rope_jax.rope.embedding import identity
 from rope_jax.rope.geometry import Geometry
 from rope_jax.rope.methods import METHODS
+from rope_jax.rope.usage import Usage
+from rope_jax.sharding import make_mesh
 
 DEFAULT = build.REPOSITORY / "configs" / "analyze.py"
 SWEEP = flags.DEFINE_bool("sweep", False, "Also sweep interpolated dimensions, intervals and lengths.")
+USAGE = flags.DEFINE_bool("usage", False, "Measure how a model uses pairs and distances, instead.")
 
 
 def analyze(
@@ -81,10 +88,35 @@ def analysis(config: ConfigDict, name: str, named: bool = False) -> Analysis:
     given = {"explicit": bool(rope.factors), "abf": rope.new_base > 0}
     chosen = {name: solved_method(config, name) for name in METHODS if given.get(name, True)}
     build.check_methods(chosen, shape, contexts)
-    return Analysis(name, build.settings(config), shape, contexts, chosen)
+    return Analysis(name, build.settings(config), shape, contexts, chosen, energy(config), distances(config))
+
+
+def usage(config: ConfigDict, folder: Path, reporter: Reporter | None = None) -> Usage:
+    """Measures how much the model that a config names uses its frequency pairs and distances, into `usage.json`."""
+    with config_names(), renamed({"texts": "config.usage.texts", "tokens": "config.usage.tokens"}):
+        build.check(config)
+        if not config.model.path:
+            raise InputError("`model.path` is empty: name the model to measure", field="model.path")
+        source = build.source(config, folder)
+        tokenizer, splits = build.tokenizer(config, source), build.corpus(config, folder)
+        with reading("eval.split"):
+            documents = splits[config.eval.split]
+        job = UsageJob(
+            source,
+            tokenizer,
+            documents,
+            Corpus(config.data.name, config.data.path, config.eval.split),
+            make_mesh(**config.mesh),
+            config.usage.texts,
+            config.usage.tokens or config.context.original or source.known.config.context,
+        )
+        return measure(job, folder, reporter or shell.Terminal())
 
 
 def main(config: ConfigDict, folder: Path, name: str) -> None:
+    if USAGE.value:
+        usage(config, folder)
+        return
     typed = config_flags.get_override_values(flags.FLAGS["config"])
     analyze(config, folder, name, named=bool(typed.get("model.path")), sweep=SWEEP.value)
 

@@ -14,6 +14,7 @@ from rope_jax.commands.fields import METHOD_FIELDS
 from rope_jax.files import parse_json
 from rope_jax.gguf_reader import is_gguf
 from rope_jax.interop.model_folder import read_source
+from rope_jax.rope.distances import DistanceHistogram
 from rope_jax.rope.factor_files import factors_of, read_factors
 from rope_jax.rope.methods import METHODS
 from rope_jax.rope.methods.adjusted import Adjusted
@@ -27,11 +28,24 @@ def solved_method(config: ConfigDict, name: str) -> Method:
     parameters = {field.name for field in dataclasses.fields(METHODS[name])}
     values = {p: value(config, field) for p, field in METHOD_FIELDS.items() if p in parameters}
     if "distances" in values:
-        usage = _measured(config, "solve.distances")
-        values["distances"] = usage and usage.distances()
+        values["distances"] = distances(config)
+    if "energy" in values:
+        values["energy"] = energy(config)
     found = _explicit(config.rope.factors) if name == "explicit" else METHODS[name](**values)
     attention_factor, taper = config.rope.attention_factor or None, config.rope.taper
     return Adjusted(found, attention_factor, taper) if attention_factor or taper else found
+
+
+def energy(config: ConfigDict) -> tuple[float, ...] | None:
+    """The weight of each pair, if a file of energies is named."""
+    usage = _measured(config, "solve.energy")
+    return usage and usage.pair_weights()
+
+
+def distances(config: ConfigDict) -> DistanceHistogram | None:
+    """How much the model attends to distances, if a file of them is named."""
+    usage = _measured(config, "solve.distances")
+    return usage and usage.distances()
 
 
 def _measured(config: ConfigDict, field: str) -> Usage | None:

@@ -14,11 +14,14 @@ from rope_jax.files import write_json
 from rope_jax.report import figures, plots
 from rope_jax.report.styles import NAMES
 from rope_jax.rope.angles import angle_histograms
+from rope_jax.rope.distances import DistanceHistogram
 from rope_jax.rope.geometry import Geometry
 from rope_jax.rope.measure import Measure
 from rope_jax.rope.methods import METHODS
 from rope_jax.rope.methods.dprope import DPRopeArgmin
 from rope_jax.rope.methods.method import Method, Solution
+from rope_jax.rope.methods.two_term import TwoTerm
+from rope_jax.rope.two_term import changed_distances, unseen_angles
 
 # The pairs that the paper's figures show, of LLaMA2's 64: one whose angles every context covers, one resonant.
 PAIRS = (6, 22)
@@ -27,13 +30,18 @@ MILLION = 2**20
 
 @dataclasses.dataclass(frozen=True)
 class Analysis:
-    """What is analyzed: `methods` by name, 'pi' among them; `settings` are all config fields, JSON-able."""
+    """What is analyzed: `methods` by name, 'pi' among them; `settings` are all config fields, JSON-able.
+
+    `energy` weighs pairs in totals, and `distances` are those of the two terms; None weighs all the same.
+    """
 
     name: str
     settings: Mapping[str, Any]
     geometry: Geometry
     measure: Measure
     methods: Mapping[str, Method]
+    energy: Sequence[float] | None = None
+    distances: DistanceHistogram | None = None
 
 
 def analyze(analysis: Analysis, folder: Path, reporter: Reporter) -> dict:
@@ -47,16 +55,27 @@ def analyze(analysis: Analysis, folder: Path, reporter: Reporter) -> dict:
         f"{geometry.head_dim}, {measure.intervals} intervals"
     )
     solutions = {name: method(geometry, measure) for name, method in analysis.methods.items()}
-    means = {name: 1e3 * float(np.mean(solution.disturbance)) for name, solution in solutions.items()}
-    reporter.say(f"  {'method':<18} {'disturbance x 1000':>18} {'against PI':>11} {'interpolated dimensions':>24}")
+    per_pair = {name: two_terms(analysis, solution) for name, solution in solutions.items()}
+    disturbances = {name: np.asarray(solution.disturbance, float) for name, solution in solutions.items()}
+    means, changed, unseen = (
+        {name: 1e3 * float(np.average(pairs, weights=analysis.energy)) for name, pairs in found.items()}
+        for found in (disturbances, *({name: terms[n] for name, terms in per_pair.items()} for n in (0, 1)))
+    )
+    weighted = "each pair by its energy" if analysis.energy else "all pairs alike"
+    reporter.say(f"times 1000, {weighted}: disturbance, familiar distances that change, angles never seen")
+    reporter.say(
+        f"  {'method':<18} {'disturbance':>11} {'against PI':>11} {'changed':>9} {'unseen':>9} {'interpolated':>13}"
+    )
     for name, solution in solutions.items():
         reporter.say(
-            f"  {NAMES[name]:<18} {means[name]:>18.2f} {means[name] / means['pi'] - 1:>+11.0%} "
-            f"{solution.interpolated_dimensions:>24}"
+            f"  {NAMES[name]:<18} {means[name]:>11.2f} {means[name] / means['pi'] - 1:>+11.0%} {changed[name]:>9.1f} "
+            f"{unseen[name]:>9.1f} {solution.interpolated_dimensions:>13}"
         )
     result = {
         "disturbance_e3": means,
-        "per_pair": {m: np.asarray(s.disturbance, float).tolist() for m, s in solutions.items()},
+        "changed_e3": changed,
+        "unseen_e3": unseen,
+        "per_pair": {m: pairs.tolist() for m, pairs in disturbances.items()},
         "factors": {m: np.asarray(s.scale.factors, float).tolist() for m, s in solutions.items()},
         "interpolated_dimensions": {m: s.interpolated_dimensions for m, s in solutions.items()},
         "config": analysis.settings,
@@ -65,6 +84,18 @@ def analyze(analysis: Analysis, folder: Path, reporter: Reporter) -> dict:
     draw(folder / "figures", geometry, measure, solutions)
     reporter.say(f"numbers  {folder / 'analysis.json'}\nfigures  {folder / 'figures'}")
     return result
+
+
+def two_terms(analysis: Analysis, solution: Solution) -> np.ndarray:
+    """`[2, D/2]`: how much a solution changes familiar distances, and how far it goes beyond the angles seen."""
+    geometry, measure = analysis.geometry, analysis.measure
+    seen, extended = TwoTerm(distances=analysis.distances).weights(measure)
+    theta, own = geometry.theta(), np.asarray(geometry.own.factors)
+    rows = np.atleast_2d(np.asarray(solution.scale.factors)) / own
+    found = [
+        (changed_distances(theta, row, seen), unseen_angles(theta, row, measure.original, extended)) for row in rows
+    ]
+    return np.mean(found, axis=0, dtype=float)
 
 
 def draw(folder: Path, geometry: Geometry, measure: Measure, solutions: Mapping[str, Solution]) -> None:

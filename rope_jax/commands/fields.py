@@ -119,7 +119,7 @@ def _listed(choices: Iterable[str]) -> str:
 
 
 # Parameters whose section is not 'rope'.
-_SOLVE = ("n_hat", "threshold", "resolution", "unseen_weight", "distances")
+_SOLVE = ("n_hat", "threshold", "resolution", "unseen_weight", "distances", "energy")
 
 # Parameter of a method to the field that sets it. Those of 'explicit' come from a file.
 METHOD_FIELDS: dict[str, str] = {
@@ -228,7 +228,14 @@ FIELDS: tuple[Field, ...] = (
     Field("context.original", 0, "pre-training context, tokens; 0 takes the model's", at_least(0)),
     Field("context.target", 8192, "extended context, tokens; 0 doubles the original", at_least(0)),
     *_parameters("solve"),
+    Field(
+        "solve.energy",
+        "",
+        "method 'dprope': file of measured energies, which weigh pairs; experiments.analyze then weighs totals, too",
+    ),
     Field("solve.distances", "", "method 'two_term': file of measured distances; empty counts all pairs of positions"),
+    Field("usage.texts", 4, "experiments.analyze --usage: texts to measure a model on", at_least(1)),
+    Field("usage.tokens", 0, "tokens of each, from its beginning; 0 for the original context", at_least(0)),
     #
     Field("learn.start", "ntk", "method 'learned': method whose scale vector gradients start from", one_of(*METHODS)),
     Field("learn.steps", 40, "method 'learned': gradient steps, with frozen weights", at_least(1)),

@@ -171,8 +171,8 @@ def forward(
 
         # Formed in each layer: D/2 sines per token are little beside 12 E^2 products, and one code path serves a
         # vector for the model and a vector per layer.
-        cos, sin = (rope.attention_factor * wave for wave in cpu.cos_and_sin(_angles(c, inputs.positions, factors)))
-        return block(weights, c, checkpoint_name(place(x), BLOCK_INPUT), (cos, sin), attention, tail=tail)
+        waves = waves_of(c, inputs.positions, factors, rope.attention_factor)
+        return block(weights, c, checkpoint_name(place(x), BLOCK_INPUT), waves, attention, tail=tail)
 
     x = embedded = jnp.take(params["embedding"], inputs.tokens, axis=0).astype(c.dtype)
     last, seen = c.num_layers - 1, None
@@ -218,16 +218,22 @@ def block(
     cos, sin = waves
     attention, feed_forward = weights["attention"], weights["feed_forward"]
     normed = rms_norm(x, weights["attention_norm"], config)
-    query = project(normed[:, -tail:], attention["q"])
-    key, value = project(normed, attention["k"]), project(normed, attention["v"])
-    if config.qk_norm:
-        query, key = rms_norm(query, attention["q_norm"], config), rms_norm(key, attention["k_norm"], config)
+    query, key = queries_and_keys(attention, config, normed, tail)
+    value = project(normed, attention["v"])
     attended, cache = attend(rotate(query, cos[:, -tail:], sin[:, -tail:]), rotate(key, cos, sin), value)
     x = x[:, -tail:] + project(attended, attention["o"], contract=2)
 
     normed = rms_norm(x, weights["feed_forward_norm"], config)
     gated = nn.silu(project(normed, feed_forward["gate"])) * project(normed, feed_forward["up"])
     return x + project(gated, feed_forward["down"]), cache
+
+
+def queries_and_keys(attention: dict, config: LlamaConfig, normed: Float[Array, "b t e"], tail: int = 0):
+    """Queries of the last `tail` tokens, of all if it is 0, and keys of all, before rotation."""
+    query, key = project(normed[:, -tail:], attention["q"]), project(normed, attention["k"])
+    if config.qk_norm:
+        query, key = rms_norm(query, attention["q_norm"], config), rms_norm(key, attention["k_norm"], config)
+    return query, key
 
 
 def rms_norm(x: Float[Array, "*shape"], weights: dict, config: LlamaConfig) -> Float[Array, "*shape"]:
@@ -252,10 +258,14 @@ def project(x: Float[Array, "*in"], weights: dict, contract: int = 1) -> Float[A
     return y
 
 
-def _angles(config, positions, factors):
+def waves_of(config: LlamaConfig, positions, factors, attention_factor) -> tuple[Waves, Waves]:
+    """Cosine and sine of the rotary angles of one layer, times the attention factor."""
     if config.rotary == "exact":
-        return exact_phases(positions, exact_frequencies(config.rope_base, config.head_dim), factors)
-    return phases(positions, periods(config.rope_base, config.head_dim), factors)
+        angles = exact_phases(positions, exact_frequencies(config.rope_base, config.head_dim), factors)
+    else:
+        angles = phases(positions, periods(config.rope_base, config.head_dim), factors)
+    cos, sin = cpu.cos_and_sin(angles)
+    return attention_factor * cos, attention_factor * sin
 
 
 class Llama(nn.Module):

@@ -53,3 +53,16 @@ def small_config(texts):
     config.eval.passkey_trials = 0
     config.lock()
     return config
+
+
+def assigned(config, values):
+    """A config with fields set to values of any type."""
+    with config.unlocked(), config.ignore_type():
+        for name, value in values.items():
+            *sections, last = name.split(".")
+            place = config
+            for section in sections:
+                place = place[section]
+            with place.ignore_type():
+                place[last] = value
+    return config

@@ -16,23 +16,10 @@ from rope_jax.commands.fields import FIELDS, METHOD_FIELDS
 from rope_jax.commands.reporter import Silent
 from rope_jax.errors import InputError
 from rope_jax.rope.methods import METHODS
-from tests.experiments.helpers import small_config
+from tests.experiments.helpers import assigned, small_config
 from tests.interop.references import write_random_llama
 
 KNOWN = {field.name for field in FIELDS}
-
-
-def assigned(config, values):
-    """A config with fields set to values of any type."""
-    with config.unlocked(), config.ignore_type():
-        for name, value in values.items():
-            *sections, last = name.split(".")
-            place = config
-            for section in sections:
-                place = place[section]
-            with place.ignore_type():
-                place[last] = value
-    return config
 
 
 def bad_values(field):

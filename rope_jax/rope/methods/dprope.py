@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from rope_jax.errors import InputError
+from rope_jax.rope.disturbance import disturbances
 from rope_jax.rope.exact.turns import exact_turns
 from rope_jax.rope.geometry import Geometry
 from rope_jax.rope.measure import Measure
@@ -21,11 +22,18 @@ from rope_jax.rope.unseen import unseen_mass
 
 @dataclasses.dataclass(frozen=True)
 class DPRope(Method):
-    """The paper's selection between extrapolation and interpolation, by Eq. 9 or by number of dimensions."""
+    """The paper's selection between extrapolation and interpolation, by Eq. 9 or by number of dimensions.
+
+    `energy` weighs what a pair gains by how much the model uses it, which ranks pairs otherwise. What a pair prefers
+    does not depend on it.
+    """
 
     title = "DPRoPE"
     n_hat: int = parameter(0, "dimensions that are interpolated, even; 0 chooses by the threshold")
     threshold: float = parameter(0.0, "what interpolating a pair must gain, nats")
+    energy: tuple[float, ...] | None = dataclasses.field(
+        default=None, metadata={"help": "weight of each pair's disturbance; without, all weigh the same"}
+    )
 
     def __post_init__(self):
         Threshold(self.threshold)
@@ -33,12 +41,17 @@ class DPRope(Method):
 
     def check(self, geometry: Geometry, measure: Measure) -> None:
         Count(self.n_hat).check(geometry.head_dim)
+        if self.energy is not None:
+            check_energy(self.energy, geometry)
 
     def __call__(self, geometry: Geometry, measure: Measure) -> Solution:
         self.check(geometry, measure)
         rule = Count(self.n_hat) if self.n_hat else Threshold(self.threshold)
-        candidates = keep_or_interpolate(geometry, measure)
-        return selected(geometry, measure, select(geometry.frequencies(measure.arithmetic), candidates, measure, rule))
+        theta, candidates = geometry.frequencies(measure.arithmetic), keep_or_interpolate(geometry, measure)
+        cost = None
+        if self.energy is not None:
+            cost = np.asarray(self.energy, np.float32) * disturbances(theta, candidates, measure)
+        return selected(geometry, measure, select(theta, candidates, measure, rule, cost))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,3 +108,12 @@ def selected(geometry: Geometry, measure: Measure, selection: Selection) -> Solu
     """A selection, composed with the model's own scaling and measured."""
     scale = compose(geometry.own, RelativeScale.create(selection.factors))
     return Solution.measured(geometry, measure, scale, selection)
+
+
+def check_energy(energy: tuple[float, ...], geometry: Geometry) -> None:
+    """Requires a weight for each pair of a model."""
+    if len(energy) != geometry.head_dim // 2:
+        raise InputError(
+            f"`energy` has {len(energy)} weights and the model {geometry.head_dim // 2} pairs: measure this model",
+            field="energy",
+        )

@@ -74,6 +74,18 @@ def test_every_method_has_a_name_and_a_colour():
     assert len(set(COLOURS.values())) == len(COLOURS)
 
 
+def test_energies_rank_the_pairs_of_dprope():
+    energy = np.random.default_rng(0).random(64)
+    solution = solve("dprope", 8192, n_hat=60, energy=tuple(energy.tolist()))
+    kept, interpolated = np.asarray(solution.selection.disturbance, float)
+    first = np.argsort(-energy * (kept - interpolated), stable=True)[:30]
+    assert np.flatnonzero(np.asarray(solution.scale.factors) == 2).tolist() == sorted(first.tolist())
+    assert solve("dprope", 8192, n_hat=60).scale.factors.tolist() != solution.scale.factors.tolist()
+    # What a pair prefers stays what it prefers.
+    argmin = solve("dprope", 8192, energy=tuple(energy.tolist()))
+    np.testing.assert_array_equal(argmin.scale.factors, solve("dprope_argmin", 8192).scale.factors)
+
+
 def test_dprope_without_n_hat_follows_the_threshold():
     chosen = [solve("dprope", 8192, threshold=t).interpolated_dimensions for t in (0.0, 0.01, 10.0)]
     assert chosen[0] == 94
@@ -146,6 +158,7 @@ def test_every_method_solves(method):
         ("dprope", {"n_hat": 130}, "n_hat"),
         ("dprope", {"n_hat": 3}, "n_hat"),
         ("dprope", {"threshold": -1.0}, "threshold"),
+        ("dprope", {"energy": (1.0,) * 32}, "energy"),
         ("p_rope", {"turning": 1.5}, "turning"),
         *(("dprope_robust", {"resolution": value}, "resolution") for value in (0.0, -1.0, 4.0, float("nan"))),
     ],
