@@ -7,6 +7,7 @@ import contextlib
 import errno
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -25,6 +26,8 @@ from rope_jax.multihost import is_first
 from rope_jax.training.loop import NonFiniteLoss, Stopped
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
+# Seconds from the first signal to the next batch at most. Files are whole at every moment, so that ending is safe.
+_GRACE = 30.0
 
 
 class Terminated(BaseException):
@@ -90,17 +93,10 @@ class Terminal:
             yield lambda: False
             return
         received: list[int] = []
-
-        def note(number, frame):
-            received.append(number)
-            for each in _SIGNALS:
-                signal.signal(each, signal.SIG_DFL)
-            # Unbuffered: the signal may have come within a print.
-            os.write(2, b"\nstopping after this step, which will be saved; a second signal stops at once\n")
-
-        before = {each: signal.signal(each, note) for each in _SIGNALS}
+        before = {each: signal.signal(each, lambda number, frame: received.append(number)) for each in _SIGNALS}
         try:
-            yield lambda: bool(received)
+            with answered_signals("stopping after this step, which will be saved"):
+                yield lambda: bool(received)
         except Stopped as error:
             raise Terminated(received[0] if received else signal.SIGTERM, str(error)) from None
         finally:
@@ -154,7 +150,8 @@ def _guarded(argv: list[str], command: Callable[[ConfigDict, Path, str], object]
             build.processes(config).connect(several)
         # JAX handles the signal itself once it has connected.
         signal.signal(signal.SIGTERM, _end)
-        command(config, folder, name)
+        with answered_signals(f"stopping at the next batch, in {_GRACE:g} s at most", _GRACE):
+            command(config, folder, name)
     except InputError as error:
         _stop(str(error), 2)
     except (NonFiniteLoss, VerificationError) as error:
@@ -167,6 +164,43 @@ def _guarded(argv: list[str], command: Callable[[ConfigDict, Path, str], object]
         if error.errno != errno.ENOSPC:
             raise
         _stop(f"the disk is full ({error}): free some space; the same command resumes from {folder}", 1)
+
+
+@contextlib.contextmanager
+def answered_signals(promise: str, grace: float | None = None) -> Iterator[None]:
+    """Answers SIGTERM and Ctrl-C at once by a line, also while the main thread is inside a long computation.
+
+    Python runs signal handlers in the main thread, which a computation holds for as long as a batch takes. Another
+    thread hears of the signal before. It ends the process at a second signal, or `grace` seconds after the first.
+    """
+    hears, tells = socket.socketpair()
+    tells.setblocking(False)
+    thread = threading.Thread(target=_answer, args=(hears, promise, grace), daemon=True)
+    thread.start()
+    before = signal.set_wakeup_fd(tells.fileno(), warn_on_full_buffer=False)
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        tells.close()
+        thread.join()
+        hears.close()
+
+
+def _answer(hears: socket.socket, promise: str, grace: float | None) -> None:
+    numbers = iter(lambda: hears.recv(1), b"")  # ends with the context
+    first = next((number[0] for number in numbers if number[0] in _SIGNALS), None)
+    if first is None:
+        return
+    # Unbuffered: the signal may have come within a print.
+    os.write(2, f"\n{promise}; a second signal ends the process at once\n".encode())
+    hears.settimeout(grace)
+    try:
+        if not any(number[0] in _SIGNALS for number in numbers):
+            return
+    except TimeoutError:
+        os.write(2, b"ended within a batch; the same command resumes\n")
+    os._exit(128 + first)
 
 
 def _end(number, frame):
