@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import gzip
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -14,7 +16,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 from rope_jax.errors import InputError
 
@@ -22,6 +24,8 @@ from rope_jax.errors import InputError
 # message and not in an exhausted machine.
 LARGEST = 1 << 30
 LARGEST_CONFIG = 4 << 20
+# Of a line of JSON lines: a prompt of a million tokens takes a few MiB, and parsed JSON up to 70 times its text.
+LONGEST_LINE = 1 << 24
 
 # Values of JSON inside one another. Python itself fails at about a thousand, wherever it meets them.
 DEEPEST = 100
@@ -60,16 +64,8 @@ def check_inside(folder: Path, file: Path) -> None:
 
 def read_text(path: Path, most: int = LARGEST) -> str:
     """Reads a UTF-8 file of at most `most` bytes, plain or gzip (``.gz``), without its byte order mark."""
-    try:
-        # A pipe would be waited for without end.
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            raise InputError(f"{path} is not a regular file: give a file")
-        with gzip.open(path) if path.name.lower().endswith(".gz") else open(path, "rb") as file:
-            data = file.read(most + 1)
-    except InputError:
-        raise
-    except (OSError, EOFError, ValueError, zlib.error) as error:
-        raise InputError(f"{path} cannot be read ({error}): repair it or download it again") from error
+    with _opened(path) as file:
+        data = file.read(most + 1)
     if len(data) > most:
         raise InputError(f"{path} holds more than {most >> 20} MiB: give a smaller file")
     try:
@@ -97,16 +93,42 @@ def parse_json_object(path: Path, text: str) -> dict[str, Any]:
 
 
 def read_json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Reads one JSON object per line, unless it is blank; yields its place ``path:line``, for messages, and it."""
-    # str.splitlines would also split at U+2028 and its kind, which JSON strings may hold.
-    for number, line in enumerate(read_text(path).split("\n"), 1):
-        if not line.strip():
-            continue
-        place = f"{path}:{number}"
-        value = parse_json(place, line)
-        if not isinstance(value, dict):
-            raise InputError(f"{place} is not a JSON object")
-        yield place, value
+    """Reads one JSON object per line, unless it is blank; yields its place ``path:line``, for messages, and it.
+
+    Lines are read one by one, plain or gzip, of at most 16 MiB each.
+    """
+    with _opened(path) as file:
+        for number in itertools.count(1):
+            place, data = f"{path}:{number}", file.readline(LONGEST_LINE + 1)
+            if not data:
+                return
+            if len(data) > LONGEST_LINE:
+                raise InputError(f"{place} has more than {LONGEST_LINE >> 20} MiB: give shorter lines")
+            try:
+                line = data.decode("utf-8-sig" if number == 1 else "utf-8").strip()
+            except UnicodeDecodeError as error:
+                raise InputError(f"{place} is not UTF-8 text at byte {error.start}: download it again") from None
+            if not line:
+                continue
+            value = parse_json(place, line) if line.startswith("{") else None
+            if not isinstance(value, dict):
+                raise InputError(f"{place} is not a JSON object")
+            yield place, value
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    """A regular file to read, plain or gzip."""
+    try:
+        # A pipe would be waited for without end.
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise InputError(f"{path} is not a regular file: give a file")
+        with gzip.open(path) if path.name.lower().endswith(".gz") else open(path, "rb") as file:
+            yield cast(BinaryIO, file)
+    except InputError:
+        raise
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        raise InputError(f"{path} cannot be read ({error}): repair it or download it again") from error
 
 
 def read_record(path: Path) -> Any:

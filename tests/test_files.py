@@ -43,6 +43,30 @@ def test_unusable_files_are_named(tmp_path, content, read):
         read(path)
 
 
+@pytest.mark.parametrize(
+    "line", ["[]" * 10_000_000, "[" * 20_000_000, " " * 20_000_000], ids=["values", "nested", "blank"]
+)
+def test_lines_are_bounded_before_they_are_parsed(tmp_path, line):
+    path = tmp_path / "rows.jsonl.gz"
+    path.write_bytes(gzip.compress(line.encode(), 1))
+    with pytest.raises(InputError, match=r"rows\.jsonl\.gz:1 has more than 16 MiB"):
+        list(read_json_lines(path))
+
+
+def test_lines_are_read_one_by_one(tmp_path):
+    """A file of many lines that are nothing is refused at the first one, and no more of it is read."""
+    path = tmp_path / "rows.jsonl.gz"
+    path.write_bytes(gzip.compress(b"[]\n" * 100_000) + b"damaged")
+    with pytest.raises(InputError, match=r"rows\.jsonl\.gz:1 is not a JSON object"):
+        list(read_json_lines(path))
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"a": "\\ud83d\\ude00"}\n{"a": ["\\uD800"]}\n')
+    lines = read_json_lines(path)
+    assert next(lines)[1] == {"a": "\U0001f600"}
+    with pytest.raises(InputError, match=r"rows\.jsonl:2 has an unpaired surrogate"):
+        next(lines)
+
+
 def test_an_object_has_unique_keys(tmp_path):
     path = tmp_path / "x.json"
     path.write_text('{"a": {"b": 1, "b": 2}}')
