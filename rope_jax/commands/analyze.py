@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -61,15 +62,16 @@ def analyze(analysis: Analysis, folder: Path, reporter: Reporter) -> dict:
         {name: 1e3 * float(np.average(pairs, weights=analysis.energy)) for name, pairs in found.items()}
         for found in (disturbances, *({name: terms[n] for name, terms in per_pair.items()} for n in (0, 1)))
     )
+    width = max(len(NAMES[name]) for name in ("own", *solutions))
     weighted = "each pair by its energy" if analysis.energy else "all pairs alike"
     reporter.say(f"times 1000, {weighted}: disturbance, familiar distances that change, angles never seen")
     reporter.say(
-        f"  {'method':<18} {'disturbance':>11} {'against PI':>11} {'changed':>9} {'unseen':>9} {'interpolated':>13}"
+        f"  {'method':<{width}} {'disturbance':>11} {'against PI':>11} {'changed':>9} {'unseen':>9} {'interpolated':>13}"
     )
     for name, solution in solutions.items():
         reporter.say(
-            f"  {NAMES[name]:<18} {means[name]:>11.2f} {means[name] / means['pi'] - 1:>+11.0%} {changed[name]:>9.1f} "
-            f"{unseen[name]:>9.1f} {solution.interpolated_dimensions:>13}"
+            f"  {NAMES[name]:<{width}} {means[name]:>11.2f} {_against(means[name], means['pi']):>11} "
+            f"{changed[name]:>9.1f} {unseen[name]:>9.1f} {solution.interpolated_dimensions:>13}"
         )
     result = {
         "disturbance_e3": means,
@@ -96,6 +98,12 @@ def two_terms(analysis: Analysis, solution: Solution) -> np.ndarray:
         (changed_distances(theta, row, seen), unseen_angles(theta, row, measure.original, extended)) for row in rows
     ]
     return np.mean(found, axis=0, dtype=float)
+
+
+def _against(mean: float, reference: float) -> str:
+    """A mean beside a reference: `-44%` or `+31%`, from ten times the reference on `4,419 x`, `-` without one."""
+    ratio = mean / reference if reference else math.inf
+    return "-" if math.isinf(ratio) else f"{ratio:,.0f} x" if ratio >= 10 else f"{ratio - 1:+.0%}"
 
 
 def draw(folder: Path, geometry: Geometry, measure: Measure, solutions: Mapping[str, Solution]) -> None:
