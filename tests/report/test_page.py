@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from rope_jax.report import figures, plots
 from rope_jax.report.page import Command, Page, Section, Table, counted, markdown, with_interval, write_page
@@ -48,6 +49,19 @@ def test_markdown_holds_every_block(tmp_path):
 def test_figures_are_drawn_and_equal_ones_alike(figure):
     image = plots.png(figure)
     assert image.startswith(b"\x89PNG") and image == plots.png(figure)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "original"), [([64], 64), ([64, 128], 16), ([64, 128], 512), ([64, 128, 256], 128)]
+)
+def test_the_original_context_is_named_within_the_axes(lengths, original):
+    cells = {length: {"mean": 50.0, "interval": [40, 60]} for length in lengths}
+    canvas = plots._draw_lines(figures.score_by_length({name: {"own": cells} for name in "abc"}, original))
+    FigureCanvasAgg(canvas).draw()
+    for axes in canvas.axes:
+        (text,), box = axes.texts, axes.get_window_extent()
+        shown = text.get_window_extent()
+        assert box.x0 <= shown.x0 and shown.x1 <= box.x1 and shown.y1 <= box.y1
 
 
 def test_numbers():
