@@ -40,9 +40,9 @@ from rope_jax.training.learn import LearnConfig
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
-def check(config: ConfigDict) -> None:
-    """Checks every field on its own."""
-    check_fields({field.name: value(config, field.name) for field in FIELDS})
+def check(config: ConfigDict, *known: str) -> None:
+    """Checks every field on its own; `known` are choices that the command knows and others do not."""
+    check_fields({field.name: value(config, field.name) for field in FIELDS}, known)
 
 
 def settings(config: ConfigDict) -> dict[str, Any]:

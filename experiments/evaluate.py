@@ -56,7 +56,7 @@ def evaluate(config: ConfigDict, folder: Path, name: str, reporter: Reporter | N
 
 def job(config: ConfigDict, folder: Path, name: str, reporter: Reporter) -> command.EvaluationJob:
     """The evaluation that a config asks for, to be kept in `folder`."""
-    build.check(config)
+    build.check(config, OWN)
     wanted = wanted_benchmarks(config)
     with reading("model.path"):
         place = command.model_folder(config.model.path, config.model.revision, reporter)

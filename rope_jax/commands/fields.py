@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rope_jax.errors import InputError
@@ -31,19 +31,23 @@ _DTYPES = ("float32", "bfloat16", "float16")
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-    """The values that a field accepts on its own, `least` and `most` included. Of a tuple, every element is checked."""
+    """The values that a field accepts on its own, `least` and `most` included. Of a tuple, every element is checked.
+
+    Some commands know `more` choices than the others; a message offers them only there.
+    """
 
     least: float | None = None
     above: float | None = None
     most: float | None = None
     below: float | None = None
     choices: tuple[str, ...] = ()
+    more: tuple[str, ...] = ()
 
     def accepts(self, value: Any) -> bool:
         if isinstance(value, tuple):
             return all(map(self.accepts, value))
         if self.choices:
-            return value in self.choices
+            return value in (*self.choices, *self.more)
         return (
             math.isfinite(value)
             and (self.least is None or value >= self.least)
@@ -76,8 +80,11 @@ class Field:
     check: Check | None = None
     element: type = str
 
-    def check_value(self, value: Any) -> None:
-        """Raises InputError, with this field's name, for a value that is not accepted."""
+    def check_value(self, value: Any, known: Sequence[str] = ()) -> None:
+        """Raises InputError, with this field's name, for a value that is not accepted.
+
+        `known` are choices that the command knows and others do not.
+        """
         kind = type(self.default)
         if kind is tuple:
             fits = isinstance(value, tuple | list) and all(_is(item, self.element) for item in value)
@@ -87,13 +94,18 @@ class Field:
         if not fits:
             raise InputError(f"`{self.name}` is {value!r}: it must be {expected}", field=self.name)
         if self.check and not self.check.accepts(tuple(value) if kind is tuple else value):
-            raise InputError(f"`{self.name}` is {value!r}: {self.check}", field=self.name)
+            offered = tuple(choice for choice in self.check.more if choice in known)
+            check = dataclasses.replace(self.check, choices=(*self.check.choices, *offered))
+            raise InputError(f"`{self.name}` is {value!r}: {check}", field=self.name)
 
 
-def check_fields(values: Mapping[str, Any]) -> None:
-    """Checks every field on its own; what depends on several fields or on a file is checked where it is used."""
+def check_fields(values: Mapping[str, Any], known: Sequence[str] = ()) -> None:
+    """Checks every field on its own; what depends on several fields or on a file is checked where it is used.
+
+    `known` are choices that the command knows and others do not.
+    """
     for field in FIELDS:
-        field.check_value(values[field.name])
+        field.check_value(values[field.name], known)
 
 
 def at_least(least: float) -> Check:
@@ -152,7 +164,7 @@ def _methods(names: list[str]) -> str:
     return ("methods " if len(names) > 1 else "method ") + _listed(names)
 
 
-_METHOD = one_of(*METHODS, LEARNED, OWN)
+_METHOD = Check(choices=(*METHODS, LEARNED), more=(OWN,))
 
 FIELDS: tuple[Field, ...] = (
     Field("seed", 0, "seed of weights, data order, samples and bootstrap", at_least(0)),
@@ -199,7 +211,12 @@ FIELDS: tuple[Field, ...] = (
     ),
     Field("model.attention_chunk", 512, "queries and keys at a time; bounds the memory of attention", at_least(1)),
     #
-    Field("rope.method", "dprope", "method whose scale vector is fine-tuned and exported", _METHOD),
+    Field(
+        "rope.method",
+        "dprope",
+        "method whose scale vector is fine-tuned and exported; in experiments.evaluate also 'own', the model's scaling",
+        _METHOD,
+    ),
     Field("rope.base", 0.0, "rotary base; 0 takes the model's, another value must agree with it", at_least(0)),
     Field("rope.head_dim", 0, "head dimension; 0 takes the model's, another value must agree with it", at_least(0)),
     Field(
