@@ -15,13 +15,15 @@ from rope_jax.errors import InputError
 from rope_jax.evaluation.benchmark import Benchmark, Questions, Setting, Subject
 from rope_jax.evaluation.benchmarks import BENCHMARKS
 from rope_jax.evaluation.engine import Evaluation, Home, prepare
+from rope_jax.evaluation.identity import weights_digest
 from rope_jax.evaluation.longbench.scoring import write_scores
-from rope_jax.files import read_json_object, read_record, write_json
+from rope_jax.files import read_json_object, write_json
 from rope_jax.gguf_reader import is_gguf
 from rope_jax.interop import gguf_model
 from rope_jax.interop.hf_config import SourceConfig
 from rope_jax.interop.hub import resolve_model
 from rope_jax.interop.huggingface import read_model
+from rope_jax.model.backends import check_backend
 from rope_jax.model.llama import param_shardings
 from rope_jax.report.evaluation_page import evaluation_page
 from rope_jax.report.page import write_page
@@ -64,14 +66,14 @@ def evaluate(job: EvaluationJob, folder: RunFolder, reporter: Reporter) -> dict:
         InputError: before the model is read, if the folder belongs to another evaluation or nothing can be run.
     """
     setting = job.setting
-    evaluation = prepare_evaluation(job, folder)
+    evaluation = prepare_evaluation(job, folder, reporter)
     for missing in evaluation.not_run:
         reporter.say(f"not run  {missing.what}: {missing.reason}")
     reporter.say(
         f"{job.name}: {', '.join(evaluation.benchmarks)} by {', '.join(job.vectors)} at "
         f"{', '.join(f'{length:,}' for length in setting.lengths)} tokens"
     )
-    shared = evaluation.measure_shared()
+    weights, shared = weights_digest(job.source), evaluation.measure_shared()
     with reporter.byte_bar("reading the model") as advance:
         shardings = param_shardings(setting.model, setting.mesh)
         params = read_model(job.source, shardings, setting.model.param_dtype, advance).params
@@ -79,7 +81,8 @@ def evaluate(job: EvaluationJob, folder: RunFolder, reporter: Reporter) -> dict:
     for method, rope in job.vectors.items():
         for name in suites:
             reporter.say(f"{method}: {name}")
-            suites[name][method] = evaluation.run(name, Subject(setting, params, rope, method), shared.get(name))
+            subject = Subject(setting, params, rope, method, weights)
+            suites[name][method] = evaluation.run(name, subject, shared.get(name))
     results = _results(job, evaluation, suites)
     write_json(folder / "results.json", results)
     write_page(folder.path, evaluation_page(results))
@@ -89,31 +92,22 @@ def evaluate(job: EvaluationJob, folder: RunFolder, reporter: Reporter) -> dict:
     return results
 
 
-def prepare_evaluation(job: EvaluationJob, folder: RunFolder) -> Evaluation:
+def prepare_evaluation(job: EvaluationJob, folder: RunFolder, reporter: Reporter) -> Evaluation:
     """Checks everything that needs no weights, and makes the samples."""
     if jax.process_count() > 1:
         raise InputError("evaluation runs in one process: start it on one host, with all of its devices")
     setting = job.setting
     param_shardings(setting.model, setting.mesh)
+    check_backend(setting.model)
     for field in ("batch", "generate_batch"):
         check_batch(setting.mesh, getattr(setting, field), field, "rows")
     folder.check(job.config, job.may_change)
-    files = model_files(job.source)
-    if (read_record(folder / "model.json") or files) != files:
-        raise InputError(
-            f"the model in {job.source} is not the one that {folder.path} was begun with (its model.json): choose "
-            "another `folder`, or delete that folder to start over"
-        )
-
-    def claim() -> None:
-        folder.claim(job.config)
-        write_json(folder / "model.json", files)
-
-    evaluation = prepare(job.benchmarks, setting, Home(folder.path, job.names, claim))
+    home = Home(folder.path, job.names, claim=lambda: folder.claim(job.config), say=reporter.say)
+    evaluation = prepare(job.benchmarks, setting, home)
     if not evaluation.benchmarks:
         reasons = "\n".join(f"  {missing.what}: {missing.reason}" for missing in evaluation.not_run)
         raise InputError(f"none of `suite` can be run:\n{reasons}", field="suite")
-    claim()
+    home.claim()
     return evaluation
 
 
@@ -160,13 +154,6 @@ def model_folder(path: str, revision: str, reporter: Reporter) -> Path:
         raise InputError(f"`path`: the run in {run} has not exported a model yet; run its command again", field="path")
     reporter.say(f"{run} is a run: its export is evaluated")
     return run / "export"
-
-
-def model_files(folder: Path) -> dict[str, list[int]]:
-    """Size and time of the files that make a model, by which one that was trained anew is told apart."""
-    patterns = ("config.json", "*.safetensors", "*.bin")
-    paths = [folder] if is_gguf(folder) else sorted(path for pattern in patterns for path in folder.glob(pattern))
-    return {path.name: [path.stat().st_size, int(path.stat().st_mtime)] for path in paths}
 
 
 def trained_context(folder: Path, found: SourceConfig) -> int:

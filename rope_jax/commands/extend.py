@@ -20,6 +20,7 @@ from rope_jax.commands.source import read_params
 from rope_jax.data.pipeline import share_past
 from rope_jax.errors import InputError
 from rope_jax.evaluation.benchmark import Subject
+from rope_jax.evaluation.identity import weights_digest
 from rope_jax.evaluation.record import stage_record
 from rope_jax.files import write_json
 from rope_jax.interop.huggingface import write_model
@@ -56,11 +57,13 @@ def extend(run: Run, reporter: Reporter) -> dict:
     scales = {method: solve(run, method, reporter) for method in recipe.methods}
 
     reporter.say("evaluating each scale vector before fine-tuning")
-    evaluate_before(run, scales, reporter)
+    of = identities(run, scales)
+    drop_outdated(run, of, reporter)
+    evaluate_before(run, scales, of, reporter)
 
     reporter.say(f"fine-tuning at {recipe.measure.target:,} tokens; {_long_documents(run)}")
     for method, scale in scales.items():
-        tune(run, method, scale, reporter)
+        tune(run, method, scale, of[method], reporter)
 
     results = write_report(run)
     reporter.say(f"page     {folder / 'report.md'}\nexport   {folder / 'export'}\nnumbers  {folder / 'results.json'}")
@@ -94,7 +97,16 @@ def solve(run: Run, method: str, reporter: Reporter) -> ScaleVector:
     # Processes that solve on their own need not agree in the last bit, so that the record of the first holds.
     record = run.method_folder(method).record("scale", lambda: solution_record(run, method, reporter))
     reporter.say(f"  {method:<16} {record['disturbance_e3']:8.2f} {record['interpolated_dimensions']:6d}")
-    return ScaleVector.create(record["factors"], record["attention_factor"])
+    scale, chosen = ScaleVector.create(record["factors"], record["attention_factor"]), run.recipe.methods[method]
+    if isinstance(chosen, Explicit):
+        given = chosen(run.recipe.geometry, run.recipe.measure).scale
+        if not np.array_equal(given.factors, scale.factors) or given.attention_factor != scale.attention_factor:
+            raise InputError(
+                f"`factors` have changed since the run in {run.folder.path} began: choose another `folder`, or name "
+                "the old ones",
+                field="factors",
+            )
+    return scale
 
 
 def solution_record(run: Run, name: str, reporter: Reporter) -> dict:
@@ -119,18 +131,34 @@ def solution_record(run: Run, name: str, reporter: Reporter) -> dict:
     return record
 
 
-def evaluate_before(run: Run, scales: Mapping[str, ScaleVector], reporter: Reporter) -> None:
+def identities(run: Run, scales: Mapping[str, ScaleVector]) -> dict[str, dict[str, str]]:
+    """Digests of what each method's evaluations depend on; its fine-tuned weights follow from these and the config."""
+    weights = multihost.from_first(lambda: weights_digest(run.recipe.source.folder))
+    setting = run.evaluation.setting
+    return {m: run.evaluation.identity(Subject(setting, None, scale, m, weights)) for m, scale in scales.items()}
+
+
+def drop_outdated(run: Run, of: Mapping[str, Mapping[str, str]], reporter: Reporter) -> None:
+    """Sets aside evaluations of another vector, model, text or protocol, so that they are measured anew."""
+    for method, parts in of.items():
+        for stage in ("before", "after"):
+            differing = run.method_folder(method).drop_outdated(stage, parts)
+            if differing:
+                reporter.say(f"  {method:<16} {stage:<7} is measured anew: it was of another {', '.join(differing)}")
+
+
+def evaluate_before(run: Run, scales: Mapping[str, ScaleVector], of: Mapping, reporter: Reporter) -> None:
     """Evaluates the model as it is under each scale vector."""
     waiting = [method for method in scales if not run.method_folder(method).has("before.json")]
     if waiting:
         params = _read_source(run, reporter)
         for method in waiting:
-            evaluate(run, method, "before", Variables(params, scales[method]), reporter)
+            evaluate(run, method, "before", Variables(params, scales[method]), of[method], reporter)
 
 
-def evaluate(run: Run, method: str, stage: str, model: Variables, reporter: Reporter) -> None:
-    """Evaluates a model and records it as a method's stage."""
-    record = run.method_folder(method).record(stage, lambda: evaluation_record(run, model))
+def evaluate(run: Run, method: str, stage: str, model: Variables, of: Mapping[str, str], reporter: Reporter) -> None:
+    """Evaluates a model and records it as a method's stage, with what it depends on under `of`."""
+    record = run.method_folder(method).record(stage, lambda: {**evaluation_record(run, model), "of": of})
     windows = (f"perplexity {result['perplexity']:.3f} at {window}" for window, result in record["perplexity"].items())
     reporter.say(f"  {method:<16} {stage:<7} {', '.join(windows)}")
 
@@ -143,7 +171,7 @@ def evaluation_record(run: Run, model: Variables) -> dict:
     return {**record, "seconds": time.monotonic() - began, "factors": factors}
 
 
-def tune(run: Run, method: str, scale: ScaleVector, reporter: Reporter) -> None:
+def tune(run: Run, method: str, scale: ScaleVector, of: Mapping[str, str], reporter: Reporter) -> None:
     """Fine-tunes under a scale vector, evaluates and, for the exported method, exports, as far as that is not done.
 
     The trained weights end with this function: in memory, the next method trains alone.
@@ -153,7 +181,7 @@ def tune(run: Run, method: str, scale: ScaleVector, reporter: Reporter) -> None:
     if evaluated and exported:
         return
     tuned = fine_tune(run, method, scale, reporter)
-    evaluate(run, method, "after", tuned, reporter)
+    evaluate(run, method, "after", tuned, of, reporter)
     if not exported:
         export(run, tuned, reporter)
 

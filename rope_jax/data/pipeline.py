@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import grain
@@ -189,12 +189,12 @@ def share_past(source: Source, tokenizer: Tokenizer, length: int, context: int) 
 
 
 def token_documents(
-    source: Source, tokenizer: Tokenizer, max_tokens: int, per_document: int | None = None
+    source: Iterable[Mapping[str, str]], tokenizer: Tokenizer, max_tokens: int, per_document: int | None = None
 ) -> list[tuple[str, np.ndarray]]:
     """Tokenises the first documents of a split, for evaluation.
 
     Args:
-        source: documents.
+        source: documents, with `id` and `text`; not more are read than the budget takes.
         tokenizer: applied without special tokens.
         max_tokens: budget over all documents. The one that exceeds it is cut, and no further one is read.
         per_document: largest number of a document's tokens to keep.
@@ -205,7 +205,7 @@ def token_documents(
     if max_tokens < 1:
         raise InputError(f"`max_tokens` is {max_tokens}: it must be at least 1", field="max_tokens")
     documents: list[tuple[str, np.ndarray]] = []
-    for document in map(source.__getitem__, range(len(source))):
+    for document in source:
         tokens = tokenizer.encode(document["text"])[:per_document][:max_tokens]
         if len(tokens):
             documents.append((document["id"], tokens))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, SupportsIndex
 
 from rope_jax.errors import InputError
@@ -26,8 +26,11 @@ class TextSource:
     def __len__(self) -> int:
         return len(self.records)
 
+    def __iter__(self) -> Iterator[dict[str, str]]:
+        return map(self.__getitem__, range(len(self)))
+
     def __getitem__(self, index: SupportsIndex) -> dict[str, str]:
-        # `range` raises IndexError past the end, which ends a `for` loop. Array records raise ValueError.
+        # `range` raises IndexError past the end, where array records raise ValueError.
         record = self.records[range(len(self))[index]]
         return {"id": _string(record[self.id_field]), "text": _string(record[self.text_field])}
 

@@ -1,21 +1,22 @@
-"""A model answers samples; predictions are appended to a file batch by batch, so that a run can stop at any moment."""
+"""A model answers samples, and predictions are kept batch by batch."""
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
-import os
+import math
 import time
-from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from rope_jax.data.tokenizer import Tokenizer
 from rope_jax.errors import InputError
 from rope_jax.evaluation.benchmark import Subject
+from rope_jax.evaluation.identity import digest
+from rope_jax.evaluation.kept import Kept
 from rope_jax.evaluation.sample import Sample
+from rope_jax.files import shown
 from rope_jax.model.generate import Stops
 
 
@@ -23,10 +24,9 @@ from rope_jax.model.generate import Stops
 class Prediction:
     """A generated text with its score in [0, 1] and its share, in seconds, of the time of its batch.
 
-    `digest` changes with anything in the sample, its prompt above all.
+    `digest` changes with anything in the sample or its tokens.
     """
 
-    id: str
     digest: str
     prediction: str
     score: float
@@ -37,19 +37,20 @@ def answer_samples(
     samples: Sequence[Sample],
     subject: Subject,
     score: Callable[[Sample, str], float],
-    path: Path | None = None,
+    kept: Kept,
     description: str = "",
 ) -> dict[str, Prediction]:
-    """Predicts every sample that a file of predictions lacks, and appends to it batch by batch.
+    """Predicts every sample whose prediction is not kept; gives predictions by sample id.
 
     An interruption does not change which samples share a batch: the missing rows of a batch are predicted again with
-    the others, because a row's answer may depend on its batch by rounding. Without a path nothing is kept.
+    the others, because a row's answer may depend on its batch by rounding.
     """
     setting = subject.setting
     tokenizer, batch_size = setting.tokenizer, setting.generate_batch
-    done = read_predictions(path, samples) if path else {}
+    prompts = {sample.id: with_bos(tokenizer, sample.prompt) for sample in samples}
+    digests = {sample.id: sample_digest(sample, prompts[sample.id]) for sample in samples}
+    done = read_predictions(kept, digests)
     for stops, group in _by_stops(samples, tokenizer):
-        prompts = {sample.id: with_bos(tokenizer, sample.prompt) for sample in group}
         # As `generate` sorts them, so that its batches are these.
         group.sort(key=lambda sample: (len(prompts[sample.id]), sample.max_new_tokens))
         batches = [group[i : i + batch_size] for i in range(0, len(group), batch_size)]
@@ -63,15 +64,14 @@ def answer_samples(
             progress=setting.progress(description),
         ):
             seconds = round((time.monotonic() - began) / len(batch), 4)
-            rows = []
+            rows = {}
             for i, tokens in batch:
                 sample = waiting[i]
                 text = answer_text(sample, tokenizer.decode(tokens))
-                rows.append(Prediction(sample.id, digest(sample), text, float(score(sample, text)), seconds))
-            rows = [row for row in rows if row.id not in done]
-            if path:
-                append_predictions(path, rows)
-            done |= {row.id: row for row in rows}
+                if sample.id not in done:
+                    rows[sample.id] = Prediction(digests[sample.id], text, float(score(sample, text)), seconds)
+            kept.append({name: vars(row) for name, row in rows.items()})
+            done |= rows
             began = time.monotonic()
     return done
 
@@ -84,48 +84,29 @@ def answer_text(sample: Sample, text: str) -> str:
     return text[: min(ends)] if ends else text
 
 
-def digest(sample: Sample) -> str:
-    """Digest of a sample: 16 hexadecimal digits."""
-    return hashlib.sha256(json.dumps(dataclasses.asdict(sample), sort_keys=True).encode()).hexdigest()[:16]
+def sample_digest(sample: Sample, tokens: np.ndarray) -> str:
+    """Digest of a sample and its prompt's tokens, int32 `[n]`."""
+    return digest(dataclasses.asdict(sample), tokens.tobytes())
 
 
-def read_predictions(path: Path, samples: Sequence[Sample]) -> dict[str, Prediction]:
-    """Predictions of an earlier attempt by sample id; a last line cut short by a crash is removed from the file.
-
-    InputError if a line is damaged, repeats an id, or answers a sample that is not asked now or has changed.
-    """
-    if not path.exists():
-        return {}
-    with path.open("r+b") as file:
-        content = file.read()
-        whole = content.rfind(b"\n") + 1
-        if whole < len(content):
-            file.truncate(whole)
-    asked = {sample.id: digest(sample) for sample in samples}
-    found: dict[str, Prediction] = {}
-    for number, line in enumerate(content[:whole].decode("utf-8", errors="replace").split("\n")[:-1], 1):
-        try:
-            row = Prediction(**json.loads(line))
-        except (ValueError, TypeError):
-            raise InputError(f"{path}:{number} is damaged: delete that line, or choose another `folder`") from None
-        if row.id in found:
-            raise InputError(f"{path}:{number} is a second prediction for {row.id}: delete one of them")
-        if asked.get(row.id) != row.digest:
-            raise InputError(
-                f"{path}:{number} answers another prompt than {row.id} has now: choose another `folder`, or delete "
-                "that file to predict again"
-            )
-        found[row.id] = row
-    return found
+def read_predictions(kept: Kept, digests: Mapping[str, str]) -> dict[str, Prediction]:
+    """The kept predictions of the samples with these digests, by sample id; those of changed samples are dropped."""
+    rows = {name: _prediction(f"{kept.path}: {name}", row) for name, row in kept.read().items()}
+    changed = [name for name, row in rows.items() if digests.get(name, row.digest) != row.digest]
+    if changed:
+        kept.say(f"{kept.path}: {len(changed)} of its prompts have changed, {changed[0]} first: predicted again")
+        rows = {name: row for name, row in rows.items() if name not in changed}
+        kept.replace({name: vars(row) for name, row in rows.items()})
+    return {name: row for name, row in rows.items() if name in digests}
 
 
-def append_predictions(path: Path, predictions: Iterable[Prediction]) -> None:
-    """Appends lines, and returns when they are on the disk."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as file:
-        file.write("".join(json.dumps(dataclasses.asdict(prediction)) + "\n" for prediction in predictions))
-        file.flush()
-        os.fsync(file.fileno())
+def _prediction(place: str, row: Mapping[str, Any]) -> Prediction:
+    match row:
+        case {"digest": str(sample), "prediction": str(text), "score": int() | float(), "seconds": int() | float()}:
+            score, seconds = float(row["score"]), float(row["seconds"])
+            if len(row) == 4 and 0 <= score <= 1 and 0 <= seconds < math.inf:
+                return Prediction(sample, text, score, seconds)
+    raise InputError(f"{place} is damaged, it is {shown(row)}: delete that line, or choose another `folder`")
 
 
 def _by_stops(samples: Sequence[Sample], tokenizer: Tokenizer) -> list[tuple[Stops, list[Sample]]]:

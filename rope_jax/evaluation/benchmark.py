@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from typing import Any, ClassVar
 
@@ -94,12 +94,14 @@ class Subject:
         params: parameters of the model.
         rope: scale vector.
         name: name of the scale vector; results are kept under it.
+        weights: digest of the parameters.
     """
 
     setting: Setting
     params: Any
     rope: ScaleVector
     name: str = ""
+    weights: str = ""
 
     @property
     def score(self) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
@@ -169,6 +171,32 @@ class Questions(abc.ABC):
         return {}
 
 
+@dataclasses.dataclass(frozen=True)
+class DrawnQuestions(Questions):
+    """Questions that are drawn anew for every task and length, `samples` of each."""
+
+    samples: int = 100
+
+    def __post_init__(self):
+        check_positive(self, "samples")
+
+    @abc.abstractmethod
+    def draw(self, task: str, spec: SampleSpec) -> Iterator[Sample]:
+        """Samples of a task; InputError if its files are missing or nothing fits the length."""
+
+    def source(self, task: str) -> str:
+        """Files that a task's samples are made from."""
+        return ""
+
+    def parts(self, setting: Setting) -> list[Part]:
+        specs = [setting.spec(length, self.samples) for length in setting.lengths]
+        return [
+            Part(task, spec.length, partial(self.draw, task, spec), self.source(task))
+            for task in self.tasks
+            for spec in specs
+        ]
+
+
 class Measurement(abc.ABC):
     """A benchmark that measures texts or tasks, in stages that are kept one by one."""
 
@@ -177,7 +205,7 @@ class Measurement(abc.ABC):
         return {}
 
     def of(self, setting: Setting) -> dict[str, str]:
-        """What it measures on; stages that were measured on something else are refused."""
+        """Digests of what it measures on and how, by name; stages of something else are measured anew."""
         return {}
 
     def shared(self, setting: Setting) -> dict[str, Callable[[], dict]]:

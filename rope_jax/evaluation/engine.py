@@ -13,9 +13,11 @@ from pathlib import Path
 from rope_jax.errors import InputError
 from rope_jax.evaluation.answering import Prediction, answer_samples
 from rope_jax.evaluation.benchmark import Benchmark, Measurement, Part, Questions, Setting, Subject
+from rope_jax.evaluation.identity import digest, vector_digest
+from rope_jax.evaluation.kept import Kept
 from rope_jax.evaluation.sample import Sample, from_json
 from rope_jax.evaluation.scores import average_of_run, depth_grids
-from rope_jax.files import read_record, write_json, write_text
+from rope_jax.files import write_text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,11 +28,13 @@ class Home:
         folder: for samples, predictions and stages; None keeps nothing.
         names: by benchmark, argument to the user's name for it.
         claim: called before anything is written.
+        say: told what was kept and is measured anew, and why.
     """
 
     folder: Path | None = None
     names: Mapping[str, Mapping[str, str]] = dataclasses.field(default_factory=dict)
     claim: Callable[[], None] = lambda: None
+    say: Callable[[str], None] = lambda text: None
 
     def path(self, *parts: str) -> Path | None:
         """A path in the folder, None without one."""
@@ -82,16 +86,12 @@ class Evaluation:
 
     def measure_shared(self) -> dict[str, dict[str, dict]]:
         """Measures what does not depend on the model: name of a benchmark to its shared records."""
-        return {
-            name: _measure_stages(
-                stages,
-                self.home.path("measured", f"{name}_shared.json"),
-                self._of(name, benchmark),
-                self.setting.progress(f"{name}, whatever the model"),
-            )
-            for name, benchmark in self.benchmarks.items()
-            if isinstance(benchmark, Measurement) and (stages := benchmark.shared(self.setting))
-        }
+        found = {}
+        for name, benchmark in self.benchmarks.items():
+            if isinstance(benchmark, Measurement) and (stages := benchmark.shared(self.setting)):
+                kept = self._kept(benchmark.of(self.setting), "measured", f"{name}_shared.jsonl")
+                found[name] = _measure_stages(stages, kept, self.setting.progress(f"{name}, whatever the model"))
+        return found
 
     def run(self, name: str, subject: Subject, shared: Mapping[str, dict] | None = None) -> dict:
         """Runs the benchmark `name`, as far as an earlier attempt has not; `shared` are its records that need no model.
@@ -103,22 +103,21 @@ class Evaluation:
         benchmark = self.benchmarks[name]
         if isinstance(benchmark, Questions):
             return self._scored(benchmark, *self.answers(name, subject))
-        path = self.home.path("measured", subject.name, f"{name}.json")
-        return benchmark.result(
-            _measure_stages(benchmark.stages(subject, shared or {}), path, self._of(name, benchmark))
-        )
+        of = subject_identity(subject) | benchmark.of(self.setting)
+        kept = self._kept(of, "measured", subject.name, f"{name}.jsonl")
+        return benchmark.result(_measure_stages(benchmark.stages(subject, shared or {}), kept))
 
     def answers(self, name: str, subject: Subject) -> tuple[list[Sample], dict[str, Prediction]]:
         """Has a model answer the questions of the benchmark `name`: the samples, and predictions by sample id."""
         benchmark = self.benchmarks[name]
         assert isinstance(benchmark, Questions), f"{name} asks no questions"
         samples = [sample for read in self.samples[name] for sample in read()]
-        path = self.home.path("predictions", subject.name, f"{name}.jsonl")
-        predictions = answer_samples(samples, subject, benchmark.score, path, f"{subject.name}, {name}".strip(", "))
-        if path:
+        kept = self._kept(subject_identity(subject), "predictions", subject.name, f"{name}.jsonl")
+        predictions = answer_samples(samples, subject, benchmark.score, kept, f"{subject.name}, {name}".strip(", "))
+        if kept.path:
             texts = {sample: prediction.prediction for sample, prediction in predictions.items()}
             for file, rows in benchmark.own_files(samples, texts).items():
-                write_text(path.with_suffix("") / file, "".join(json.dumps(row) + "\n" for row in rows))
+                write_text(kept.path.with_suffix("") / file, "".join(json.dumps(row) + "\n" for row in rows))
         return samples, predictions
 
     def _scored(self, benchmark: Questions, samples: list[Sample], predictions: Mapping[str, Prediction]) -> dict:
@@ -131,9 +130,24 @@ class Evaluation:
             "seconds": sum(prediction.seconds for prediction in predictions.values()),
         }
 
-    def _of(self, name: str, benchmark: Measurement) -> dict[str, str]:
-        names = self.home.names.get(name, {})
-        return {names.get(argument, argument): value for argument, value in benchmark.of(self.setting).items()}
+    def identity(self, subject: Subject) -> dict[str, str]:
+        """Digests of all that the results of a subject depend on."""
+        found = subject_identity(subject)
+        for name, benchmark in self.benchmarks.items():
+            if isinstance(benchmark, Questions):
+                samples = [dataclasses.asdict(sample) for read in self.samples[name] for sample in read()]
+                found[name] = digest(samples)
+            else:
+                found |= {f"{name} {part}": value for part, value in benchmark.of(self.setting).items()}
+        return found
+
+    def _kept(self, of: Mapping[str, str], *parts: str) -> Kept:
+        return Kept(self.home.path(*parts), of, self.home.say)
+
+
+def subject_identity(subject: Subject) -> dict[str, str]:
+    """Digests of a model's weights and scale vector."""
+    return {"vector": vector_digest(subject.rope, subject.setting.model.rope_base), "weights": subject.weights}
 
 
 def prepare(benchmarks: Mapping[str, Benchmark], setting: Setting, home: Home = Home()) -> Evaluation:
@@ -223,29 +237,14 @@ def _summed_up(missing: list[NotRun], running: set[str]) -> list[NotRun]:
 
 
 def _measure_stages(
-    wanted: Mapping[str, Callable[[], dict]],
-    path: Path | None = None,
-    of: Mapping[str, str] | None = None,
-    progress: Callable[[Iterable], Iterable] = iter,
+    wanted: Mapping[str, Callable[[], dict]], kept: Kept, progress: Callable[[Iterable], Iterable] = iter
 ) -> dict[str, dict]:
-    """Measures the stages that the JSON file `path` lacks; gives all their records, with `seconds`.
-
-    Each stage is kept once it is done; without a path nothing is. InputError if the file was measured on something else
-    than `of`.
-    """
-    of = dict(of or {})
-    saved = (read_record(path) if path else None) or {"of": of, "stages": {}}
-    if saved["of"] != of:
-        differing = next(key for key in (*of, *saved["of"]) if saved["of"].get(key) != of.get(key))
-        raise InputError(
-            f"{path} was measured with {differing} = {saved['of'].get(differing)!r}, and now it is "
-            f"{of.get(differing)!r}: choose another `folder`, or delete that file to measure again"
-        )
-    waiting = [name for name in wanted if name not in saved["stages"]]
+    """Measures the stages that are not kept; gives all their records, with `seconds`."""
+    found = kept.read()
+    waiting = [name for name in wanted if name not in found]
     for name in progress(waiting) if waiting else ():
         began = time.monotonic()
         record = wanted[name]()
-        saved["stages"][name] = {**record, "seconds": time.monotonic() - began}
-        if path:
-            write_json(path, saved)
-    return {name: saved["stages"][name] for name in wanted}
+        found[name] = {**record, "seconds": time.monotonic() - began}
+        kept.append({name: found[name]})
+    return {name: found[name] for name in wanted}

@@ -10,17 +10,17 @@ import dataclasses
 import itertools
 import uuid
 from collections.abc import Iterator
-from functools import partial
 from random import Random
 
 from rope_jax.evaluation.answers import contains
-from rope_jax.evaluation.benchmark import Part, Questions, Setting, check_positive
+from rope_jax.evaluation.benchmark import DrawnQuestions
 from rope_jax.evaluation.draft import Draft, SampleSpec, fitted_samples
 from rope_jax.evaluation.sample import Sample
+from rope_jax.evaluation.sizing import spread
 
 TASK = "json_kv"
 MAX_NEW_TOKENS = 100
-DEPTHS = 6  # Places of the wanted pair, from the first to the last, which samples take in turn.
+DEPTHS = 6  # Places of the wanted pair, from the first to the last, which samples take in turn, spread.
 EXAMPLES = 2
 TEMPLATE = (
     "JSON data:\n{{{pairs}}}\n\nExtract the value corresponding to the specified key in the JSON object below.\n\n"
@@ -29,29 +29,19 @@ TEMPLATE = (
 
 
 @dataclasses.dataclass(frozen=True)
-class KeyValue(Questions):
-    """Recall of a value by its key.
-
-    Attributes:
-        samples: samples per length; a multiple of 6 has every depth equally often.
-    """
+class KeyValue(DrawnQuestions):
+    """Recall of a value by its key; a multiple of 6 `samples` has every depth equally often."""
 
     title = "JSON key-value recall"
     note = "A value is asked for out of a long JSON object of random keys."
     tasks = (TASK,)
 
-    samples: int = 100
-
-    def __post_init__(self):
-        check_positive(self, "samples")
-
     @property
     def bins(self) -> int:
         return DEPTHS
 
-    def parts(self, setting: Setting) -> list[Part]:
-        specs = [setting.spec(length, self.samples) for length in setting.lengths]
-        return [Part(TASK, spec.length, partial(key_value_samples, spec)) for spec in specs]
+    def draw(self, task: str, spec: SampleSpec) -> Iterator[Sample]:
+        return key_value_samples(spec)
 
     def score(self, sample: Sample, prediction: str) -> float:
         """1 if a prediction contains the value, letter case, punctuation and blanks apart, else 0."""
@@ -64,7 +54,7 @@ def key_value_samples(spec: SampleSpec) -> Iterator[Sample]:
 
 
 def _draft(index: int, rng: Random) -> Draft:
-    depth = index % DEPTHS / (DEPTHS - 1)
+    depth = spread(DEPTHS)[index % DEPTHS] / (DEPTHS - 1)
 
     def pair() -> tuple[str, str]:
         return _uuid(rng), _uuid(rng)

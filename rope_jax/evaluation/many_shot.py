@@ -8,13 +8,12 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from random import Random
 
 from rope_jax.errors import InputError
 from rope_jax.evaluation.answers import equals
-from rope_jax.evaluation.benchmark import Part, Questions, Setting, check_positive
+from rope_jax.evaluation.benchmark import DrawnQuestions
 from rope_jax.evaluation.data_files import missing_file, named_path
 from rope_jax.evaluation.draft import Draft, SampleSpec, fitted_samples
 from rope_jax.evaluation.sample import Sample
@@ -29,11 +28,10 @@ TREC_COMMAND = "curl -L -o {path} https://cogcomp.seas.upenn.edu/Data/QA/QC/{nam
 
 
 @dataclasses.dataclass(frozen=True)
-class ManyShot(Questions):
+class ManyShot(DrawnQuestions):
     """Classification of TREC's questions, or of other labelled texts.
 
     Attributes:
-        samples: samples per length.
         folder: holds `train_5500.label` and `TREC_10.label`, or `train.jsonl` and `test.jsonl` with `text` and `label`.
     """
 
@@ -41,26 +39,21 @@ class ManyShot(Questions):
     note = "Classes learnt from as many examples as fit the prompt, with random numbers for labels."
     tasks = ("many_shot",)
 
-    samples: int = 100
     folder: str = ""
 
-    def __post_init__(self):
-        check_positive(self, "samples")
+    def source(self, task: str) -> str:
+        return self.folder
 
-    def parts(self, setting: Setting) -> list[Part]:
-        def make(length: int) -> Iterator[Sample]:
-            command = TREC_COMMAND.format(path="FOLDER/train_5500.label", name="train_5500.label")
-            what = "the folder of TREC's question classification"
-            folder = named_path(self, "folder", what, f"{command}   # and TREC_10.label")
-            own = (folder / "train.jsonl").is_file()
-            train, test = ("train.jsonl", "test.jsonl") if own else ("train_5500.label", "TREC_10.label")
-            shown, asked = read_examples(folder / train), read_examples(folder / test)
-            known = {example.label for example in shown}
-            # A class that only the test texts have cannot be learnt from the prompt.
-            asked = [example for example in asked if example.label in known]
-            return many_shot_samples("many_shot", shown, asked, setting.spec(length, self.samples))
-
-        return [Part("many_shot", length, partial(make, length), self.folder) for length in setting.lengths]
+    def draw(self, task: str, spec: SampleSpec) -> Iterator[Sample]:
+        command = TREC_COMMAND.format(path="FOLDER/train_5500.label", name="train_5500.label")
+        what = "the folder of TREC's question classification"
+        folder = named_path(self, "folder", what, f"{command}   # and TREC_10.label")
+        own = (folder / "train.jsonl").is_file()
+        train, test = ("train.jsonl", "test.jsonl") if own else ("train_5500.label", "TREC_10.label")
+        shown, asked = read_examples(folder / train), read_examples(folder / test)
+        known = {example.label for example in shown}
+        # A class that only the test texts have cannot be learnt from the prompt.
+        return many_shot_samples(task, shown, [example for example in asked if example.label in known], spec)
 
     def score(self, sample: Sample, prediction: str) -> float:
         """1 if a prediction is the label, else 0: what follows `label:` on its line counts, or else the first line."""

@@ -10,10 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from rope_jax.model.attention import causal_attention
+from rope_jax.model.backends import attend
 from rope_jax.model.config import LlamaConfig
 from rope_jax.model.generate import bucket_length
 from rope_jax.model.llama import Inputs, forward, head_kernel, logits
+from rope_jax.sharding import spec
 from rope_jax.training.loss import token_nll
 
 
@@ -37,7 +38,8 @@ def make_token_nll(
         nats of `tokens[b, t + 1]` after `tokens[b, : t + 1]` where that is wanted, else 0.
     """
 
-    compiled = _compiled(partial(tail_nll, config=config, chunk=chunk), batch_sharding, "tail")
+    score = partial(tail_nll, config=config, chunk=chunk, sharding=batch_sharding)
+    compiled = _compiled(score, batch_sharding, "tail")
 
     def score_tail(params, rope, tokens, wanted):
         width = tokens.shape[1]
@@ -52,14 +54,16 @@ def make_token_nll(
     return score_tail
 
 
-def tail_nll(params, rope, tokens, wanted, *, config: LlamaConfig, chunk: int, tail: int):
+def tail_nll(
+    params, rope, tokens, wanted, *, config: LlamaConfig, chunk: int, tail: int, sharding: NamedSharding | None = None
+):
     """NLL in nats of the tokens after each of the last `tail` columns, float32 `[B, tail]`.
 
     Tokens are int32 `[B, T]`, and bool `[B, T]` says whose successors are wanted; the NLL is 0 elsewhere and in the
     last column.
     """
     first = jnp.zeros(tokens.shape[0], jnp.int32)
-    hidden = _tail_states(params, config, rope, (tokens, first), tail)
+    hidden = _tail_states(config, sharding)(params, rope, tokens, first, tail)
     targets = jnp.pad(tokens[:, 1:], ((0, 0), (0, 1)))
     wanted = wanted.at[:, -1].set(False)
     return token_nll(hidden, head_kernel(params, config), targets[:, -tail:], chunk, wanted[:, -tail:])
@@ -77,8 +81,10 @@ def make_continuation_scores(
         bool `[B]`.
     """
 
+    states = _tail_states(config, batch_sharding)
+
     def score(params, rope, tokens, first, targets):
-        hidden = _tail_states(params, config, rope, (tokens, first), targets.shape[1])
+        hidden = states(params, rope, tokens, first, targets.shape[1])
         head = head_kernel(params, config).astype(hidden.dtype)
         b, c = targets.shape
         size = min(chunk, c)
@@ -110,22 +116,47 @@ def make_next_token_scores(
         one to float32 `[B, V]`.
     """
 
+    states = _tail_states(config, batch_sharding)
+
     def score(params, rope, tokens, first):
-        hidden = _tail_states(params, config, rope, (tokens, first), 1)[:, 0]
+        hidden = states(params, rope, tokens, first, 1)[:, 0]
         return jax.nn.log_softmax(logits(hidden, head_kernel(params, config)))
 
     return _compiled(score, batch_sharding)
 
 
-def _tail_states(params, config, rope, rows, tail):
-    """Final states of the last `tail` tokens of rows: tokens `[B, T]`, which begin in column first `[B]`."""
-    tokens, first = rows
-    places = jnp.arange(tokens.shape[1])
-    # Padding is a document of its own, which no other token sees.
-    document = jnp.where(places >= first[:, None], 0, -1)
-    inputs = Inputs(tokens, jnp.maximum(places - first[:, None], 0), document)
-    attend = partial(causal_attention, chunk=config.attention_chunk, window=config.sliding_window)
-    return forward(params, config, rope, inputs, attend=attend, tail=tail).states
+def _tail_states(config: LlamaConfig, sharding: NamedSharding | None) -> Callable:
+    """Makes `states(params, rope, tokens, first, tail)`: final states of the last `tail` tokens of rows `[B, T]`, which
+    begin in the columns `first`, `[B]`.
+    """
+    attention = _attention(config, sharding)
+
+    def states(params, rope, tokens, first, tail):
+        places = jnp.arange(tokens.shape[1])
+        # Padding is a document of its own, which no other token sees.
+        document = jnp.where(places >= first[:, None], 0, -1)
+        inputs = Inputs(tokens, jnp.maximum(places - first[:, None], 0), document)
+        return forward(params, config, rope, inputs, attend=attention, tail=tail).states
+
+    return states
+
+
+def _attention(config: LlamaConfig, sharding: NamedSharding | None) -> Callable:
+    """Attention by the backend of a config, for rows that are sharded."""
+    if config.attention == "cpu":
+        return partial(attend, config=config)
+
+    def square(query, key, value, segments):
+        # Kernels take as many queries as keys, and the last layer has the last queries only.
+        missing = key.shape[1] - query.shape[1]
+        padded = jnp.pad(query, ((0, 0), (missing, 0), (0, 0), (0, 0)))
+        return attend(padded, key, value, segments, config)[:, missing:]
+
+    if sharding is None or sharding.mesh.size == 1:
+        return square
+    mesh, query, key = sharding.mesh, spec("rows", None, "heads"), spec("rows", None, "kv_heads")
+    # Not checked: kernels do not say which of their values vary over which axes.
+    return jax.shard_map(square, mesh=mesh, in_specs=(query, key, key, spec("rows")), out_specs=query, check_vma=False)
 
 
 def _compiled(score, batch_sharding, *static):

@@ -8,6 +8,7 @@ more trials, spread evenly over depth, and seeded. With the LLaMA2 tokenizer and
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -20,6 +21,7 @@ from rope_jax.evaluation.benchmark import Part, Questions, Setting, check_positi
 from rope_jax.evaluation.draft import SampleSpec
 from rope_jax.evaluation.intervals import wilson
 from rope_jax.evaluation.sample import Sample
+from rope_jax.evaluation.sizing import spread
 
 INSTRUCTION = (
     "There is an important info hidden inside a lot of irrelevant text. Find it and memorize them. "
@@ -78,13 +80,14 @@ class Passkey(Questions):
 def passkey_samples(spec: SampleSpec, depths: int = 10, new_tokens: int = 10) -> Iterator[Sample]:
     """Samples of one length, BOS included, as long as fit it, which depend on the seed and the length only.
 
-    Sample i falls into stratum i modulo `depths`, anywhere within it. `details` holds the `depth`, the share of the
-    garbage in front of the key, in [0, 1), and the prompt's `prompt_tokens`. The first sample is made at once, the
-    others one by one; InputError if the smallest prompt does not fit.
+    Samples take the strata of depth in turn, in an order whose every beginning is spread, and fall anywhere within one.
+    `details` holds the `depth`, the share of the garbage in front of the key, in [0, 1), and the prompt's
+    `prompt_tokens`. The first sample is made at once, the others one by one; InputError if the smallest prompt does not
+    fit.
     """
     rng = np.random.default_rng([spec.seed, spec.length])
     keys = rng.integers(KEYS[0], KEYS[1] + 1, spec.count)
-    places = (np.arange(spec.count) % depths + rng.uniform(size=spec.count)) / depths
+    places = (np.resize(spread(depths), spec.count) + rng.uniform(size=spec.count)) / depths
     budget = spec.length - new_tokens
 
     def count(key: int, garbage: int, depth: float) -> int:
@@ -143,14 +146,14 @@ def retrieval_grid(
         and the `seed` of the samples.
     """
     bins = benchmark.bins
-    lengths = list(dict.fromkeys(sample.length for sample in samples))
-    # Samples of a length take the strata in turn.
-    hits = [[predictions[s.id].score for s in samples if s.length == length] for length in lengths]
+    hits: dict[int, list[list[float]]] = {sample.length: [[] for _ in range(bins)] for sample in samples}
+    for sample in samples:
+        hits[sample.length][min(int(sample.details["depth"] * bins), bins - 1)].append(predictions[sample.id].score)
     return {
-        "lengths": lengths,
+        "lengths": list(hits),
         "depths": [[b / bins, (b + 1) / bins] for b in range(bins)],
-        "cells": [[_rate(row[b::bins]) for b in range(bins)] for row in hits],
-        "per_length": [_rate(row) for row in hits],
+        "cells": [[_rate(cell) for cell in row] for row in hits.values()],
+        "per_length": [_rate([*itertools.chain(*row)]) for row in hits.values()],
         "trials": [
             {
                 "length": sample.length,

@@ -1,8 +1,18 @@
-"""Making a prompt as long as fits: how many units of filler it takes."""
+"""How many units of filler a prompt takes, and at which depths what it hides lies."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
+
+GOLDEN = (5**0.5 - 1) / 2
+
+
+@cache
+def spread(strata: int) -> tuple[int, ...]:
+    """The numbers below `strata`, in an order whose every beginning is spread evenly: multiples of the golden ratio."""
+    # Four times as many points leave no stratum empty.
+    return tuple(dict.fromkeys(int((0.5 + i * GOLDEN) % 1 * strata) for i in range(4 * strata)))
 
 
 def largest_fit(count: Callable[[int], int], budget: int, least: int, most: int | None = None) -> int | None:

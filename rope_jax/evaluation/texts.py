@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
-from rope_jax.data.corpus import open_corpus
+from rope_jax.data.corpus import SPLITS, open_corpus
 from rope_jax.data.pipeline import token_documents
-from rope_jax.data.source import TextSource
+from rope_jax.data.text_files import list_text_files, read_documents
 from rope_jax.data.tokenizer import Tokenizer
 from rope_jax.errors import InputError
+from rope_jax.evaluation.identity import digest
 
 # Words in the test split of PG19, by which its own word-level perplexity divides (arXiv 1911.05507).
 PG19_TEST_WORDS = 6_966_499
@@ -26,15 +28,19 @@ class Texts:
         sliding: documents for sliding-window perplexity.
         sliding_bytes: their UTF-8 bytes.
         position: documents for perplexity by position.
-        source: where the documents come from; kept with every result.
         words: words of all documents in `sliding`, if there is a published number.
     """
 
     sliding: Sequence[np.ndarray]
     sliding_bytes: Sequence[int]
     position: Sequence[np.ndarray]
-    source: Mapping[str, str] = dataclasses.field(default_factory=dict)
     words: int | None = None
+
+    @cached_property
+    def digest(self) -> str:
+        """Digest of all tokens."""
+        sliding, position = ([np.int32(ids).tobytes() for ids in part] for part in (self.sliding, self.position))
+        return digest(*sliding, "by position", *position)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +50,7 @@ class TextSelection:
     Attributes:
         name: name of the corpus.
         path: its folder.
-        split: its split.
+        split: its split; all documents are the 'test' split of a folder that names no splits.
         max_tokens: tokens of the split for sliding-window perplexity.
         position_tokens: tokens of the split for perplexity by position.
         document_tokens: tokens of each document at most; 0: all.
@@ -61,10 +67,18 @@ class TextSelection:
         """Opens the corpus, which prepares its files in `cache`, and tokenizes the documents."""
         if self.name != "python_stdlib" and not self.path:
             raise InputError("`path` is empty: name the folder of texts (.txt, .jsonl) to measure on", field="path")
-        return self.tokenize(open_corpus(self.name, self.path, cache)[self.split], tokenizer)
+        return self.tokenize(self._documents(cache), tokenizer)
 
-    def tokenize(self, documents: TextSource, tokenizer: Tokenizer) -> Texts:
-        """Tokenizes the documents of an open split."""
+    def _documents(self, cache: Path) -> Iterable[Mapping[str, str]]:
+        folder = Path(self.path)
+        plain = self.name == "text_folder" and not any((folder / split).is_dir() for split in SPLITS)
+        files = list_text_files(folder) if plain and self.split == "test" and folder.is_dir() else ()
+        if files:
+            return (vars(document) for document in read_documents(folder, files))
+        return open_corpus(self.name, self.path, cache)[self.split]
+
+    def tokenize(self, documents: Iterable[Mapping[str, str]], tokenizer: Tokenizer) -> Texts:
+        """Tokenizes documents, objects with `id` and `text`."""
         most = max(self.max_tokens, self.position_tokens)
         ids = [ids for _, ids in token_documents(documents, tokenizer, most, self.document_tokens or None)]
         sliding = _first_tokens(ids, self.max_tokens)
@@ -74,7 +88,6 @@ class TextSelection:
             sliding=sliding,
             sliding_bytes=[len(tokenizer.decode(document).encode()) for document in sliding],
             position=_first_tokens(ids, self.position_tokens),
-            source={"name": self.name, "path": self.path},
             words=PG19_TEST_WORDS if whole and (self.name, self.split) == ("pg19", "test") else None,
         )
 

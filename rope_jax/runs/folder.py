@@ -96,6 +96,23 @@ class RunFolder:
                     raise self._not_writable(error) from error
             yield
 
+    def drop_outdated(self, name: str, of: Mapping[str, str]) -> list[str]:
+        """What the record `name` says it was made of, under `of`, and is another now; empty if there is no record.
+
+        An outdated record is set aside as `NAME.old.json`, so that its stage runs again.
+        """
+
+        def drop() -> list[str]:
+            path = self.path / f"{name}.json"
+            record = read_record(path)
+            if record is None or record.get("of") == of:
+                return []
+            path.replace(self.path / f"{name}.old.json")
+            before = record.get("of") or {}
+            return [part for part in of if before.get(part) != of[part]]
+
+        return multihost.from_first(drop)
+
     def check(self, config: Mapping[str, Any], may_change: tuple[str, ...] = MAY_CHANGE) -> None:
         """Creates this folder, or checks that it belongs to a config but for fields, or sections, in `may_change`.
 

@@ -22,7 +22,9 @@ from rope_jax.evaluation.nll import make_token_nll, tail_nll
 from rope_jax.evaluation.perplexity.positions import perplexity_by_position, position_edges
 from rope_jax.evaluation.perplexity.sliding import Window, perplexity, sliding_windows
 from rope_jax.interop.huggingface import read_model
+from rope_jax.model.kernels import splash_attention
 from rope_jax.rope.embedding import ScaleVector
+from rope_jax.sharding import make_mesh, row_sharding
 from tests.interop.references import quiet_transformers, write_random_llama
 from tests.interop.stories import write_stories260k
 
@@ -161,12 +163,16 @@ def test_positions_match_a_loop_over_transformers_logits(model, documents, bos):
     edges = (1, 2, 4, 8, 15, WINDOW)
     got = perplexity_by_position(token_nll, documents, WINDOW, bos_id=BOS if bos else None, edges=edges, batch_size=3)
     held = WINDOW - 1 if bos else WINDOW
-    nlls = []
-    for document in documents:
+    nlls, owners = [], []
+    for index, document in enumerate(documents):
         for start in range(0, len(document) - held + 1, held):
             nll = nll_of_window(log_probabilities, document, start, start + held, bos)
             nlls.append(nll[~np.isnan(nll)])
+            owners.append(index)
     nlls = np.array(nlls)
+    # Windows of one document are no independent draws: documents are drawn, with all their windows.
+    of_document = (np.unique(owners)[:, None] == owners).astype(float)
+    drawn = np.random.default_rng(1).multinomial(len(of_document), [1 / len(of_document)] * len(of_document), 20_000)
     assert nlls.shape == (got.windows, WINDOW - 1)
     assert got.documents == sum(len(document) >= held for document in documents)
     for bucket, start, end in zip(got.buckets, edges, edges[1:]):
@@ -176,8 +182,9 @@ def test_positions_match_a_loop_over_transformers_logits(model, documents, bos):
         assert bucket.tokens == columns.size
         np.testing.assert_allclose(bucket.nll, columns.mean(), rtol=1e-5)
         np.testing.assert_allclose(bucket.perplexity, np.exp(columns.mean()), rtol=1e-5)
-        # The bootstrap's standard error of a mean of n equal units is sd / sqrt(n), up to its own noise.
-        error = columns.mean(axis=1).std() / np.sqrt(len(nlls))
+        sums = of_document @ columns.mean(axis=1)
+        error = ((drawn @ sums) / (drawn @ of_document.sum(axis=1))).std()
+        # The standard deviation of 1,000 resamples has itself one of some 3%.
         np.testing.assert_allclose(bucket.standard_error, error, rtol=0.1)
         assert bucket.interval[0] < bucket.perplexity < bucket.interval[1]
 
@@ -260,9 +267,10 @@ def test_one_document_has_no_interval_and_the_result_is_plain_json(documents):
     assert single.interval is None and single.documents == 1
     several = perplexity(uniform(8), documents, WINDOW, STRIDE, bos_id=BOS)
     positions = perplexity_by_position(uniform(8), documents, WINDOW, bos_id=BOS)
-    one_window = perplexity_by_position(uniform(8), documents[1:2], WINDOW, bos_id=BOS)
-    assert one_window.buckets[0].interval is None and one_window.buckets[0].standard_error is None
-    for result in (single, several, positions, one_window):
+    one_document = perplexity_by_position(uniform(8), documents[-1:], WINDOW, bos_id=BOS)
+    assert one_document.windows > 1
+    assert one_document.buckets[0].interval is None and one_document.buckets[0].standard_error is None
+    for result in (single, several, positions, one_document):
         assert json.loads(json.dumps(dataclasses.asdict(result)))["window"] == WINDOW
 
 
@@ -312,6 +320,30 @@ def test_scale_vectors_share_a_compilation_and_change_the_result(tmp_path, caplo
     assert not [message for message in caplog.messages if "Compiling" in message]
     assert np.abs(results[0] - results[1]).max() > 1e-3
     assert not np.any(results[0][:, -1])
+
+
+def test_scores_are_computed_by_the_backend_of_the_config(tmp_path, monkeypatch):
+    """TPUs' kernel, interpreted, in every layer, of which the last one has fewer queries."""
+    calls = []
+
+    def kernel(*arrays, window):
+        calls.append([array.shape[:2] for array in arrays])
+        return splash_attention(*arrays, window=window, interpret=True)
+
+    monkeypatch.setattr("rope_jax.model.backends.splash_attention", kernel)
+    ours = read_model(write_random_llama(tmp_path))
+    tokens = np.random.default_rng(0).integers(2, 96, (4, 40)).astype(np.int32)
+    wanted = np.zeros(tokens.shape, bool)
+    wanted[:, 30:] = True
+    mesh = make_mesh(2, 1, 2, jax.devices()[:4])
+    config = dataclasses.replace(ours.config, attention="splash")
+    got, want = (
+        make_token_nll(c, 8, sharding)(ours.params, ours.rope, tokens, wanted)
+        for c, sharding in ((config, row_sharding(mesh)), (ours.config, None))
+    )
+    # float32 sums in another order.
+    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
+    assert calls == [[(2, 40)] * 4] * 2
 
 
 def test_rows_over_devices_score_the_same(tmp_path, documents):

@@ -1,56 +1,105 @@
-"""Predictions on disk: torn, damaged, repeated and foreign lines; answers cut where they end."""
+"""Records on disk: torn, damaged, repeated and foreign ones; predictions of changed prompts; answers cut."""
 
 import json
 
+import numpy as np
 import pytest
 
 from rope_jax.errors import InputError
-from rope_jax.evaluation.answering import Prediction, answer_text, append_predictions, digest, read_predictions
+from rope_jax.evaluation.answering import Prediction, answer_text, read_predictions, sample_digest
+from rope_jax.evaluation.kept import Kept
 from rope_jax.evaluation.sample import Sample
 
 SAMPLES = [Sample(f"t/{i}", "t", f"prompt {i}", ("a",), 4, 8) for i in range(3)]
+TOKENS = np.arange(4, dtype=np.int32)
+DIGESTS = {sample.id: sample_digest(sample, TOKENS) for sample in SAMPLES}
 # Line separators of Python that are none of JSON lines.
-ROWS = [Prediction(sample.id, digest(sample), "a\n\u2028\x85\U0001f600", 0.5, 0.1) for sample in SAMPLES]
+ROWS = {name: Prediction(digest, "a\n\u2028\x85\U0001f600", 0.5, 0.1) for name, digest in DIGESTS.items()}
+OF = {"vector": "1", "weights": "2"}
+
+
+def kept(folder, names=tuple(ROWS), of=OF, say=lambda text: None):
+    """A file with the rows of these names, if there are any."""
+    found = Kept(folder / "t.jsonl", of, say)
+    if names:
+        found.append({name: vars(ROWS[name]) for name in names})
+    return found
 
 
 def test_what_is_appended_is_read(tmp_path):
-    path = tmp_path / "folder/t.jsonl"
-    assert read_predictions(path, SAMPLES) == {}
-    append_predictions(path, ROWS[:2])
-    append_predictions(path, ROWS[2:])
-    assert list(read_predictions(path, SAMPLES).values()) == ROWS
+    file = kept(tmp_path / "folder", ())
+    assert read_predictions(file, DIGESTS) == {}
+    for name, row in ROWS.items():
+        file.append({name: vars(row)})
+    assert read_predictions(file, DIGESTS) == ROWS
+    Kept().append({"a": {}})
+    assert Kept().read() == {}
 
 
 @pytest.mark.parametrize("left", [0, 1, 30])
 def test_torn_last_line_is_dropped_from_the_file(tmp_path, left):
-    path = tmp_path / "t.jsonl"
-    append_predictions(path, ROWS[:2])
-    whole = path.read_bytes()
-    second = whole.index(b"\n") + 1
-    path.write_bytes(whole[: second + left])
-    assert list(read_predictions(path, SAMPLES)) == ["t/0"]
-    append_predictions(path, ROWS[1:2])
-    assert path.read_bytes() == whole
+    file = kept(tmp_path, ["t/0", "t/1"])
+    whole = file.path.read_bytes()
+    end = whole[:-1].rindex(b"\n") + 1
+    file.path.write_bytes(whole[: end + left])
+    assert list(read_predictions(file, DIGESTS)) == ["t/0"]
+    file.append({"t/1": vars(ROWS["t/1"])})
+    assert file.path.read_bytes() == whole
+    # Of a first line that is torn nothing is left, not even what the file is of.
+    file.path.write_bytes(whole[:5])
+    assert file.read() == {} and file.path.read_bytes() == b""
+    file.append({"t/0": vars(ROWS["t/0"])})
+    assert list(file.read()) == ["t/0"]
+
+
+ROW = {"id": "t/1", **vars(ROWS["t/1"])}
 
 
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{", "t.jsonl:2 is damaged"),
-        ('{"id": "t/1"}', "t.jsonl:2 is damaged"),
-        ("[]", "t.jsonl:2 is damaged"),
-        (json.dumps(vars(ROWS[0])), "second prediction for t/0"),
-        (json.dumps({**vars(ROWS[1]), "id": "t/9"}), "answers another prompt than t/9"),
-        (json.dumps({**vars(ROWS[1]), "digest": "0"}), "answers another prompt than t/1"),
+        ("{", "t.jsonl:3 is not valid JSON"),
+        ("[]", "t.jsonl:3 is not a JSON object"),
+        ("{" + '"a":[' * 50_000, "t.jsonl:3 is not valid JSON"),
+        (json.dumps(vars(ROWS["t/1"])), "t.jsonl:3 is damaged, it has no id"),
+        (json.dumps({**ROW, "id": "t/0"}), "second record of t/0"),
+        (json.dumps({"id": "t/1"}), "t/1 is damaged"),
+        *((json.dumps({**ROW, "score": score}), "t/1 is damaged") for score in (float("nan"), 7, -0.1, "1", None)),
+        (json.dumps({**ROW, "seconds": float("inf")}), "t/1 is damaged"),
+        (json.dumps({**ROW, "prediction": 1}), "t/1 is damaged"),
+        (json.dumps({**ROW, "prediction": "\ud800"}), "t.jsonl:3 has an unpaired surrogate"),
+        (json.dumps({**ROW, "more": 1}), "t/1 is damaged"),
     ],
 )
-def test_lines_that_cannot_be_are_refused(tmp_path, line, message):
-    path = tmp_path / "t.jsonl"
-    append_predictions(path, ROWS[:1])
-    with path.open("a") as file:
-        file.write(line + "\n")
+def test_damaged_lines_are_named(tmp_path, line, message):
+    file = kept(tmp_path, ["t/0"])
+    with file.path.open("a") as out:
+        out.write(line + "\n")
     with pytest.raises(InputError, match=message):
-        read_predictions(path, SAMPLES)
+        read_predictions(file, DIGESTS)
+
+
+def test_a_file_of_something_else_is_set_aside(tmp_path):
+    said = []
+    before = kept(tmp_path).path.read_text()
+    other = kept(tmp_path, (), {**OF, "vector": "3"}, said.append)
+    assert read_predictions(other, DIGESTS) == {}
+    assert "is of another vector: measured anew" in said[0] and "t.old1.jsonl" in said[0]
+    assert (tmp_path / "t.old1.jsonl").read_text() == before and not other.path.exists()
+    # A file of a version that did not say what it is of.
+    other.path.write_text(json.dumps(ROW) + "\n")
+    assert read_predictions(other, DIGESTS) == {} and "another vector, weights" in said[1]
+    assert (tmp_path / "t.old2.jsonl").exists()
+
+
+def test_predictions_of_changed_prompts_are_dropped(tmp_path):
+    said = []
+    file = kept(tmp_path, say=said.append)
+    changed = DIGESTS | {"t/1": sample_digest(SAMPLES[1], TOKENS[:-1])}
+    del changed["t/2"]  # Not asked now, and kept.
+    assert list(read_predictions(file, changed)) == ["t/0"]
+    assert "1 of its prompts have changed, t/1 first" in said[0]
+    assert list(file.read()) == ["t/0", "t/2"]
 
 
 def test_answers_end_before_their_first_stop_string():

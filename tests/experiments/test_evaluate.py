@@ -109,7 +109,7 @@ SUITES = {name: kind() for name, kind in BENCHMARKS.items() if issubclass(kind, 
 
 def prepare(config, folder):
     with config_names():
-        return prepare_evaluation(job(config, folder, "eval", Terminal()), RunFolder(folder))
+        return prepare_evaluation(job(config, folder, "eval", Terminal()), RunFolder(folder), Terminal())
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +125,7 @@ def samples_of(folder, suite):
 
 
 def rows_of(folder, suite):
-    lines = (folder / "predictions/own" / f"{suite}.jsonl").read_text().splitlines()
+    lines = (folder / "predictions/own" / f"{suite}.jsonl").read_text().splitlines()[1:]
     return {row["id"]: row for row in map(json.loads, lines)}
 
 
@@ -243,20 +243,22 @@ def test_resumed_evaluation_equals_an_uninterrupted_one(data, finished, tmp_path
     assert without_times(resumed) == without_times(results)
     for suite in SUITES:
         assert answers(again, suite) == answers(folder, suite)
-        lines = (again / "predictions/own" / f"{suite}.jsonl").read_text().splitlines()
+        lines = (again / "predictions/own" / f"{suite}.jsonl").read_text().splitlines()[1:]
         assert len(lines) == len(rows_of(folder, suite))
 
 
 def test_texts_methods_and_later_suites(data, tmp_path):
-    """Perplexity and LongPPL under two scale vectors; a later command adds a suite to the same folder."""
+    """Perplexity and LongPPL under two scale vectors; a later command adds a suite, and one vector has changed."""
     config = small_config(data, "perplexity,longppl")
-    config.compare = ("pi",)
+    factors = tmp_path / "factors.json"
+    factors.write_text(json.dumps([2.0] * 8))
+    config.compare, config.rope.factors = ("explicit",), str(factors)
     config.eval.conventions = ("token", "longlora")
     config.eval.lengths = (640, 1280)
     config.eval.longppl_evaluator = str(data / "model")
     config.eval.longppl_context = 512
     results = evaluate(config, tmp_path / "run", "eval")
-    for method in ("own", "pi"):
+    for method in ("own", "explicit"):
         record = results["suites"]["perplexity"][method]
         assert set(record) == {"640 token", "640 longlora", "1280 token", "1280 longlora", "by_position"}
         # BOS makes the first token of each document scorable.
@@ -266,16 +268,21 @@ def test_texts_methods_and_later_suites(data, tmp_path):
         assert (longppl["documents"], longppl["tokens"]) == (2, 2 * 1279)
         # The first window of each document, which LongPPL reads, and all of them.
         assert longppl["perplexity"] == pytest.approx(record["1280 token"]["perplexity"], rel=0.05)
-    own, pi = (results["suites"]["perplexity"][m]["1280 token"]["perplexity"] for m in ("own", "pi"))
-    assert own != pi
     page = (tmp_path / "run/report.md").read_text()
-    assert "| PI | longlora |" in page and "## LongPPL" in page
+    assert "| explicit | longlora |" in page and "## LongPPL" in page
     assert (tmp_path / "run/plots/perplexity_by_position.png").exists()
 
     config.suite = "passkey,perplexity"
+    factors.write_text(json.dumps([1.0] * 8))
     later = evaluate(config, tmp_path / "run", "eval")
-    assert later["suites"]["perplexity"] == results["suites"]["perplexity"]
-    assert list(later["suites"]["passkey"]) == ["own", "pi"]
+    assert list(later["suites"]["passkey"]) == ["own", "explicit"]
+    before, after = results["suites"]["perplexity"], later["suites"]["perplexity"]
+    assert after["own"] == before["own"]
+    # The factors are now those of the model itself, and so is what is stated beside them.
+    assert later["methods"]["explicit"] == later["methods"]["own"]
+    own, old, new = before["own"], before["explicit"], after["explicit"]
+    for window in ("640 token", "1280 longlora"):
+        assert new[window]["perplexity"] == own[window]["perplexity"] != old[window]["perplexity"]
 
 
 def test_a_run_directory_stands_for_its_export(data, tmp_path, capsys):
@@ -338,6 +345,21 @@ def test_unusable_requests(data, tmp_path):
     config.eval.generate_batch = 12
     with pytest.raises(InputError, match=r"config\.eval\.generate_batch"):
         prepare(config, tmp_path)
+    # A backend that this machine lacks, and a method that nobody knows: evaluate alone offers the model's own scaling.
+    for field, value, said in (("model.attention", "splash", "needs a tpu"), ("rope.method", "yam", "'own'")):
+        config = small_config(data, "passkey")
+        config[field.split(".")[0]][field.split(".")[1]] = value
+        with pytest.raises(InputError, match=said) as error:
+            prepare(config, tmp_path)
+        assert error.value.field == f"config.{field}"
+
+
+def test_longppl_is_not_measured_past_the_context_of_its_evaluator(data, tmp_path):
+    config = small_config(data, "longppl")
+    config.eval.longppl_evaluator = str(data / "model")
+    with pytest.raises(InputError, match=r"reads 1280 tokens, and the texts .* take 2560 of its tokens") as error:
+        prepare(config, tmp_path)
+    assert "config.eval.longppl_evaluator" in str(error.value)
 
 
 def test_other_prompts_or_settings_are_refused(data, finished, tmp_path):
@@ -352,25 +374,10 @@ def test_other_prompts_or_settings_are_refused(data, finished, tmp_path):
     config.eval.essays = str(data / "texts" / "test")
     with pytest.raises(InputError, match="was made from"):
         prepare(config, again)
-    path = again / "samples/passkey/passkey-1280.jsonl"
-    path.write_text(path.read_text().replace("The grass is green", "The grass is blue"))
-    with pytest.raises(InputError, match="answers another prompt"):
-        evaluate(small_config(data, "passkey"), again, "eval")
-    # Smaller batches do fit, and another model does not.
+    # Smaller batches do fit.
     config = small_config(data, "key_value")
     config.eval.batch = 16
     prepare(config, again)
-    shutil.copytree(data / "model", tmp_path / "retrained")
-    os.utime(tmp_path / "retrained/model.safetensors", (0, 0))
-    config = small_config(data, "key_value")
-    shutil.move(data / "model", data / "before")
-    try:
-        shutil.move(tmp_path / "retrained", data / "model")
-        with pytest.raises(InputError, match="is not the one"):
-            prepare(config, again)
-    finally:
-        shutil.rmtree(data / "model", ignore_errors=True)
-        shutil.move(data / "before", data / "model")
 
 
 @pytest.mark.slow

@@ -162,6 +162,25 @@ def test_second_command_computes_nothing_again(finished, texts, monkeypatch):
     assert again["methods"] == results["methods"]
 
 
+def test_an_evaluation_of_another_vector_is_measured_anew(finished, texts, tmp_path, monkeypatch, capsys):
+    folder, results = finished
+    shutil.copytree(folder, tmp_path / "small")
+    path = tmp_path / "small/methods/yarn/before.json"
+    record = json.loads(path.read_text())
+    path.write_text(json.dumps({**record, "of": {**record["of"], "vector": "another"}}))
+    measured = []
+
+    def evaluation_record(run, model):
+        measured.append(np.asarray(model.rope.factors))
+        return {key: value for key, value in record.items() if key != "of"}
+
+    monkeypatch.setattr("rope_jax.commands.extend.evaluation_record", evaluation_record)
+    again = extend(small_config(texts), tmp_path / "small", "small")
+    np.testing.assert_array_equal(measured, np.float32([results["methods"]["yarn"]["scale"]["factors"]]))
+    assert again["methods"] == results["methods"]
+    assert "measured anew: it was of another vector" in capsys.readouterr().out
+
+
 def test_a_method_can_be_added_to_a_finished_run(finished, texts, tmp_path):
     folder, results = finished
     shutil.copytree(folder, tmp_path / "small")

@@ -79,6 +79,19 @@ def test_a_run_keeps_to_its_texts(tmp_path):
     assert caught.value.field == "path"
 
 
+def test_a_record_of_something_else_is_set_aside(tmp_path):
+    folder = RunFolder(tmp_path)
+    of = {"vector": "1", "texts": "2"}
+    assert folder.drop_outdated("before", of) == []
+    folder.record("before", lambda: {"perplexity": 5.0, "of": of})
+    assert folder.drop_outdated("before", dict(of)) == [] and folder.has("before.json")
+    assert folder.drop_outdated("before", {**of, "texts": "3"}) == ["texts"]
+    assert not folder.has("before.json") and folder.recorded("before.old")["of"] == of
+    # A record of a version that did not say what it is of.
+    folder.record("before", lambda: {"perplexity": 5.0})
+    assert folder.drop_outdated("before", of) == ["vector", "texts"]
+
+
 def test_a_folder_belongs_to_one_config(tmp_path):
     folder = RunFolder(tmp_path / "run")
     config = {"seed": 0, "compare": (), "model": {"remat": "full", "dtype": "float32"}}

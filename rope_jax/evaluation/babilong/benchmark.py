@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from functools import cache, partial
+from functools import cached_property
 from random import Random
 
 from rope_jax.errors import InputError
 from rope_jax.evaluation.babilong.prompts import TASKS, babilong_prompt
 from rope_jax.evaluation.babilong.stories import BABI_COMMAND, BOOKS_COMMAND, Story, read_books, read_stories
-from rope_jax.evaluation.benchmark import Part, Questions, Setting, check_positive
+from rope_jax.evaluation.benchmark import DrawnQuestions
 from rope_jax.evaluation.data_files import named_path
 from rope_jax.evaluation.draft import Draft, SampleSpec, fitted_samples
 from rope_jax.evaluation.haystack import make_haystack
@@ -24,11 +24,10 @@ TRIES = 100  # Excerpts without a usable sentence, after which the books are giv
 
 
 @dataclasses.dataclass(frozen=True)
-class BabiLong(Questions):
+class BabiLong(DrawnQuestions):
     """BABILong's tasks 1 to 5.
 
     Attributes:
-        samples: samples per task and length.
         stories: folder of bAbI's stories.
         books: folder of texts to hide them in.
     """
@@ -37,26 +36,21 @@ class BabiLong(Questions):
     note = "Facts scattered in a book, and a question on them."
     tasks = tuple(TASKS)
 
-    samples: int = 100
     stories: str = ""
     books: str = ""
 
-    def __post_init__(self):
-        check_positive(self, "samples")
+    def source(self, task: str) -> str:
+        return ", ".join(filter(None, (self.stories, self.books)))
 
-    def parts(self, setting: Setting) -> list[Part]:
-        @cache
-        def books() -> tuple[str, ...]:
-            what = "a folder of books (.txt), such as the test split of PG19"
-            return read_books(named_path(self, "books", what, BOOKS_COMMAND.format(folder="FOLDER")))
+    def draw(self, task: str, spec: SampleSpec) -> Iterator[Sample]:
+        command = BABI_COMMAND.format(folder="FOLDER")
+        stories = read_stories(named_path(self, "stories", "the folder of bAbI's stories", command), task)
+        return babilong_samples(task, stories, self._texts, spec)
 
-        def make(task: str, length: int) -> Iterator[Sample]:
-            command = BABI_COMMAND.format(folder="FOLDER")
-            stories = read_stories(named_path(self, "stories", "the folder of bAbI's stories", command), task)
-            return babilong_samples(task, stories, books(), setting.spec(length, self.samples))
-
-        source = ", ".join(filter(None, (self.stories, self.books)))
-        return [Part(task, length, partial(make, task, length), source) for task in TASKS for length in setting.lengths]
+    @cached_property
+    def _texts(self) -> tuple[str, ...]:
+        what = "a folder of books (.txt), such as the test split of PG19"
+        return read_books(named_path(self, "books", what, BOOKS_COMMAND.format(folder="FOLDER")))
 
     def score(self, sample: Sample, prediction: str) -> float:
         """Whether the prediction's first sentence names the answer and no other label but those in the question."""

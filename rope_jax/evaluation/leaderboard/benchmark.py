@@ -16,6 +16,7 @@ from typing import Any
 
 from rope_jax.errors import InputError
 from rope_jax.evaluation.benchmark import Measurement, Setting, Subject
+from rope_jax.evaluation.identity import digest
 
 ARC_URL = "https://huggingface.co/datasets/allenai/ai2_arc"
 
@@ -63,7 +64,10 @@ class Leaderboard(Measurement):
         return missing
 
     def of(self, setting: Setting) -> dict[str, str]:
-        return {"folder": self.folder}
+        folder = Path(self.folder).expanduser()
+        paths = sorted(path for path in folder.rglob("*") if path.is_file()) if self.folder else ()
+        questions = [part for path in paths for part in (str(path.relative_to(folder)), path.read_bytes())]
+        return {"questions": digest(*questions), "protocol": digest(self.limit, max(setting.lengths))}
 
     def stages(self, subject: Subject, shared: Mapping[str, dict]) -> dict[str, Callable[[], dict]]:
         """A stage for each of lm_eval's tasks."""

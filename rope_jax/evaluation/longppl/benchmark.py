@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from rope_jax.data.tokenizer import load_tokenizer
 from rope_jax.errors import InputError
 from rope_jax.evaluation.benchmark import Measurement, Setting, Subject, check_positive
+from rope_jax.evaluation.identity import digest, weights_digest
 from rope_jax.evaluation.longppl.key_tokens import (
     TokenNll,
     full_context_nll,
@@ -24,6 +25,7 @@ from rope_jax.evaluation.longppl.key_tokens import (
 from rope_jax.evaluation.nll import make_token_nll
 from rope_jax.interop.hub import resolve_model
 from rope_jax.interop.huggingface import check_model, read_model
+from rope_jax.model.backends import check_backend
 from rope_jax.model.generate import bucket_length
 from rope_jax.model.llama import param_shardings
 from rope_jax.sharding import row_sharding, shards
@@ -45,12 +47,23 @@ class LongPpl(Measurement):
         check_positive(self, "context")
 
     def check(self, setting: Setting) -> dict[str, InputError]:
-        self._folder()
-        _ = setting.texts
+        folder = self._folder()
+        found, own = check_model(folder), load_tokenizer(folder)
+        check_backend(setting.compute(found.config))
+        most = max((len(own.encode(setting.tokenizer.decode(d))) for d in _documents(setting)), default=0)
+        most += own.bos_id is not None
+        if most > found.config.context:
+            raise InputError(
+                f"`evaluator` is {self.evaluator}, which reads {found.config.context} tokens, and the texts up to "
+                f"`lengths` = {max(setting.lengths)} take {most} of its tokens: name a model of a longer context, or "
+                "evaluate at shorter lengths",
+                field="evaluator",
+            )
         return {}
 
     def of(self, setting: Setting) -> dict[str, str]:
-        return {**setting.texts.source, "evaluator": self.evaluator}
+        protocol = digest(self.context, max(setting.lengths), setting.seed)
+        return {"texts": setting.texts.digest, "evaluator": weights_digest(self._folder()), "protocol": protocol}
 
     def shared(self, setting: Setting) -> dict[str, Callable[[], dict]]:
         """The key tokens of each document, as indices into the evaluated model's tokens."""

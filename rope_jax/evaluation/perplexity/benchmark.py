@@ -8,8 +8,12 @@ from functools import partial
 
 from rope_jax.errors import InputError
 from rope_jax.evaluation.benchmark import Measurement, Setting, Subject, check_positive
+from rope_jax.evaluation.identity import digest
 from rope_jax.evaluation.perplexity.positions import perplexity_by_position, position_edges
 from rope_jax.evaluation.perplexity.sliding import CONVENTIONS, perplexity
+
+# Raised when the same texts and settings give other results.
+PROTOCOL = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +48,8 @@ class PerplexityBenchmark(Measurement):
         return {}
 
     def of(self, setting: Setting) -> dict[str, str]:
-        return dict(setting.texts.source)
+        edges = position_edges(max(setting.lengths), setting.original)
+        return {"texts": setting.texts.digest, "protocol": digest(PROTOCOL, self.stride, edges, setting.seed)}
 
     def stages(self, subject: Subject, shared: Mapping[str, dict]) -> dict[str, Callable[[], dict]]:
         """`"WINDOW CONVENTION"` for every window and convention, and `"by_position"`."""

@@ -18,7 +18,7 @@ class PositionBucket:
 
     A token's position is its index in the model's input, hence the number of tokens it is predicted from. `nll` is
     their mean in nats, `perplexity` its exponential; `standard_error` of `nll` and the 95% `interval` of `perplexity`
-    are by bootstrap over windows, None for a single one.
+    are by bootstrap over documents, None for a single one. Windows of one document are not independent.
     """
 
     start: int
@@ -72,7 +72,7 @@ def perplexity_by_position(
     Documents, int `[n]` without special tokens, are cut into windows that do not overlap, each with a BOS in front if
     there is one, and every token is scored at its position. Only full windows count, so that all positions see the same
     texts. There is a bucket for each pair of neighbouring `edges`, positions that ascend from 1 to `window`; default
-    powers of two. `seed` is the bootstrap's, over windows.
+    powers of two. `seed` is the bootstrap's.
     """
     if window < 2:
         raise InputError(f"`window` is {window}: it must be at least 2", field="window")
@@ -83,8 +83,8 @@ def perplexity_by_position(
         )
     held = window - (bos_id is not None)
     windows = [
-        (document, Window(start, start + held, start + held - window + 1))
-        for document in documents
+        (index, Window(start, start + held, start + held - window + 1))
+        for index, document in enumerate(documents)
         for start in range(0, len(document) - held + 1, held)
     ]
     if not windows:
@@ -96,15 +96,18 @@ def perplexity_by_position(
         )
 
     # Column t holds the NLL of the token at position t + 1; the last column holds none.
+    placed = [(documents[index], w) for index, w in windows]
     sums = np.concatenate(
         [
             np.add.reduceat(nll[:, :-1], bounds[:-1] - 1, axis=1)
-            for nll in score_windows(token_nll, windows, bos_id, batch_size, progress)
+            for nll in score_windows(token_nll, placed, bos_id, batch_size, progress)
         ]
     )
-    widths = np.broadcast_to(np.diff(bounds), sums.shape)
+    owners, counts = np.unique([index for index, _ in windows], return_counts=True)
+    sums = np.add.reduceat(sums, np.cumsum(counts) - counts, axis=0)
+    widths = counts[:, None] * np.diff(bounds)
     means = sums.sum(axis=0) / widths.sum(axis=0)
-    several = len(windows) > 1
+    several = len(owners) > 1
     errors = low = high = np.zeros_like(means)
     if several:
         resampled = bootstrap_ratios(sums, widths, seed=seed)
@@ -122,4 +125,4 @@ def perplexity_by_position(
         )
         for i in range(len(means))
     )
-    return PositionPerplexity(window, len(windows), sum(len(document) >= held for document in documents), buckets)
+    return PositionPerplexity(window, len(windows), len(owners), buckets)

@@ -9,11 +9,13 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Callable, Iterator, Mapping
-from functools import cache, partial
+from functools import cache, cached_property
+from pathlib import Path
 from random import Random
+from typing import Any
 
 from rope_jax.errors import InputError
-from rope_jax.evaluation.benchmark import Part, Questions, Setting, check_positive
+from rope_jax.evaluation.benchmark import DrawnQuestions
 from rope_jax.evaluation.data_files import named_path
 from rope_jax.evaluation.draft import Draft, SampleSpec, fitted_samples
 from rope_jax.evaluation.haystack import ESSAYS_COMMAND, Haystack, read_haystack
@@ -77,11 +79,10 @@ def needed_file(task: str) -> str:
 
 
 @dataclasses.dataclass(frozen=True)
-class Ruler(Questions):
-    """RULER's 13 tasks. A task whose file is not named is not run.
+class Ruler(DrawnQuestions):
+    """RULER's 13 tasks, of which its authors take 500 samples. A task whose file is not named is not run.
 
     Attributes:
-        samples: samples per task and length; RULER has 500.
         essays: folder of texts to hide needles in, or RULER's `PaulGrahamEssays.json`.
         squad: `dev-v2.0.json` of SQuAD.
         hotpotqa: `hotpot_dev_distractor_v1.json` of HotpotQA.
@@ -91,32 +92,28 @@ class Ruler(Questions):
     note = "Prompt and answer together fill the length. The average is over the 13 tasks."
     tasks = tuple(TASKS)
 
-    samples: int = 100
     essays: str = ""
     squad: str = ""
     hotpotqa: str = ""
 
-    def __post_init__(self):
-        check_positive(self, "samples")
+    def source(self, task: str) -> str:
+        return getattr(self, needed_file(task), "")
 
-    def parts(self, setting: Setting) -> list[Part]:
-        words, longest = load_words(), max(setting.lengths)
-        readers = {"essays": partial(read_haystack, max_words=longest), "squad": read_squad, "hotpotqa": read_hotpotqa}
+    def draw(self, task: str, spec: SampleSpec) -> Iterator[Sample]:
+        field = needed_file(task)
+        return ruler_samples(task, spec, Sources(load_words(), **({field: self._read(field, spec)} if field else {})))
 
-        @cache
-        def read(field: str):
-            return readers[field](named_path(self, field, *FILES[field]))
+    @cached_property
+    def _read(self) -> Callable[[str, SampleSpec], Any]:
+        """Reads a file of `FILES`, once for all tasks."""
+        questions = cache(lambda field: {"squad": read_squad, "hotpotqa": read_hotpotqa}[field](path(field)))
+        essays = cache(lambda words: read_haystack(path("essays"), words))
 
-        def make(task: str, length: int) -> Iterator[Sample]:
-            field = needed_file(task)
-            sources = Sources(words, **({field: read(field)} if field else {}))
-            return ruler_samples(task, setting.spec(length, self.samples), sources)
+        def path(field: str) -> Path:
+            return named_path(self, field, *FILES[field])
 
-        return [
-            Part(task, length, partial(make, task, length), getattr(self, needed_file(task), ""))
-            for task in TASKS
-            for length in setting.lengths
-        ]
+        # A word has one token at least, so that a length in tokens is words enough.
+        return lambda field, spec: essays(spec.length) if field == "essays" else questions(field)
 
     def score(self, sample: Sample, prediction: str) -> float:
         """Share of the references that are in a prediction of either case; for QA whether any is."""
