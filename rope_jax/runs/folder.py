@@ -103,11 +103,10 @@ class RunFolder:
         """
 
         def drop() -> list[str]:
-            path = self.path / f"{name}.json"
-            record = read_record(path)
+            record = self._read(name)
             if record is None or record.get("of") == of:
                 return []
-            path.replace(self.path / f"{name}.old.json")
+            (self.path / f"{name}.json").replace(self.path / f"{name}.old.json")
             before = record.get("of") or {}
             return [part for part in of if before.get(part) != of[part]]
 

@@ -1,7 +1,6 @@
 """The evaluate command: every suite of questions at tiny size, answers as transformers gives them, resumed, refused."""
 
 import json
-import os
 import shutil
 import time
 

@@ -19,6 +19,7 @@ from experiments.extend import extend, prepare
 from rope_jax.commands import extend as procedure
 from rope_jax.commands.reporter import Silent
 from rope_jax.errors import InputError
+from rope_jax.files import sealed, unsealed
 from rope_jax.interop.huggingface import read_model
 from rope_jax.model.llama import Llama
 from rope_jax.report.metrics import read_metrics
@@ -166,8 +167,8 @@ def test_an_evaluation_of_another_vector_is_measured_anew(finished, texts, tmp_p
     folder, results = finished
     shutil.copytree(folder, tmp_path / "small")
     path = tmp_path / "small/methods/yarn/before.json"
-    record = json.loads(path.read_text())
-    path.write_text(json.dumps({**record, "of": {**record["of"], "vector": "another"}}))
+    record = unsealed(json.loads(path.read_text()))
+    path.write_text(json.dumps(sealed({**record, "of": {**record["of"], "vector": "another"}})))
     measured = []
 
     def evaluation_record(run, model):
