@@ -40,7 +40,8 @@ class Kept:
         try:
             lines = list(read_json_lines(self.path))
         except InputError as error:
-            raise InputError(f"{error}; delete that line, or choose another `folder`") from None
+            reason = str(error).removesuffix(": download it again")
+            raise InputError(f"{reason}: delete that line, or choose another `folder`") from None
         if not lines:
             return {}
         of = lines[0][1].get("of", {})
