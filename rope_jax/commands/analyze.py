@@ -66,7 +66,8 @@ def analyze(analysis: Analysis, folder: Path, reporter: Reporter) -> dict:
     weighted = "each pair by its energy" if analysis.energy else "all pairs alike"
     reporter.say(f"times 1000, {weighted}: disturbance, familiar distances that change, angles never seen")
     reporter.say(
-        f"  {'method':<{width}} {'disturbance':>11} {'against PI':>11} {'changed':>9} {'unseen':>9} {'interpolated':>13}"
+        f"  {'method':<{width}} {'disturbance':>11} {'against PI':>11} {'changed':>9} {'unseen':>9} "
+        f"{'interpolated':>13}"
     )
     for name, solution in solutions.items():
         reporter.say(

@@ -47,6 +47,13 @@ def test_table_3_and_reference_per_pair(tmp_path, name, factor, table_3):
     assert chosen.tolist() == case["interpolated_pairs"]
 
 
+@pytest.mark.parametrize(
+    ("mean", "reference", "text"), [(5, 10, "-50%"), (13.1, 10, "+31%"), (44190, 10, "4,419 x"), (1, 0, "-")]
+)
+def test_means_are_compared_in_words_that_fit(mean, reference, text):
+    assert procedure._against(mean, reference) == text
+
+
 def test_every_method_is_tabulated_and_figures_are_drawn(tmp_path, capsys):
     config = load("tiny")
     result = analyze(config, tmp_path, "tiny")
@@ -55,6 +62,10 @@ def test_every_method_is_tabulated_and_figures_are_drawn(tmp_path, capsys):
     assert result["disturbance_e3"].keys() == METHODS.keys() - {"abf", "explicit"}
     for value in result["disturbance_e3"].values():
         assert f" {value:.2f} " in said
+    # Every row ends where the head does, whatever the method is called.
+    lines = said.splitlines()
+    head = next(i for i, line in enumerate(lines) if line.split()[:1] == ["method"])
+    assert {len(line) for line in lines[head : head + 1 + len(METHODS) - 2]} == {len(lines[head])}
     for figure in (1, 3, 6, 7, 8):
         assert (tmp_path / "figures" / f"figure_{figure}.png").read_bytes().startswith(b"\x89PNG")
 
