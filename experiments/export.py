@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -68,8 +69,8 @@ def zero_shot(config: ConfigDict, folder: Path) -> Job:
 def finished_run(config: ConfigDict) -> Job:
     """A run of `experiments.extend`, as its folder describes it."""
     fields = config.export
-    folder = Path(fields.run).expanduser().resolve()
-    if not (folder / "config.json").is_file():
+    folder = Path(os.path.realpath(os.path.expanduser(fields.run)))
+    if not os.path.isfile(folder / "config.json"):
         raise InputError(f"`run` is {fields.run}: that is no folder of a run (it has no config.json)", field="run")
     ran = defaults.get_config()
     try:

@@ -92,7 +92,7 @@ def import_gguf() -> Any:
 def read_gguf(path: Path) -> GgufFile:
     """Reads metadata and tensor descriptions; `InputError` if the file is absent, malformed or cut."""
     sizes = import_gguf().GGML_QUANT_SIZES
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise InputError(f"{path} is no file: give a .gguf file")
     header = _Header(path)
     if bytes(header.take(4)) != b"GGUF":

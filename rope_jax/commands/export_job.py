@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
 
 import numpy as np
@@ -124,7 +125,7 @@ def check(job: Job, wanted: Formats, folder: Path) -> None:
             raise InputError("`formats` has 'adapter', which only a run with LoRA (`rank`) has", field="formats")
         check_adapter(known.config, lora)
     for target in (folder / name for format in wanted.formats for name in TARGETS[format]):
-        if target.exists() and not wanted.overwrite:
+        if os.path.lexists(target) and not wanted.overwrite:
             raise InputError(
                 f"{target} already exists: choose another `folder`, or set `overwrite` to True", field="overwrite"
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,7 +12,9 @@ from typing import Any
 import numpy as np
 import tokenizers
 
+from rope_jax.data.charsmap import check_charsmap
 from rope_jax.errors import InputError
+from rope_jax.files import check_inside, read_json
 
 # Data only. Python files in a folder are neither run nor copied.
 _FILES = (
@@ -33,9 +36,15 @@ class HuggingFaceTokenizer:
         # Importing transformers takes seconds, and the other tokenizers do without.
         from transformers import AutoTokenizer
 
+        _check_files(folder)
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        except Exception as error:  # The tokenizers package raises bare Exception.
+            # Some vocabularies load, and fail at the first text that they lack a token for.
+            tokenizer.encode("\0 \u00e9\U0010fffd", add_special_tokens=False, verbose=False)
+            self.vocab_size: int = max(tokenizer.get_vocab().values()) + 1
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # The tokenizers package raises bare Exception, and panics.
             reason = str(error).strip().partition("\n")[0]
             raise InputError(
                 f"transformers cannot load the tokenizer in {folder} ({reason}); it must be complete and of a class "
@@ -49,7 +58,6 @@ class HuggingFaceTokenizer:
             self._backend.no_truncation()
             self._backend.no_padding()
             self._backend.encode_special_tokens = True
-        self.vocab_size: int = max(self._tokenizer.get_vocab().values()) + 1
         self.bos_id: int | None = self._tokenizer.bos_token_id
         self.eos_id: int | None = self._tokenizer.eos_token_id
 
@@ -72,7 +80,26 @@ class HuggingFaceTokenizer:
         Path(folder).mkdir(parents=True, exist_ok=True)
         for name in _FILES:
             if (self.folder / name).exists():
+                check_inside(self.folder, self.folder / name)
                 copy_file(self.folder / name, Path(folder) / name)
+
+
+def _check_files(folder: Path) -> None:
+    """Checks what the tokenizers package does not survive, and what it would wait for without end."""
+    for name in _FILES:
+        if os.path.lexists(folder / name) and not os.path.isfile(folder / name):
+            raise InputError(f"{folder / name} is not a regular file: download it again")
+    if not (folder / "tokenizer.json").is_file():
+        return
+    waiting: list = [read_json(folder / "tokenizer.json")]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, dict):
+            if value.get("type") == "Precompiled":
+                check_charsmap(str(folder / "tokenizer.json"), value.get("precompiled_charsmap"))
+            waiting += [inner for key, inner in value.items() if key not in ("vocab", "merges")]
+        elif isinstance(value, list):
+            waiting += value
 
 
 def copy_file(source: Path, target: Path) -> None:

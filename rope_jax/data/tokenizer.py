@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import tempfile
 import weakref
 from collections.abc import Sequence
@@ -60,11 +61,11 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     if str(path) == "bytes":
         return ByteTokenizer()
     path = Path(path)
-    if path.is_file() and path.suffix == ".model":
+    if os.path.isfile(path) and path.suffix == ".model":
         return SentencePieceTokenizer(path)
     if is_gguf(path):
         return _load_gguf(path)
-    if not path.is_dir():
+    if not os.path.isdir(path):
         raise InputError(
             f"`path` is {path}, neither 'bytes', nor a folder, nor a sentencepiece .model file; download the tokenizer "
             "of a hub first (hf download NAME --include 'token*' --local-dir FOLDER)",

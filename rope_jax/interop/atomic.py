@@ -21,13 +21,13 @@ def check_target(target: Path, overwrite: bool, mark: str = "") -> None:
         return
     if not overwrite:
         raise InputError(f"{target} already exists: give another name, or set `overwrite`", field="overwrite")
-    if mark and not (target / mark).is_file():
+    if mark and not os.path.isfile(target / mark):
         raise InputError(f"{target} holds no {mark}, so it is not replaced: remove it first")
 
 
 def check_space(target: Path, need: int) -> None:
     """Checks that the disk has room for `need` bytes, headers not counted."""
-    place = next(parent for parent in target.parents if parent.exists())
+    place = next(parent for parent in target.parents if os.path.exists(parent))
     need, free = need + _MARGIN_BYTES, shutil.disk_usage(place).free
     if free < need:
         raise InputError(

@@ -24,6 +24,15 @@ def add_vocabulary(writer, folder: Path, vocab_size: int) -> None:
         folder: holds `tokenizer.json` or `tokenizer.model`, and `tokenizer_config.json`.
         vocab_size: rows of the embedding; ids without a token are filled up.
     """
+    try:
+        _add_vocabulary(writer, folder, vocab_size)
+    except InputError:
+        raise
+    except (ValueError, AttributeError, TypeError, KeyError, OverflowError) as error:
+        raise InputError(f"{folder}: its tokenizer files cannot be read ({error}): {_ADVICE}") from None
+
+
+def _add_vocabulary(writer, folder: Path, vocab_size: int) -> None:
     import gguf
 
     merges = False
@@ -58,10 +67,7 @@ def add_vocabulary(writer, folder: Path, vocab_size: int) -> None:
     if kind == "llama":
         writer.add_token_scores([score for _, score, _ in rows])
     writer.add_token_types([int(gguf.TokenType[token_type]) for _, _, token_type in rows])
-    try:
-        gguf.SpecialVocab(folder, load_merges=merges, n_vocab=vocab_size).add_to_gguf(writer, quiet=True)
-    except (ValueError, AttributeError, TypeError, KeyError) as error:
-        raise InputError(f"{folder}: its tokenizer files cannot be read ({error}): {_ADVICE}") from None
+    gguf.SpecialVocab(folder, load_merges=merges, n_vocab=vocab_size).add_to_gguf(writer, quiet=True)
 
 
 def _added(tokenizer) -> dict[int, tuple[str, float, str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -12,7 +13,7 @@ import numpy as np
 import yaml
 from huggingface_hub import ModelCardData, metadata_load
 
-from rope_jax.files import check_inside, read_json_object
+from rope_jax.files import LARGEST_CONFIG, check_inside, read_json_object
 from rope_jax.gguf_reader import is_gguf, read_gguf
 from rope_jax.interop.hub import DOCUMENTS
 from rope_jax.rope.embedding import ScaleVector
@@ -79,7 +80,7 @@ def write_card(folder: Path, facts: CardFacts, source: Path | None) -> None:
     for file in files:
         shutil.copyfile(file, folder / file.name)
     # Only a name on the Hub means anything to the Hub.
-    base = facts.source if facts.source.count("/") == 1 and not Path(facts.source).exists() else None
+    base = facts.source if facts.source.count("/") == 1 and not os.path.exists(facts.source) else None
     header = ModelCardData(
         library_name="transformers",
         tags=["rope", "long-context"],
@@ -105,10 +106,16 @@ def licence_files(source: Path) -> list[Path]:
 
 def _licence(source: Path) -> dict[str, str]:
     """`license` and its companions, as the source's own card, or the GGUF file, states them."""
+    card = source / CARD
     try:
-        stated = _gguf_card(source) if is_gguf(source) else metadata_load(source / CARD) or {}
-    # No card, no front matter, or one that is not YAML: nothing that could be passed on.
-    except (OSError, ValueError, AttributeError, yaml.YAMLError):
+        if is_gguf(source):
+            stated = _gguf_card(source)
+        else:
+            # Of a pipe, nothing would ever be read.
+            readable = os.path.isfile(card) and os.path.getsize(card) <= LARGEST_CONFIG
+            stated = (metadata_load(card) if readable else None) or {}
+    # No front matter, or one that is not YAML: nothing that could be passed on.
+    except (OSError, ValueError, AttributeError, RecursionError, yaml.YAMLError):
         return {}
     keys = ("license", "license_name", "license_link")
     found = {key: stated.get(key) for key in keys if isinstance(stated, dict)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -37,9 +38,9 @@ def inspect(path: Path) -> tuple[SourceConfig, dict[str, StoredTensor]]:
     if is_gguf(path):
         source, found, unknown = read_gguf_model(path)
     else:
-        if not path.is_dir():
+        if not os.path.isdir(path):
             raise InputError(f"{path} is not a folder: give the folder that holds config.json and the weights")
-        if not (path / "config.json").is_file():
+        if not os.path.isfile(path / "config.json"):
             raise InputError(f"{path} holds no config.json: give a model folder in Hugging Face format")
         source, found = read_config(path), find_tensors(path)
     config = source.config

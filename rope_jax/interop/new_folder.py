@@ -39,9 +39,9 @@ CHECKSUMS = "SHA256SUMS"
 def check_folder(folder: Path, source: Path | None, overwrite: bool) -> None:
     """Checks that a model folder may be created, or replaced: it must not be or hold the `source` that is read."""
     if source is not None:
-        if not source.is_dir() and not is_gguf(source):
+        if not os.path.isdir(source) and not is_gguf(source):
             raise InputError(f"`source` {source} is not a folder: give a model folder", field="source")
-        inside, outside = source.resolve(), folder.resolve()
+        inside, outside = (Path(os.path.realpath(path)) for path in (source, folder))
         if inside == outside or outside in inside.parents:
             raise InputError(f"{folder} holds the source model {source}: write to another folder")
     check_target(folder, overwrite, mark="config.json")

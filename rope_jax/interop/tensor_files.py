@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -101,7 +102,7 @@ def find_tensors(folder: Path) -> dict[str, StoredTensor]:
 
 def read_header(file: Path) -> list[StoredTensor]:
     """The tensors of a safetensors file, in the order of their bytes; `InputError` if it is corrupt."""
-    if not file.is_file():
+    if not os.path.isfile(file):
         raise InputError(f"{file} is missing: download the model again, every file of it")
     try:
         # The library refuses headers above 100 MB, malformed entries, and tensors that overlap, leave gaps or do not

@@ -43,6 +43,7 @@ def rebased(scale: ScaleVector, base: float, to: float) -> ScaleVector:
     if base == to:
         return scale
     check_base(base)
+    check_base(to)
     shares = np.arange(0, 2 * scale.factors.shape[-1], 2) / (2 * scale.factors.shape[-1])
     return ScaleVector.create(np.asarray(scale.factors, np.float64) * (base / to) ** shares, scale.attention_factor)
 

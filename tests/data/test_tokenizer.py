@@ -1,7 +1,12 @@
 """Tokenizers against transformers and sentencepiece, and the folders that `save` writes."""
 
+import base64
+import functools
+import io
 import json
 import logging
+import os
+import re
 
 import numpy as np
 import pytest
@@ -10,6 +15,7 @@ import tokenizers
 import transformers
 from hypothesis import given
 from hypothesis import strategies as st
+from sentencepiece import sentencepiece_model_pb2
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, ByT5Tokenizer
 
@@ -261,3 +267,76 @@ def test_code_in_the_folder_is_not_run(tmp_path, monkeypatch):
     with pytest.raises(InputError, match="code in the folder is never run"):
         load_tokenizer(folder)
     assert not marker.exists()
+
+
+WORDS = {"type": "WordLevel", "vocab": {"a": 0, "[UNK]": 1}, "unk_token": "[UNK]"}
+
+
+@pytest.fixture(scope="module")
+def charsmap():
+    """A character map as sentencepiece writes it."""
+    out = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["pairs turn"] * 9),
+        model_writer=out,
+        vocab_size=20,
+        hard_vocab_limit=False,
+        minloglevel=2,
+    )
+    return sentencepiece_model_pb2.ModelProto.FromString(out.getvalue()).normalizer_spec.precompiled_charsmap
+
+
+def with_model(folder, model=WORDS, **changes):
+    described = {"version": "1.0", "added_tokens": [], "model": model, **changes}
+    (folder / "tokenizer.json").write_text(json.dumps(described))
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
+    return folder
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        {"type": "WordLevel", "vocab": {}, "unk_token": "[UNK]"},
+        {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "[UNK]"},
+        {"type": "BPE", "vocab": {}, "merges": []},
+        {"type": "Unigram", "vocab": [["a", 0.0]], "unk_id": None},
+        {"type": "Unigram", "vocab": [], "unk_id": 0},
+        functools.reduce(lambda inner, _: [inner], range(80), {}),
+        functools.reduce(lambda inner, _: [inner], range(180), {}),
+    ],
+    ids=["empty words", "no unknown word", "empty BPE", "no unknown piece", "no pieces", "nested", "deep"],
+)
+def test_unusable_vocabularies(tmp_path, model):
+    with pytest.raises(InputError, match=re.escape(str(tmp_path))):
+        load_tokenizer(with_model(tmp_path, model))
+
+
+def test_a_broken_charsmap_does_not_end_the_process(tmp_path, charsmap):
+    def normalizer(content):
+        found = {"type": "Precompiled", "precompiled_charsmap": base64.b64encode(bytes(content)).decode()}
+        return {"type": "Sequence", "normalizers": [found]}
+
+    assert load_tokenizer(with_model(tmp_path, normalizer=normalizer(charsmap))).encode("a").tolist() == [0]
+    size, noise = int.from_bytes(charsmap[:4], "little"), np.random.default_rng(0).bytes(1000)
+    for content in (
+        b"",
+        charsmap[:100],
+        b"\xff\xff\xff\x7f" + charsmap[4:],
+        charsmap[:4] + noise + charsmap[1004:],
+        charsmap[: 4 + size] + b"\0",  # values without their replacements
+        charsmap[: 4 + size] + b"\xff" * (len(charsmap) - size - 5) + b"\0",
+    ):
+        check = {"normalizer": normalizer(content)}
+        with pytest.raises(InputError, match=r"tokenizer\.json has a precompiled_charsmap that is damaged"):
+            load_tokenizer(with_model(tmp_path, **check))
+    broken = {"type": "Precompiled", "precompiled_charsmap": 3}
+    with pytest.raises(InputError, match="precompiled_charsmap"):
+        load_tokenizer(with_model(tmp_path, normalizer=broken))
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    with_model(tmp_path)
+    (tmp_path / "tokenizer_config.json").unlink()
+    os.mkfifo(tmp_path / "tokenizer_config.json")
+    with pytest.raises(InputError, match=r"tokenizer_config\.json is not a regular file"):
+        load_tokenizer(tmp_path)

@@ -1,6 +1,7 @@
 """Weights that are incomplete, corrupt, of another model or dangerous are refused before a tensor is read."""
 
 import json
+import os
 import re
 import shlex
 import shutil
@@ -12,6 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 from rope_jax.errors import InputError
 from rope_jax.interop.huggingface import check_model, read_model
+from rope_jax.interop.model_card import CardFacts, write_card
 from rope_jax.interop.new_folder import rescale_folder
 from rope_jax.interop.tensor_files import StoredTensor
 from rope_jax.rope.embedding import identity
@@ -369,3 +371,44 @@ def test_pickles_are_converted_by_the_command_of_the_message(originals, tmp_path
 def test_no_weights(model):
     (model / "single" / "model.safetensors").unlink()
     refuse(model / "single", "holds no weights: it needs model.safetensors, or model.safetensors.index.json")
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_a_pipe_is_not_waited_for(model, name):
+    (model / "single" / name).unlink()
+    os.mkfifo(model / "single" / name)
+    refuse(model / "single", name)
+
+
+def test_small_files_that_are_pipes_or_loops_are_left_out(originals, tmp_path):
+    source = shutil.copytree(originals / "single", tmp_path / "in")
+    os.mkfifo(source / "README.md")
+    os.mkfifo(source / "tokenizer.json")
+    (source / "LICENSE").symlink_to("LICENSE")
+    facts = CardFacts("t", "s", "pi", identity(12), 128, 256)
+    card = lambda place: write_card(place, facts, source)  # noqa: E731
+    rescale_folder(source, tmp_path / "out", identity(12), context=256, provenance={}, extra_files=card)
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {"README.md", "SHA256SUMS", "config.json", "generation_config.json", "model.safetensors"}
+
+
+@pytest.mark.parametrize("metadata", [[], 3, "x", {"format": 3}, {"a": {"b": "c"}}])
+def test_metadata_of_another_type(model, metadata):
+    file = model / "single" / "model.safetensors"
+    change_header(file, lambda text: json.dumps({**json.loads(text), "__metadata__": metadata}))
+    refuse(model / "single", r"model\.safetensors")
+
+
+def test_names_that_no_file_system_takes(model):
+    change_index(model / "sharded", lambda names: names.update(dict.fromkeys(names, "n" * 300 + ".safetensors")))
+    refuse(model / "sharded", "is missing")
+    (model / "single" / "model.safetensors").unlink()
+    (model / "single" / "model.safetensors").symlink_to("model.safetensors")
+    refuse(model / "single", "holds no weights")
+
+
+@pytest.mark.parametrize("base", [0.5, 1e300, "x", None, 10**400])
+def test_a_base_that_no_export_records(model, base):
+    path = model / "single" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"rope_jax": {"base": base}}))
+    refuse(model / "single", "base")
