@@ -1,6 +1,7 @@
 """python docs/fields.py > docs/fields.md: the page of all config fields, from the list that the commands check."""
 
-from rope_jax.commands.fields import FIELDS, Field
+from rope_jax.commands.field import Field
+from rope_jax.commands.fields import FIELDS
 
 
 def page() -> str:

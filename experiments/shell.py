@@ -6,13 +6,16 @@ import ast
 import contextlib
 import errno
 import os
+import re
 import signal
 import socket
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import NoReturn
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
@@ -125,11 +128,37 @@ def run(command: Callable[[ConfigDict, Path, str], object], default_config: Path
         # Reads the config file and the fields on the command line at once.
         config_flags.DEFINE_config_file("config", str(default_config), "The run: a file of configs/.", lock_config=True)
     except AttributeError as error:
-        # The message of ml_collections: the field's name, and the most similar field there is.
-        name, _, hint = ast.literal_eval(str(error)).partition("\n")
-        _stop(f"there is no config field {name}. {hint} All fields: rope_jax/commands/fields.py", 2)
+        _stop(_config_problem(error), 2)
     flags.DEFINE_string("workdir", "", "Folder of the run; default runs/<name of the config file>.")
-    app.run(lambda argv: _guarded(argv, command, several))
+    app.run(lambda argv: _guarded(argv, command, several), flags_parser=_parsed)
+
+
+def _parsed(argv: list[str]) -> list[str]:
+    """Parses flags; absl's own parser answers a wrong one with its usage."""
+    try:
+        return flags.FLAGS(argv)
+    except flags.Error as error:
+        found = re.match(r"Found (.*) in argv before a value for --config", str(error))
+        _stop(f"{found[1]} comes before --config: give --config first" if found else _one_line(error), 2)
+    except Exception as error:  # of the config's own code
+        _stop(_config_problem(error), 2)
+
+
+def _config_problem(error: Exception) -> str:
+    """Why a config file cannot be used, with the last line of it that ran."""
+    if isinstance(error, AttributeError):
+        # ml_collections quotes its message: the field's name, and the most similar field there is.
+        with contextlib.suppress(SyntaxError, ValueError):
+            name, _, hint = ast.literal_eval(str(error)).partition("\n")
+            return f"there is no config field {name}. {hint} All fields: rope_jax/commands/fields.py"
+    ran = traceback.extract_tb(error.__traceback__)[-1]
+    own = Path(ran.filename).is_file() and "site-packages" not in ran.filename
+    place = f" ({ran.filename}:{ran.lineno})" if own else ""
+    return f"--config: {type(error).__name__}: {_one_line(error)}{place}"
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def _guarded(argv: list[str], command: Callable[[ConfigDict, Path, str], object], several: bool) -> None:
@@ -137,14 +166,16 @@ def _guarded(argv: list[str], command: Callable[[ConfigDict, Path, str], object]
         _stop(f"unexpected argument {argv[1]!r}: flags begin with --", 2)
     # Libraries log every checkpoint as information.
     logging.set_verbosity(logging.WARNING)
+    file = Path(config_flags.get_config_filename(flags.FLAGS["config"]))
     try:
         config = flags.FLAGS.config
         # A file that could not be loaded is only reported when a field of the config is used.
         config.lock()
     except (OSError, TypeError) as error:
-        _stop(f"--config: {' '.join(str(error).split())}", 2)
-    name = Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
-    folder = Path(flags.FLAGS.workdir or Path("runs") / name).resolve()
+        _stop(f"--config={file}: {_one_line(error) if file.is_file() else 'there is no such file'}", 2)
+    name = file.stem
+    # Not resolved: a loop of links is refused where the folder is made.
+    folder = Path(os.path.abspath(flags.FLAGS.workdir or Path("runs") / name))
     try:
         with names.config_names():
             build.processes(config).connect(several)
@@ -214,6 +245,6 @@ def _interrupted(what: str, folder: Path, number: int) -> None:
     sys.exit(128 + number)
 
 
-def _stop(message: str, status: int) -> None:
+def _stop(message: str, status: int) -> NoReturn:
     print(f"error: {message}", file=sys.stderr)
     sys.exit(status)

@@ -7,13 +7,12 @@ be set, in a file or on the command line.
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rope_jax.errors import InputError
+from rope_jax.commands.field import Check, Field, above, at_least, listed, one_of
 from rope_jax.evaluation.perplexity.sliding import CONVENTIONS
-from rope_jax.model.config import ARCHITECTURES, ATTENTION, ROTARY
+from rope_jax.model.config import ARCHITECTURES, ATTENTION, DTYPES, ROTARY
 from rope_jax.model.lora import PROJECTIONS, WHOLE
 from rope_jax.model.remat import POLICIES
 from rope_jax.rope.methods import METHODS
@@ -26,77 +25,8 @@ EXPORT_FORMATS = ("hf", "gguf", "adapter")
 # Of `export.step`: the checkpoint of the lowest loss.
 BEST = -1
 
-_DTYPES = ("float32", "bfloat16", "float16")
-
-
-@dataclasses.dataclass(frozen=True)
-class Check:
-    """The values that a field accepts on its own, `least` and `most` included. Of a tuple, every element is checked.
-
-    Some commands know `more` choices than the others; a message offers them only there.
-    """
-
-    least: float | None = None
-    above: float | None = None
-    most: float | None = None
-    below: float | None = None
-    choices: tuple[str, ...] = ()
-    more: tuple[str, ...] = ()
-
-    def accepts(self, value: Any) -> bool:
-        if isinstance(value, tuple):
-            return all(map(self.accepts, value))
-        if self.choices:
-            return value in (*self.choices, *self.more)
-        return (
-            math.isfinite(value)
-            and (self.least is None or value >= self.least)
-            and (self.above is None or value > self.above)
-            and (self.most is None or value <= self.most)
-            and (self.below is None or value < self.below)
-        )
-
-    def __str__(self) -> str:
-        if self.choices:
-            return "use " + ("one of " if len(self.choices) > 2 else "") + _listed(self.choices)
-        limits = {"at least": self.least, "above": self.above, "at most": self.most, "below": self.below}
-        return "it must be " + " and ".join(f"{word} {limit:g}" for word, limit in limits.items() if limit is not None)
-
-
-@dataclasses.dataclass(frozen=True)
-class Field:
-    """A field of a config.
-
-    Attributes:
-        name: section and name, such as 'train.steps'.
-        default: its type is the field's.
-        meaning: what it sets, with its unit, and what 0 or an empty value stands for.
-        element: type of the elements of a tuple.
-    """
-
-    name: str
-    default: Any
-    meaning: str
-    check: Check | None = None
-    element: type = str
-
-    def check_value(self, value: Any, known: Sequence[str] = ()) -> None:
-        """Raises InputError, with this field's name, for a value that is not accepted.
-
-        `known` are choices that the command knows and others do not.
-        """
-        kind = type(self.default)
-        if kind is tuple:
-            fits = isinstance(value, tuple | list) and all(_is(item, self.element) for item in value)
-            expected = f"a tuple of {self.element.__name__}"
-        else:
-            fits, expected = _is(value, kind), f"of type {kind.__name__}"
-        if not fits:
-            raise InputError(f"`{self.name}` is {value!r}: it must be {expected}", field=self.name)
-        if self.check and not self.check.accepts(tuple(value) if kind is tuple else value):
-            offered = tuple(choice for choice in self.check.more if choice in known)
-            check = dataclasses.replace(self.check, choices=(*self.check.choices, *offered))
-            raise InputError(f"`{self.name}` is {value!r}: {check}", field=self.name)
+# Sequences of a batch, and samples: more would exhaust a machine's memory before they train or measure anything.
+_BATCH, _SAMPLES = 1 << 20, 100_000
 
 
 def check_fields(values: Mapping[str, Any], known: Sequence[str] = ()) -> None:
@@ -106,28 +36,6 @@ def check_fields(values: Mapping[str, Any], known: Sequence[str] = ()) -> None:
     """
     for field in FIELDS:
         field.check_value(values[field.name], known)
-
-
-def at_least(least: float) -> Check:
-    return Check(least=least)
-
-
-def above(limit: float) -> Check:
-    return Check(above=limit)
-
-
-def one_of(*choices: str) -> Check:
-    return Check(choices=choices)
-
-
-def _is(value: Any, kind: type) -> bool:
-    if kind is float:
-        return isinstance(value, float | int) and not isinstance(value, bool)
-    return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
-
-
-def _listed(choices: Iterable[str]) -> str:
-    return ", ".join(map(repr, choices))
 
 
 # Parameters whose section is not 'rope'.
@@ -161,13 +69,14 @@ def _parameters(section: str) -> list[Field]:
 
 
 def _methods(names: list[str]) -> str:
-    return ("methods " if len(names) > 1 else "method ") + _listed(names)
+    return ("methods " if len(names) > 1 else "method ") + listed(names)
 
 
+_CONTEXT = Check(least=2, most=2**28, zero=True)
 _METHOD = Check(choices=(*METHODS, LEARNED), more=(OWN,))
 
 FIELDS: tuple[Field, ...] = (
-    Field("seed", 0, "seed of weights, data order, samples and bootstrap", at_least(0)),
+    Field("seed", 0, "seed of weights, data order, samples and bootstrap", at_least(0, 2**32 - 1)),
     #
     Field("model.path", "", "Hugging Face folder or hub id, or GGUF file; empty pre-trains a small model first"),
     Field("model.revision", "", "branch, tag or commit of a hub id; empty for its default branch"),
@@ -175,13 +84,13 @@ FIELDS: tuple[Field, ...] = (
         "model.dtype",
         "auto",
         "dtype of matrix products; 'auto' is bfloat16, on a CPU float32",
-        one_of("auto", *_DTYPES),
+        one_of("auto", *DTYPES),
     ),
     Field(
         "model.param_dtype",
         "float32",
         "dtype of the weights; 'auto' as they are stored. Weights in training are float32",
-        one_of("auto", *_DTYPES),
+        one_of("auto", *DTYPES),
     ),
     Field(
         "model.rotary",
@@ -218,7 +127,12 @@ FIELDS: tuple[Field, ...] = (
         _METHOD,
     ),
     Field("rope.base", 0.0, "rotary base; 0 takes the model's, another value must agree with it", at_least(0)),
-    Field("rope.head_dim", 0, "head dimension; 0 takes the model's, another value must agree with it", at_least(0)),
+    Field(
+        "rope.head_dim",
+        0,
+        "head dimension; 0 takes the model's, another value must agree with it",
+        at_least(0, 1 << 16),
+    ),
     Field(
         "rope.factors",
         "",
@@ -235,15 +149,15 @@ FIELDS: tuple[Field, ...] = (
     Field("rope.taper", 0, "of every method: pairs on either side that factors are averaged with", at_least(0)),
     Field("compare", (), "further methods, fine-tuned and evaluated in the same way", _METHOD),
     #
-    Field("angles.intervals", 360, "intervals of [0, 2 pi) that angles are counted in", at_least(2)),
+    Field("angles.intervals", 360, "intervals of [0, 2 pi) that angles are counted in", at_least(2, 100_000)),
     Field(
         "angles.arithmetic",
         "float32",
         "arithmetic of the counted angles; 'exact' for contexts above 16M tokens",
         one_of("float32", "exact"),
     ),
-    Field("context.original", 0, "pre-training context, tokens; 0 takes the model's", at_least(0)),
-    Field("context.target", 8192, "extended context, tokens; 0 doubles the original", at_least(0)),
+    Field("context.original", 0, "pre-training context, tokens; 0 takes the model's", _CONTEXT),
+    Field("context.target", 8192, "extended context, tokens; 0 doubles the original", _CONTEXT),
     *_parameters("solve"),
     Field(
         "solve.energy",
@@ -256,8 +170,8 @@ FIELDS: tuple[Field, ...] = (
     #
     Field("learn.start", "ntk", "method 'learned': method whose scale vector gradients start from", one_of(*METHODS)),
     Field("learn.steps", 40, "method 'learned': gradient steps, with frozen weights", at_least(1)),
-    Field("learn.batch", 8, "method 'learned': sequences of context.target tokens per step", at_least(1)),
-    Field("learn.learning_rate", 0.02, "method 'learned': learning rate of the logarithms of factors", above(0)),
+    Field("learn.batch", 8, "method 'learned': sequences of context.target tokens per step", at_least(1, _BATCH)),
+    Field("learn.learning_rate", 0.02, "method 'learned': learning rate of the logarithms of factors", above(0, 10)),
     Field("learn.attention_factor", False, "method 'learned': also learn the attention factor"),
     Field("learn.joint", False, "method 'learned': keep learning the vector while the weights are fine-tuned"),
     #
@@ -267,23 +181,23 @@ FIELDS: tuple[Field, ...] = (
     Field("data.tokenizer", "", "Hugging Face folder, tokenizer.model, or 'bytes'; empty takes the model's"),
     #
     Field("train.steps", 1000, "updates of fine-tuning", at_least(1)),
-    Field("train.learning_rate", 2e-5, "peak learning rate of AdamW", above(0)),
+    Field("train.learning_rate", 2e-5, "peak learning rate of AdamW", above(0, 10)),
     Field("train.schedule", "constant", "learning rate schedule", one_of("constant", "cosine")),
     Field("train.warmup_steps", 0, "updates of linear warm-up", at_least(0)),
     Field("train.b1", 0.9, "decay of the first moment", Check(least=0, below=1)),
     Field("train.b2", 0.999, "decay of the second moment", Check(least=0, below=1)),
-    Field("train.weight_decay", 0.0, "decoupled weight decay", at_least(0)),
+    Field("train.weight_decay", 0.0, "decoupled weight decay", at_least(0, 1000)),
     Field("train.clip_norm", 0.0, "global gradient norm to clip at; 0 for none", at_least(0)),
     Field("train.mu_dtype", "float32", "dtype of the first moment", one_of("float32", "bfloat16")),
     Field("train.offload_optimizer", False, "offload the optimizer's moments to host memory between updates"),
-    Field("train.global_batch", 64, "sequences of context.target tokens per update", at_least(1)),
-    Field("train.accumulation", 8, "microbatches per update; divides train.global_batch", at_least(1)),
+    Field("train.global_batch", 64, "sequences of context.target tokens per update", at_least(1, _BATCH)),
+    Field("train.accumulation", 8, "microbatches per update; divides train.global_batch", at_least(1, _BATCH)),
     Field("train.loss_chunk", 512, "tokens of a row projected to the vocabulary at a time", at_least(1)),
     Field("train.checkpoint_every", 100, "updates between checkpoints", at_least(1)),
     Field("train.keep", 2, "newest checkpoints to keep; a damaged one is skipped on resuming", at_least(1)),
     Field("train.keep_best", 0, "checkpoints of the lowest loss to keep beside them", at_least(0)),
     Field("train.lora.rank", 0, "rank of low-rank updates (LoRA); 0 trains all weights", at_least(0)),
-    Field("train.lora.alpha", 16.0, "low-rank updates are scaled by alpha / rank", above(0)),
+    Field("train.lora.alpha", 16.0, "low-rank updates are scaled by alpha / rank", above(0, 1e6)),
     Field(
         "train.lora.targets",
         ("q", "k", "v", "o"),
@@ -297,12 +211,12 @@ FIELDS: tuple[Field, ...] = (
     Field("eval.position_tokens", 1_000_000, "tokens of the split for perplexity by position", at_least(1)),
     Field("eval.document_tokens", 0, "tokens used of each document, to cover more of them; 0 for all", at_least(0)),
     Field("eval.stride", 256, "stride of the sliding window, tokens; at most half of the window", at_least(1)),
-    Field("eval.batch", 8, "windows scored together", at_least(1)),
+    Field("eval.batch", 8, "windows scored together", at_least(1, _BATCH)),
     Field("eval.passkey_lengths", (), "tokens of passkey prompts; empty for both contexts", at_least(1), int),
-    Field("eval.passkey_trials", 50, "passkey trials per length; 0 for none", at_least(0)),
-    Field("eval.passkey_depths", 10, "strata of the depth of a passkey", at_least(1)),
+    Field("eval.passkey_trials", 50, "passkey trials per length; 0 for none", at_least(0, _SAMPLES)),
+    Field("eval.passkey_depths", 10, "strata of the depth of a passkey", at_least(1, _SAMPLES)),
     Field("eval.passkey_new_tokens", 10, "tokens generated to find a passkey", at_least(1)),
-    Field("eval.passkey_batch", 8, "passkey prompts decoded together", at_least(1)),
+    Field("eval.passkey_batch", 8, "passkey prompts decoded together", at_least(1, _BATCH)),
     #
     Field(
         "suite",
@@ -311,8 +225,13 @@ FIELDS: tuple[Field, ...] = (
         "leaderboard, longppl, key_value, many_shot, babilong",
     ),
     Field("eval.lengths", (), "tokens of windows and prompts; empty for both contexts", at_least(2), int),
-    Field("eval.samples", 100, "samples per task and length of ruler, key_value, many_shot and babilong", at_least(1)),
-    Field("eval.generate_batch", 8, "prompts decoded together", at_least(1)),
+    Field(
+        "eval.samples",
+        100,
+        "samples per task and length of ruler, key_value, many_shot and babilong",
+        at_least(1, _SAMPLES),
+    ),
+    Field("eval.generate_batch", 8, "prompts decoded together", at_least(1, _BATCH)),
     Field("eval.conventions", ("token", "yarn", "longlora"), "perplexity: how windows slide", one_of(*CONVENTIONS)),
     Field("eval.longbench", "", "longbench_e: folder of the benchmark's files"),
     Field("eval.longbench_rows", 0, "longbench_e: rows of each set and bucket; 0 for all", at_least(0)),
@@ -342,7 +261,7 @@ FIELDS: tuple[Field, ...] = (
         "",
         "GGUF file to copy with the factors; empty: the model if it is one, else a conversion",
     ),
-    Field("export.dtype", "", "dtype of a converted GGUF file's matrices; empty as they are", one_of("", *_DTYPES)),
+    Field("export.dtype", "", "dtype of a converted GGUF file's matrices; empty as they are", one_of("", *DTYPES)),
     Field("export.vocabulary", True, "write the tokenizer into a converted GGUF file"),
     Field("export.overwrite", False, "replace what an earlier export has written"),
     Field("export.verify_lengths", (), "tokens to compare logits at; empty for 32 and both contexts", at_least(1), int),
@@ -367,16 +286,16 @@ FIELDS: tuple[Field, ...] = (
     #
     Field("pretrain.tokenizer", "bytes", "tokenizer of the small model that is trained if model.path is empty"),
     Field("pretrain.architecture", "llama", "its architecture", one_of(*ARCHITECTURES)),
-    Field("pretrain.hidden_size", 128, "its width", at_least(1)),
-    Field("pretrain.intermediate_size", 352, "its feed-forward width", at_least(1)),
-    Field("pretrain.num_layers", 4, "its layers", at_least(1)),
-    Field("pretrain.num_heads", 4, "its query heads", at_least(1)),
-    Field("pretrain.num_kv_heads", 4, "its key and value heads; divides pretrain.num_heads", at_least(1)),
+    Field("pretrain.hidden_size", 128, "its width", at_least(1, 1 << 20)),
+    Field("pretrain.intermediate_size", 352, "its feed-forward width", at_least(1, 1 << 20)),
+    Field("pretrain.num_layers", 4, "its layers", at_least(1, 10_000)),
+    Field("pretrain.num_heads", 4, "its query heads", at_least(1, 10_000)),
+    Field("pretrain.num_kv_heads", 4, "its key and value heads; divides pretrain.num_heads", at_least(1, 10_000)),
     Field("pretrain.steps", 0, "updates of its training", at_least(0)),
-    Field("pretrain.learning_rate", 3e-3, "peak learning rate, decayed to zero by a cosine", above(0)),
+    Field("pretrain.learning_rate", 3e-3, "peak learning rate, decayed to zero by a cosine", above(0, 10)),
     Field("pretrain.warmup_steps", 50, "updates of linear warm-up", at_least(0)),
-    Field("pretrain.weight_decay", 0.1, "decoupled weight decay", at_least(0)),
+    Field("pretrain.weight_decay", 0.1, "decoupled weight decay", at_least(0, 1000)),
     Field("pretrain.clip_norm", 1.0, "global gradient norm to clip at; 0 for none", at_least(0)),
-    Field("pretrain.global_batch", 32, "sequences of context.original tokens per update", at_least(1)),
+    Field("pretrain.global_batch", 32, "sequences of context.original tokens per update", at_least(1, _BATCH)),
     Field("pretrain.checkpoint_every", 200, "updates between checkpoints", at_least(1)),
 )

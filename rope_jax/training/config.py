@@ -45,13 +45,13 @@ class OptimizerConfig:
     def __post_init__(self):
         check = partial(require, self)
         check("schedule", self.schedule in ("constant", "cosine"), "use 'constant' or 'cosine'")
-        check("learning_rate", self.learning_rate > 0, "it must be above 0")
+        check("learning_rate", 0 < self.learning_rate < math.inf, "it must be a finite number above 0")
         check("mu_dtype", self.mu_dtype in ("float32", "bfloat16"), "use 'float32' or 'bfloat16'")
         check("steps", self.steps >= 1, "it must be at least 1")
         check("warmup_steps", 0 <= self.warmup_steps <= self.steps, f"it must lie in 0 .. `steps` = {self.steps}")
         for field in ("b1", "b2"):
             check(field, 0 <= getattr(self, field) < 1, "it must lie in 0 .. 1, below 1")
-        for field in ("weight_decay", "clip_norm"):
+        for field in ("eps", "weight_decay", "clip_norm"):
             value = getattr(self, field)
             check(field, math.isfinite(value) and value >= 0, "it must be a finite number, at least 0")
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import re
 
 import pytest
@@ -31,6 +32,7 @@ def bad_values(field):
     if check:
         outside = [check.least is not None and check.least - 1, check.above is not None and check.above]
         outside += [check.most is not None and check.most + 1, check.below is not None and check.below]
+        outside += [1] if check.zero else []
         outside = [value for value in outside if value is not False] or ["nonsense"]
         if kind is float:
             outside = [*map(float, outside), float("nan")]
@@ -48,6 +50,41 @@ def test_a_field_that_is_wrong_on_its_own_is_named(tmp_path, field):
         assert caught.value.field == f"config.{field.name}"
         assert f"config.{field.name} is {value!r}: " in str(caught.value)
     assert not (tmp_path / "run").exists()
+
+
+NUMBERS = [field for field in FIELDS if type(field.default) in (int, float) or field.element in (int, float)]
+
+
+@pytest.mark.parametrize("field", NUMBERS, ids=lambda field: field.name)
+def test_numbers_that_no_machine_can_use_are_refused(field):
+    """Also of fields whose own limits a test above does not pass: those of int32, and what is no number."""
+    whole = int in (type(field.default), field.element)
+    absurd = [10**12, -(10**12), 10**400, 10**5000] if whole else [1e300, -1e300, math.inf, -math.inf, math.nan]
+    for value in absurd:
+        with pytest.raises(InputError, match=rf"`{field.name}` is .{{1,110}}: it must be ") as caught:
+            field.check_value((value,) if isinstance(field.default, tuple) else value)
+        assert caught.value.field == field.name
+
+
+@pytest.mark.parametrize(
+    ("name", "bad"),
+    [
+        ("angles.intervals", 10**9),
+        ("context.original", 1),
+        ("context.target", 1),
+        ("train.learning_rate", 1e30),
+        ("pretrain.global_batch", 0),
+        ("pretrain.checkpoint_every", -1),
+        ("train.b2", 1.0),
+        ("train.clip_norm", -1.0),
+        ("eval.passkey_trials", 10**9),
+    ],
+)
+def test_limits(name, bad):
+    (field,) = (field for field in FIELDS if field.name == name)
+    field.check_value(field.default)
+    with pytest.raises(InputError):
+        field.check_value(bad)
 
 
 @pytest.mark.parametrize("command", [analyze, evaluate, export])

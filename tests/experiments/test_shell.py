@@ -3,6 +3,7 @@
 import hashlib
 import os
 import signal
+import sys
 import threading
 
 import pytest
@@ -99,14 +100,39 @@ def test_exit_status(monkeypatch, capsys, tmp_path, error, status, said):
     assert said in capsys.readouterr().err
 
 
+@pytest.mark.filterwarnings("ignore:the load_module")  # of ml_collections
+@pytest.mark.parametrize(
+    ("argument", "config", "said"),
+    [
+        ("--nosuchflag=3", "", "Unknown command line flag 'nosuchflag'"),
+        ("--config.train.steps=many", "", "flag --config.train.steps=many: invalid literal for int()"),
+        ("--config.seed=1 --config=FILE", "", "--config.seed=1 comes before --config: give --config first"),
+        ("--config=FILE", "def get_config(:", "--config: SyntaxError: invalid syntax (mine.py, line 1)"),
+        ("--config=FILE", "import nowhere_at_all", "No module named 'nowhere_at_all' (FOLDER/mine.py:1)"),
+    ],
+)
+def test_flags_that_cannot_be_used_are_one_line(monkeypatch, capsys, tmp_path, argument, config, said):
+    (tmp_path / "mine.py").write_text(config)
+    arguments = argument.replace("FILE", str(tmp_path / "mine.py")).split()
+    monkeypatch.setattr(sys, "argv", ["command", *arguments])
+    monkeypatch.setattr(shell.flags, "FLAGS", flags.FlagValues())
+    shell.config_flags.DEFINE_config_file(
+        "config", str(REPOSITORY / "configs/export.py"), flag_values=shell.flags.FLAGS
+    )
+    with pytest.raises(SystemExit) as caught:
+        shell._parsed(sys.argv)
+    error = capsys.readouterr().err
+    assert caught.value.code == 2 and error.count("\n") == 1
+    assert error.startswith("error: ") and said.replace("FOLDER", str(tmp_path)) in error
+
+
 @pytest.mark.slow
 def test_command_line(tmp_path):
     """What a user types: one message and a status for a wrong field, and for an unknown one."""
     for flag, said in (
         ("--config.solve.n_hat=7", "error: config.solve.n_hat is 7"),
         ("--config.solve.nhat=8", 'Did you mean "n_hat"'),
-        ("--config=configs/nowhere.py", "configs/nowhere.py"),
-        ("--config.train.steps=many", "invalid literal for int()"),
+        ("--config=configs/nowhere.py", "error: --config=configs/nowhere.py: there is no such file"),
         ("stray", "unexpected argument 'stray'"),
     ):
         with python("-m", "experiments.extend", f"--workdir={tmp_path}/run", flag) as process:

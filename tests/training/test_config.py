@@ -16,7 +16,8 @@ from tests.training.helpers import CONFIG, RUN, mesh_of
 LORA = LoraConfig(rank=3, alpha=6.0, targets=("q", "head"))
 BAD = [
     (OptimizerConfig(), "schedule", "linear"),
-    (OptimizerConfig(), "learning_rate", 0.0),
+    *((OptimizerConfig(), "learning_rate", rate) for rate in (0.0, float("inf"), float("nan"))),
+    *((OptimizerConfig(), "eps", value) for value in (-1e-8, float("inf"))),
     (OptimizerConfig(), "mu_dtype", "int8"),
     (OptimizerConfig(), "steps", 0),
     (OptimizerConfig(), "warmup_steps", 1001),
