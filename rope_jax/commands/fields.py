@@ -12,6 +12,7 @@ from typing import Any
 
 from rope_jax.commands.field import Check, Field, above, at_least, listed, one_of
 from rope_jax.evaluation.perplexity.sliding import CONVENTIONS
+from rope_jax.interop.engines import ENGINES
 from rope_jax.model.config import ARCHITECTURES, ATTENTION, DTYPES, ROTARY
 from rope_jax.model.lora import PROJECTIONS, WHOLE
 from rope_jax.model.remat import POLICIES
@@ -267,6 +268,11 @@ FIELDS: tuple[Field, ...] = (
     Field("export.verify_lengths", (), "tokens to compare logits at; empty for 32 and both contexts", at_least(1), int),
     Field("export.verify_dtype", "float32", "dtype to compare logits in", one_of("float32", "bfloat16")),
     Field("verify", False, "load the export in transformers and compare logits"),
+    #
+    Field("engine.name", "transformers", "engine that experiments.verify asks", one_of(*ENGINES)),
+    Field("engine.python", "", "interpreter of the engine's environment; empty for this one's"),
+    Field("engine.tokens", 256, "tokens compared below and above the original context", at_least(1)),
+    Field("engine.tolerance", 0.01, "nats per token that rounding may make", above(0)),
     #
     Field("mesh.data", 1, "replicas of the model; -1 takes the devices that are left", at_least(-1)),
     Field("mesh.fsdp", -1, "shards of the weights; -1 takes the devices that are left", at_least(-1)),

@@ -16,6 +16,7 @@ from rope_jax.interop.gguf_files import READS_FACTORS, read_gguf_rope
 from rope_jax.interop.hf_config import read_config
 from rope_jax.interop.hf_rope import MSCALES
 from rope_jax.interop.huggingface import read_model
+from rope_jax.interop.model_folder import read_source
 from rope_jax.model.llama import Llama, head_kernel, logits
 from rope_jax.rope.embedding import ScaleVector
 
@@ -104,7 +105,7 @@ def verify_logits(
         import torch  # noqa: F401
     except ImportError:
         return None
-    vocab = read_config(source).config.vocab_size
+    vocab = read_source(source).config.vocab_size
     generator = np.random.default_rng(seed)
     rows = [generator.integers(0, vocab, (1, length)) for length in lengths]
     ours = _our_logits(source, rope, rows, dtype)
