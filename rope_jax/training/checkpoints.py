@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
+import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +41,8 @@ class Checkpoints:
         return self
 
     def __exit__(self, *_):
-        self._manager.close()
+        with self._full_disk_as_such():
+            self._manager.close()
 
     def latest(self) -> int | None:
         """Step of the newest complete checkpoint, None if there is none."""
@@ -54,6 +58,7 @@ class Checkpoints:
 
         Raises:
             NonFiniteLoss: if an array holds a value that is not finite; earlier checkpoints stay.
+            OSError: if the disk is full, maybe only at the next call or at the exit; earlier checkpoints stay.
         """
         step = int(state.step)
         checksums, unsound = _examined(state)
@@ -62,7 +67,8 @@ class Checkpoints:
         self._losses[step] = loss
         record = {"progress": progress, "loss": loss, "fingerprint": checksums}
         items = {"state": ocp.args.StandardSave(state), "data": ocp.args.JsonSave(sealed(record))}
-        self._manager.save(step, args=ocp.args.Composite(**items))
+        with self._full_disk_as_such():
+            self._manager.save(step, args=ocp.args.Composite(**items))
 
     def restore(self, abstract: TrainState) -> tuple[TrainState, dict]:
         """Restores the newest intact checkpoint into the target shardings.
@@ -109,6 +115,17 @@ class Checkpoints:
         handler, args = ocp.StandardCheckpointHandler(), ocp.args.StandardRestore(abstract)
         state = handler.restore(place / "state", args=args)  # pyright: ignore[reportArgumentType]  # pathlib serves
         return state, record
+
+    @contextlib.contextmanager
+    def _full_disk_as_such(self) -> Iterator[None]:
+        """Raises the OSError of a full disk, for which Orbax has a ValueError."""
+        full = os.strerror(errno.ENOSPC)
+        try:
+            yield
+        except ValueError as error:
+            if full not in str(error):
+                raise
+            raise OSError(errno.ENOSPC, full, str(self.folder)) from error
 
     def _set_aside(self, step: int) -> Path:
         def rename():

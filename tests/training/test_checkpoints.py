@@ -1,6 +1,7 @@
 """Checkpoints: damage is noticed and passed over, the newest and the best are kept, stops are saved."""
 
 import dataclasses
+import errno
 import json
 import shutil
 import warnings
@@ -168,6 +169,23 @@ def test_all_damaged_is_said_and_nothing_moved(whole, tmp_path):
     with pytest.raises(InputError, match=r"checkpoint .*/run/6 cannot be read .*delete that folder"):
         fit(tmp_path / "run", KEEP)
     assert {path.name for path in (tmp_path / "run").iterdir()} == {"2", "4", "6"}
+
+
+def test_a_full_disk_is_said_and_keeps_the_checkpoint_before(tmp_path, monkeypatch):
+    """Orbax 0.12 raises what is quoted here."""
+    with Checkpoints(tmp_path, keep=1) as saving:
+        saving.save(state_of(1), {"at": 1}, 1.0)
+    with Checkpoints(tmp_path, keep=1) as saving:
+
+        def fail(*_, **__):
+            (tmp_path / "2.orbax-checkpoint-tmp").mkdir()
+            raise ValueError("RESOURCE_EXHAUSTED: ... No space left on device [os_error_code='28']")
+
+        monkeypatch.setattr(saving._manager, "save", fail)
+        with pytest.raises(OSError, match="No space left on device") as caught:
+            saving.save(state_of(2), {"at": 2}, 1.0)
+        assert caught.value.errno == errno.ENOSPC and caught.value.filename == str(tmp_path)
+    assert losses(tmp_path) == {1: 1.0}
 
 
 def test_newest_and_best_are_kept(tmp_path):
