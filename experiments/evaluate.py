@@ -51,7 +51,9 @@ def evaluate(config: ConfigDict, folder: Path, name: str, reporter: Reporter | N
     """Evaluates the model that a config names, writes everything to `folder`, and gives what `results.json` holds."""
     reporter = reporter or shell.Terminal()
     with config_names():
-        return command.evaluate(job(config, folder, name, reporter), RunFolder(folder), reporter)
+        wanted, place = job(config, folder, name, reporter), RunFolder(folder)
+        with place.locked():
+            return command.evaluate(wanted, place, reporter)
 
 
 def job(config: ConfigDict, folder: Path, name: str, reporter: Reporter) -> command.EvaluationJob:

@@ -25,6 +25,7 @@ from rope_jax.commands.fields import LEARNED
 from rope_jax.commands.reporter import Reporter
 from rope_jax.errors import InputError
 from rope_jax.files import read_json
+from rope_jax.runs.folder import RunFolder
 from rope_jax.sharding import make_mesh
 
 DEFAULT = build.REPOSITORY / "configs" / "export.py"
@@ -53,7 +54,8 @@ def export(config: ConfigDict, folder: Path, name: str, reporter: Reporter | Non
         reporter.say(
             f"{name}: {measure.original:,} to {measure.target:,} tokens by {job.method}; everything goes to {folder}"
         )
-        return procedure.export(job, wanted, folder, reporter)
+        with RunFolder(folder).locked():
+            return procedure.export(job, wanted, folder, reporter)
 
 
 def zero_shot(config: ConfigDict, folder: Path) -> Job:
