@@ -89,7 +89,8 @@ def job(config: ConfigDict, folder: Path, name: str, reporter: Reporter) -> comm
         benchmarks={name: benchmarks.benchmark(config, name) for name in wanted},
         names={name: benchmarks.names(name) for name in wanted},
         config=build.settings(config),
-        may_change=(*MAY_CHANGE, "suite", *PATHS, *LAYOUT),
+        may_change=(*MAY_CHANGE, "suite", "eval.reference", *PATHS, *LAYOUT),
+        reference=config.eval.reference,
     )
 
 

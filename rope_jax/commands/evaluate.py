@@ -26,7 +26,7 @@ from rope_jax.interop.huggingface import read_model
 from rope_jax.model.backends import check_backend
 from rope_jax.model.llama import param_shardings
 from rope_jax.report.evaluation_page import evaluation_page
-from rope_jax.report.page import write_page
+from rope_jax.report.page import counted, signed, write_page
 from rope_jax.rope.embedding import ScaleVector
 from rope_jax.runs.folder import RunFolder
 from rope_jax.runs.software import versions
@@ -43,6 +43,7 @@ class EvaluationJob:
         names: by benchmark, argument to the user's name for it.
         config: all fields that the user has set, JSON-able.
         may_change: fields of it that may differ between two evaluations in one folder.
+        reference: method that the others are compared with; empty for the first.
     """
 
     name: str
@@ -55,6 +56,14 @@ class EvaluationJob:
     names: Mapping[str, Mapping[str, str]]
     config: Mapping
     may_change: tuple[str, ...] = ()
+    reference: str = ""
+
+    def __post_init__(self):
+        if self.reference and self.reference not in self.vectors:
+            raise InputError(
+                f"`reference` is {self.reference!r}: name one of the methods, {', '.join(self.vectors)}",
+                field="reference",
+            )
 
 
 def evaluate(job: EvaluationJob, folder: RunFolder, reporter: Reporter) -> dict:
@@ -83,13 +92,42 @@ def evaluate(job: EvaluationJob, folder: RunFolder, reporter: Reporter) -> dict:
             reporter.say(f"{method}: {name}")
             subject = Subject(setting, params, rope, method, weights)
             suites[name][method] = evaluation.run(name, subject, shared.get(name))
-    results = _results(job, evaluation, suites)
+    reference = job.reference or next(iter(job.vectors))
+    comparisons = {name: evaluation.compare(name, suites[name], reference) for name in suites}
+    for records in suites.values():
+        for record in records.values():
+            record.pop("scores", None)  # predictions/ holds them
+    compared = {"reference": reference, "suites": {name: found for name, found in comparisons.items() if found}}
+    results = _results(job, evaluation, suites) | {"comparisons": compared}
+    _say_ranking(results, reporter)
     write_json(folder / "results.json", results)
     write_page(folder.path, evaluation_page(results))
     reporter.say(
         f"page     {folder / 'report.md'}\nnumbers  {folder / 'results.json'}\nanswers  {folder / 'predictions'}"
     )
     return results
+
+
+def _say_ranking(results: Mapping, reporter: Reporter) -> None:
+    """Ranks methods by NLL far in the window, as paired differences from the reference."""
+    reference, found = results["comparisons"]["reference"], results["comparisons"]["suites"].get("perplexity")
+    if not found:
+        return
+    places = next(iter(found.values()))["regions"]
+    zero = {name: {**place, "difference": 0.0, "interval": None} for name, place in places.items()}
+    ranked = sorted(
+        {reference: zero, **{m: f["regions"] for m, f in found.items()}}.items(),
+        key=lambda item: item[1]["long"]["difference"],
+    )
+    width = max(map(len, dict(ranked)))
+    heads = (f"{place['start']:,} to {place['end'] - 1:,}" for place in places.values())
+    reporter.say(
+        f"NLL less that of {reference}, nats per token, by position; 95% intervals over "
+        f"{counted(places['long']['units'], 'document')}\n  {'':<{width}}" + "".join(f"{head:>28}" for head in heads)
+    )
+    for method, regions in ranked:
+        cells = (signed(r["difference"], r["interval"], 3) for r in regions.values())
+        reporter.say(f"  {method:<{width}}" + "".join(f"{cell:>28}" for cell in cells))
 
 
 def prepare_evaluation(job: EvaluationJob, folder: RunFolder, reporter: Reporter) -> Evaluation:

@@ -20,6 +20,7 @@ from rope_jax.commands.source import read_params
 from rope_jax.data.pipeline import share_past
 from rope_jax.errors import InputError
 from rope_jax.evaluation.benchmark import Subject
+from rope_jax.evaluation.comparison import compare_perplexities
 from rope_jax.evaluation.identity import weights_digest
 from rope_jax.evaluation.record import stage_record
 from rope_jax.files import write_json
@@ -244,6 +245,7 @@ def write_report(run: Run) -> dict:
         "train": {"steps": tuning.optimizer.steps, "tokens_per_step": tuning.global_batch * tuning.length},
         "eval": {"stride": run.settings["eval"]["stride"]},
         "methods": methods,
+        "comparisons": {stage: _comparisons(run, methods, stage) for stage in ("before", "after")},
         "export": {"method": recipe.exported, "folder": "export"},
         "versions": versions(),
         "seconds": _seconds(run, methods, curves),
@@ -253,6 +255,17 @@ def write_report(run: Run) -> dict:
         write_json(run.folder / "results.json", results)
         write_page(run.folder.path, extension_page(results, curves))
     return results
+
+
+def _comparisons(run: Run, methods: Mapping[str, Mapping], stage: str) -> dict[str, dict]:
+    """Paired differences in NLL of the other methods from the exported one."""
+    found = {
+        method: {f"{window} token": record for window, record in stages[stage]["perplexity"].items()}
+        | {"by_position": stages[stage]["by_position"]}
+        for method, stages in methods.items()
+    }
+    reference, original = found.pop(run.recipe.exported), run.recipe.measure.original
+    return {m: compare_perplexities(records, reference, original, run.seed) for m, records in found.items()}
 
 
 def check_exportable(recipe: Recipe) -> None:

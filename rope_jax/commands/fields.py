@@ -226,6 +226,7 @@ FIELDS: tuple[Field, ...] = (
         "leaderboard, longppl, key_value, many_shot, babilong",
     ),
     Field("eval.lengths", (), "tokens of windows and prompts; empty for both contexts", at_least(2), int),
+    Field("eval.reference", "", "method that evaluate compares the others with; empty for rope.method"),
     Field(
         "eval.samples",
         100,

@@ -162,6 +162,10 @@ class Questions(abc.ABC):
         """Depth of the answer in the prompt: 0 at the beginning, 1 at the end; None without one."""
         return sample.details.get("depth")
 
+    def column(self, sample: Sample) -> str:
+        """The column of its table that a sample belongs to."""
+        return str(sample.length)
+
     def table(self, samples: Sequence[Sample], scores: Mapping[str, float], seed: int) -> Table:
         """Mean scores by task and column; `scores` are by sample id."""
         return score_table(samples, scores, self.tasks, seed)
@@ -219,6 +223,10 @@ class Measurement(abc.ABC):
     def result(self, records: Mapping[str, dict]) -> dict:
         """What results hold, made from the records of all stages."""
         return dict(records)
+
+    def compare(self, records: Mapping[str, dict], reference: Mapping[str, dict], setting: Setting) -> dict:
+        """Paired differences of a method's results from those of the reference, JSON-able."""
+        return {}
 
 
 Benchmark = Questions | Measurement

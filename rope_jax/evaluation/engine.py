@@ -13,6 +13,7 @@ from pathlib import Path
 from rope_jax.errors import InputError
 from rope_jax.evaluation.answering import Prediction, answer_samples
 from rope_jax.evaluation.benchmark import Benchmark, Measurement, Part, Questions, Setting, Subject
+from rope_jax.evaluation.comparison import compare_scores
 from rope_jax.evaluation.identity import digest, vector_digest
 from rope_jax.evaluation.kept import Kept
 from rope_jax.evaluation.sample import Sample, from_json
@@ -97,8 +98,8 @@ class Evaluation:
         """Runs the benchmark `name`, as far as an earlier attempt has not; `shared` are its records that need no model.
 
         Returns:
-            For questions the `table` and `grids` of scores, the number of `samples`, and `seconds`; for a measurement
-            its own result. JSON-able.
+            For questions the `table` and `grids` of scores, the `scores` by sample, the number of `samples`, and
+            `seconds`; for a measurement its own result. JSON-able.
         """
         benchmark = self.benchmarks[name]
         if isinstance(benchmark, Questions):
@@ -106,6 +107,20 @@ class Evaluation:
         of = subject_identity(subject) | benchmark.of(self.setting)
         kept = self._kept(of, "measured", subject.name, f"{name}.jsonl")
         return benchmark.result(_measure_stages(benchmark.stages(subject, shared or {}), kept))
+
+    def compare(self, name: str, results: Mapping[str, dict], reference: str) -> dict[str, dict]:
+        """Paired differences of the benchmark `name` from the method `reference`, by method; empty without any."""
+        benchmark, theirs = self.benchmarks[name], results[reference]
+        found = {}
+        for method, ours in results.items():
+            if method == reference:
+                continue
+            if isinstance(benchmark, Questions):
+                columns = ((sample, benchmark.column(sample)) for read in self.samples[name] for sample in read())
+                found[method] = compare_scores(columns, ours["scores"], theirs["scores"], self.setting.seed)
+            else:
+                found[method] = benchmark.compare(ours, theirs, self.setting)
+        return {method: differences for method, differences in found.items() if differences}
 
     def answers(self, name: str, subject: Subject) -> tuple[list[Sample], dict[str, Prediction]]:
         """Has a model answer the questions of the benchmark `name`: the samples, and predictions by sample id."""
@@ -126,6 +141,7 @@ class Evaluation:
         return {
             "table": {task: {c: dataclasses.asdict(cell) for c, cell in row.items()} for task, row in table.items()},
             "grids": depth_grids(samples, scores, benchmark.depth, benchmark.bins, self.setting.seed),
+            "scores": scores,
             "samples": len(samples),
             "seconds": sum(prediction.seconds for prediction in predictions.values()),
         }

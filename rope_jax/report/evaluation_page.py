@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from rope_jax.evaluation.scores import AVERAGE, AVERAGE_OF_RUN
 from rope_jax.report import figures
-from rope_jax.report.page import Block, Page, Section, Table, counted, reproduction, with_interval
+from rope_jax.report.page import Block, Page, Section, Table, counted, reproduction, signed, with_interval
 from rope_jax.report.styles import NAMES
 
 # What lies at the depth in each benchmark's prompts.
@@ -84,21 +84,31 @@ def _perplexity(results: Mapping) -> list[Block]:
     head = [_length_name(results, length) for length in lengths]
     windows = [window for record in suite.values() for window in record.values() if "convention" in window]
     curves = {method: record["by_position"]["buckets"] for method, record in suite.items()}
-    blocks: list[Block] = [
-        f"Sliding window, stride {windows[0]['stride']}, {counted(windows[0]['documents'], 'document')}, "
-        f"{windows[0]['tokens']:,} scored tokens. Conventions: `token` is exp of the mean NLL of tokens, each scored "
-        "once with all the context that fits; `yarn` weighs every window alike; `longlora` scores every token of every "
-        "window.",
-        figures.perplexity_by_position({"": curves}, context["original"]),
-        Table(
-            ["method", "convention", *head],
-            [
-                [NAMES[method], convention, *(_perplexity_at(record, length, convention) for length in lengths)]
-                for convention in dict.fromkeys(window["convention"] for window in windows)
-                for method, record in suite.items()
-            ],
-        ),
-    ]
+    blocks: list[Block] = [figures.perplexity_by_position({"": curves}, context["original"])]
+    if windows:
+        rows = [
+            [NAMES[method], convention, *(_perplexity_at(record, length, convention) for length in lengths)]
+            for convention in dict.fromkeys(window["convention"] for window in windows)
+            for method, record in suite.items()
+        ]
+        text = (
+            f"Sliding window, stride {windows[0]['stride']}, {counted(windows[0]['documents'], 'document')}, "
+            f"{windows[0]['tokens']:,} scored tokens. Conventions: `token` is exp of the mean NLL of tokens, each "
+            "scored once with all the context that fits; `yarn` weighs every window alike; `longlora` scores every "
+            "token of every window."
+        )
+        blocks = [text, *blocks, Table(["method", "convention", *head], rows)]
+    blocks += _differences(
+        results,
+        "perplexity",
+        {f"{length:,}": lambda found, name=f"{length} token": found.get(name) for length in lengths if windows}
+        | {
+            f"{place['start']:,} to {place['end'] - 1:,}": lambda found, name=name: found["regions"][name]
+            for name, place in _regions(results).items()
+        },
+        "NLL in nats per token less that of the reference ({reference}), by window, and by position in the longest one",
+        3,
+    )
     labels = {"bits_per_byte": "Bits per byte", "word_perplexity": "Perplexity per word of PG19's test split"}
     for field, label in labels.items():
         cells = {
@@ -133,6 +143,13 @@ def _answers(results: Mapping, suite: str) -> list[Block]:
         blocks.append(f"Average over {partial if AVERAGE_OF_RUN in tasks else 'all tasks'}:")
     averages = {m: _summary(table) for m, table in tables.items()}
     blocks.append(_by_method(head, {m: [_cell(row.get(c)) for c in columns] for m, row in averages.items()}))
+    blocks += _differences(
+        results,
+        suite,
+        {name: lambda found, column=column: found.get(column) for name, column in zip(head, columns)},
+        "Points less those of the reference ({reference})",
+        2,
+    )
     if len(tasks) > 1:
         rows = []
         for task, was_run in run.items():
@@ -169,7 +186,33 @@ def _longppl(results: Mapping) -> list[Block]:
         "Perplexity of the tokens that need a long context, by the losses of "
         f"{results['config']['eval']['longppl_evaluator']}.",
         _by_method(("LongPPL", "perplexity of all tokens", "key tokens"), cells),
+        *_differences(
+            results,
+            "longppl",
+            {"key tokens": lambda found: found["longppl"]},
+            "NLL of key tokens in nats less that of the reference ({reference})",
+            3,
+        ),
     ]
+
+
+def _regions(results: Mapping) -> Mapping:
+    found = results["comparisons"]["suites"].get("perplexity")
+    return next(iter(found.values()))["regions"] if found else {}
+
+
+def _differences(
+    results: Mapping, suite: str, columns: Mapping[str, Callable[[Mapping], Mapping | None]], title: str, digits: int
+) -> list[Block]:
+    """A table of paired differences from the reference method; empty if there is nothing to compare."""
+    found = results["comparisons"]["suites"].get(suite)
+    if not found:
+        return []
+    cells = {method: [read(differences) for read in columns.values()] for method, differences in found.items()}
+    rows = {m: [signed(c["difference"], c["interval"], digits) if c else "-" for c in row] for m, row in cells.items()}
+    units = "documents" if suite in ("perplexity", "longppl") else "samples"
+    text = title.format(reference=NAMES[results["comparisons"]["reference"]])
+    return [f"{text}; paired, 95% intervals over {units}:", _by_method(columns, rows)]
 
 
 def _not_run(missing: Sequence[Mapping]) -> list[Block]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from rope_jax.report import figures
-from rope_jax.report.page import Block, Page, Section, Table, counted, reproduction, with_interval
+from rope_jax.report.page import Block, Page, Section, Table, counted, reproduction, signed, with_interval
 from rope_jax.report.styles import NAMES
 
 STAGES = ("before", "after")
@@ -80,6 +80,25 @@ def _perplexity(results: Mapping) -> list[Block]:
             rows,
         ),
         scored,
+        *_differences(results),
+    ]
+
+
+def _differences(results: Mapping) -> list[Block]:
+    """NLL of the other methods less that of the exported one, before and after fine-tuning."""
+    stages = {stage: found for stage, found in results["comparisons"].items() if found}
+    if not stages:
+        return []
+    places = next(iter(stages["after"].values()))["regions"].values()
+    rows = [
+        [NAMES[m], stage, *(signed(p["difference"], p["interval"], 3) for p in found["regions"].values())]
+        for stage, by_method in stages.items()
+        for m, found in by_method.items()
+    ]
+    return [
+        f"NLL in nats per token less that of {NAMES[results['export']['method']]}, by position in windows of "
+        f"{results['context']['target']:,}; paired, 95% intervals over documents:",
+        Table(["method", "stage", *(f"{p['start']:,} to {p['end'] - 1:,}" for p in places)], rows),
     ]
 
 

@@ -84,6 +84,14 @@ def with_interval(value: float | None, interval: Sequence[float] | None, digits:
     return text if interval is None else f"{text} ({interval[0]:.{digits[1]}f} to {interval[1]:.{digits[1]}f})"
 
 
+def signed(difference: float | None, interval: Sequence[float] | None, digits: int) -> str:
+    """A difference with its confidence interval, such as `-0.012 (-0.020 to -0.004)`; `-` for None."""
+    if difference is None:
+        return "-"
+    text = f"{difference:+.{digits}f}"
+    return text if interval is None else f"{text} ({interval[0]:+.{digits}f} to {interval[1]:+.{digits}f})"
+
+
 def counted(number: int, noun: str) -> str:
     """`1 document`, `2 documents`."""
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"

@@ -246,7 +246,7 @@ def test_resumed_evaluation_equals_an_uninterrupted_one(data, finished, tmp_path
         assert len(lines) == len(rows_of(folder, suite))
 
 
-def test_texts_methods_and_later_suites(data, tmp_path):
+def test_texts_methods_and_later_suites(data, tmp_path, capsys):
     """Perplexity and LongPPL under two scale vectors; a later command adds a suite, and one vector has changed."""
     config = small_config(data, "perplexity,longppl")
     factors = tmp_path / "factors.json"
@@ -267,8 +267,13 @@ def test_texts_methods_and_later_suites(data, tmp_path):
         assert (longppl["documents"], longppl["tokens"]) == (2, 2 * 1279)
         # The first window of each document, which LongPPL reads, and all of them.
         assert longppl["perplexity"] == pytest.approx(record["1280 token"]["perplexity"], rel=0.05)
+    differences = results["comparisons"]["suites"]["perplexity"]["explicit"]
+    means = [np.log(results["suites"]["perplexity"][m]["1280 token"]["perplexity"]) for m in ("own", "explicit")]
+    assert differences["1280 token"]["difference"] == pytest.approx(means[1] - means[0], abs=1e-9)
+    assert list(differences["regions"]) == ["short", "long"]
+    assert "NLL less that of own, nats per token" in capsys.readouterr().out
     page = (tmp_path / "run/report.md").read_text()
-    assert "| explicit | longlora |" in page and "## LongPPL" in page
+    assert "| explicit | longlora |" in page and "Points less" not in page and "## LongPPL" in page
     assert (tmp_path / "run/plots/perplexity_by_position.png").exists()
 
     config.suite = "passkey,perplexity"
@@ -282,6 +287,9 @@ def test_texts_methods_and_later_suites(data, tmp_path):
     own, old, new = before["own"], before["explicit"], after["explicit"]
     for window in ("640 token", "1280 longlora"):
         assert new[window]["perplexity"] == own[window]["perplexity"] != old[window]["perplexity"]
+    compared = later["comparisons"]["suites"]
+    assert compared["passkey"]["explicit"]["1280"] == {"difference": 0.0, "interval": [0.0, 0.0], "units": 4}
+    assert {place["difference"] for place in compared["perplexity"]["explicit"]["by_position"]} == {0.0}
 
 
 def test_a_run_directory_stands_for_its_export(data, tmp_path, capsys):
@@ -341,7 +349,10 @@ def test_unusable_requests(data, tmp_path):
     with pytest.raises(InputError, match="takes texts"):
         prepare(config, tmp_path)
     config = small_config(data, "passkey")
-    config.eval.generate_batch = 12
+    config.eval.reference = "pi"
+    with pytest.raises(InputError, match=r"config\.eval\.reference is 'pi': name one of the methods, own"):
+        prepare(config, tmp_path)
+    config.eval.reference, config.eval.generate_batch = "", 12
     with pytest.raises(InputError, match=r"config\.eval\.generate_batch"):
         prepare(config, tmp_path)
     # A backend that this machine lacks, and a method that nobody knows: evaluate alone offers the model's own scaling.

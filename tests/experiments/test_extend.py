@@ -50,6 +50,11 @@ def test_results_hold_every_method_before_and_after(finished):
             assert buckets[0]["start"] == 1
             assert buckets[-1]["end"] == 128
     assert results["methods"]["dprope"]["scale"]["interpolated_dimensions"] == 8
+    for stage in ("before", "after"):
+        assert list(results["comparisons"][stage]) == ["yarn", "learned"]
+        means = [np.log(results["methods"][m][stage]["perplexity"]["128"]["perplexity"]) for m in ("dprope", "yarn")]
+        found = results["comparisons"][stage]["yarn"]["128 token"]["difference"]
+        assert found == pytest.approx(means[1] - means[0], abs=1e-9)
     lines = [json.loads(line) for line in (folder / "methods/dprope/metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2, 3, 4]
 

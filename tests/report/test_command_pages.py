@@ -24,6 +24,10 @@ def window(perplexity, interval=(1.0, 99.0), **more):
     return {**fields, **more}
 
 
+def apart(difference):
+    return {"difference": difference, "interval": [difference - 1, difference + 1], "units": 3}
+
+
 def passkey(rates):
     """A grid of two lengths and two depths, of which the second has no trial."""
     cells = [[{"trials": 2, "rate": rate}, {"trials": 0, "rate": None}] for rate in rates]
@@ -57,6 +61,10 @@ def extension():
             },
             "pi": {"scale": scale, "before": stage(9.0, None), "after": stage(5.0, None)},
         },
+        "comparisons": {
+            stage: {"pi": {"regions": {"short": {**apart(shift), "start": 1, "end": 64}}}}
+            for stage, shift in (("before", 0.5), ("after", -0.25))
+        },
         "export": {"method": "dprope"},
         **ENDING,
     }
@@ -69,8 +77,15 @@ def test_extension_compares_methods_before_and_after(extension):
     for row, before, after in zip(table.rows, (8, 9), (4, 5), strict=True):
         values = [f"{value:.3f} (1.00 to 99.00)" for value in (before, after, 2 * before, 2 * after)]
         assert row[1:] == ["50.00", "2 of 4", *values]
+    differences = blocks(page, "Perplexity")[-1]
+    assert differences.head == ["method", "stage", "1 to 63"]
+    assert differences.rows == [
+        ["PI", "before", "+0.500 (-0.500 to +1.500)"],
+        ["PI", "after", "-0.250 (-1.250 to +0.750)"],
+    ]
     text = markdown(page)
     for shown in (
+        "NLL in nats per token less that of DPRoPE",
         "DPRoPE",
         "1 document, 2,000 scored",
         "0.500 to 0.500",
@@ -135,6 +150,20 @@ def evaluation():
             "leaderboard": {m: leaderboard for m in ("own", "pi")},
             "longppl": {m: {"longppl": longppl} for m in ("own", "pi")},
         },
+        "comparisons": {
+            "reference": "own",
+            "suites": {
+                "perplexity": {
+                    "pi": {
+                        "64 token": apart(-0.5),
+                        "by_position": [],
+                        "regions": {"short": {**apart(0.25), "start": 1, "end": 64}},
+                    }
+                },
+                "passkey": {"pi": {"64": apart(-12.5)}},
+                "longppl": {"pi": {"longppl": {"difference": None, "interval": None, "units": 0}}},
+            },
+        },
         "not_run": [{"suite": "ruler", "task": "vt", "length": 0, "reason": "a file is missing.\n  Get it"}],
         "config": {"eval": {"longppl_evaluator": "JUDGE"}},
         **ENDING,
@@ -161,6 +190,33 @@ def test_evaluation_has_a_section_per_benchmark(evaluation):
     assert "1 sample." in text and "0 of 100" in text
 
 
+def test_evaluation_shows_paired_differences_from_the_reference(evaluation):
+    page = evaluation_page(evaluation)
+    tables = {
+        title: [block for block in blocks(page, title) if isinstance(block, Table)]
+        for title in ("Perplexity", "Passkey retrieval", "LongPPL")
+    }
+    table = tables["Perplexity"][1]
+    assert (table.head, table.rows) == (
+        ["method", "64", "128", "1 to 63"],
+        [["PI", "-0.500 (-1.500 to +0.500)", "-", "+0.250 (-0.750 to +1.250)"]],
+    )
+    assert tables["Passkey retrieval"][1].rows == [["PI", "-12.50 (-13.50 to -11.50)", "-"]]
+    assert tables["LongPPL"][1].rows == [["PI", "-"]]
+    text = markdown(page)
+    assert (
+        "less that of the reference (as its config says), by window" in text and "95% intervals over documents" in text
+    )
+    # By position alone, which takes one pass of each document.
+    for record in evaluation["suites"]["perplexity"].values():
+        for name in [name for name in record if name != "by_position"]:
+            del record[name]
+    assert tables["Perplexity"][1].rows[0][-1] in markdown(evaluation_page(evaluation))
+    assert "Sliding window" not in markdown(evaluation_page(evaluation))
+    evaluation["comparisons"]["suites"] = {}
+    assert "less th" not in markdown(evaluation_page(evaluation))
+
+
 def test_evaluation_names_tasks_that_were_not_run(evaluation):
     average, table = [block for block in blocks(evaluation_page(evaluation), "RULER") if isinstance(block, Table)]
     assert [row[1:] for row in average.rows] == [["90.00 (90.0 to 90.0)", "40.00 (40.0 to 40.0)"]] * 2
@@ -179,6 +235,6 @@ def test_evaluation_draws_scores_and_depths(evaluation):
 
 
 def test_evaluation_of_nothing(evaluation):
-    evaluation.update(suites={}, not_run=[])
+    evaluation.update(suites={}, not_run=[], comparisons={"reference": "own", "suites": {}})
     page = evaluation_page(evaluation)
     assert [section.title for section in page.sections if section.blocks] == ["Not run", "How to repeat it"]

@@ -62,6 +62,9 @@ class LongBench(Questions):
     def score(self, sample: Sample, prediction: str) -> float:
         return score_prediction(sample.task, prediction, sample.references, sample.details["classes"])
 
+    def column(self, sample: Sample) -> str:
+        return sample.details["bucket"]
+
     def table(self, samples: Sequence[Sample], scores: Mapping[str, float], seed: int) -> Table:
         scored: dict[str, list[Scored]] = {task: [] for task in self.tasks}
         for sample in samples:

@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from rope_jax.data.tokenizer import load_tokenizer
 from rope_jax.errors import InputError
 from rope_jax.evaluation.benchmark import Measurement, Setting, Subject, check_positive
+from rope_jax.evaluation.comparison import paired_difference
 from rope_jax.evaluation.identity import digest, weights_digest
 from rope_jax.evaluation.longppl.key_tokens import (
     TokenNll,
@@ -29,6 +30,9 @@ from rope_jax.model.backends import check_backend
 from rope_jax.model.generate import bucket_length
 from rope_jax.model.llama import param_shardings
 from rope_jax.sharding import row_sharding, shards
+
+# Raised when the same texts and settings give other results.
+PROTOCOL = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +66,7 @@ class LongPpl(Measurement):
         return {}
 
     def of(self, setting: Setting) -> dict[str, str]:
-        protocol = digest(self.context, max(setting.lengths), setting.seed)
+        protocol = digest(PROTOCOL, self.context, max(setting.lengths), setting.seed)
         return {"texts": setting.texts.digest, "evaluator": weights_digest(self._folder()), "protocol": protocol}
 
     def shared(self, setting: Setting) -> dict[str, Callable[[], dict]]:
@@ -97,6 +101,10 @@ class LongPpl(Measurement):
             return dataclasses.asdict(long_perplexity(nlls, keys, setting.seed))
 
         return {"longppl": measure}
+
+    def compare(self, records: Mapping[str, dict], reference: Mapping[str, dict], setting: Setting) -> dict:
+        (ours, tokens), (theirs, _) = (np.transpose(r["longppl"]["by_document"]) for r in (records, reference))
+        return {"longppl": paired_difference(ours, theirs, tokens, setting.seed).to_json()}
 
     def _folder(self) -> Path:
         if not self.evaluator:

@@ -29,7 +29,8 @@ class LongPerplexity:
     """LongPPL of a model over documents.
 
     `long_perplexity` is exp of the mean NLL of key tokens, None without any; `interval` its 95% bootstrap interval over
-    documents, None for fewer than two with key tokens; `perplexity` exp of the mean NLL of all tokens.
+    documents, None for fewer than two with key tokens; `perplexity` exp of the mean NLL of all tokens. `by_document`
+    holds the summed NLL of key tokens and their number in each document.
     """
 
     long_perplexity: float | None
@@ -38,6 +39,7 @@ class LongPerplexity:
     key_tokens: int
     tokens: int
     documents: int
+    by_document: tuple[tuple[float, float], ...]
 
 
 def is_key(full_nll: np.ndarray, short_nll: np.ndarray, gain: float = GAIN, ceiling: float = CEILING) -> np.ndarray:
@@ -107,6 +109,7 @@ def long_perplexity(nlls: Sequence[np.ndarray], keys: Sequence[np.ndarray], seed
         key_tokens=int(counts.sum()),
         tokens=tokens,
         documents=len(nlls),
+        by_document=tuple(zip(sums.tolist(), counts.tolist())),
     )
 
 

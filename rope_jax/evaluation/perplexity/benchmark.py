@@ -8,12 +8,13 @@ from functools import partial
 
 from rope_jax.errors import InputError
 from rope_jax.evaluation.benchmark import Measurement, Setting, Subject, check_positive
+from rope_jax.evaluation.comparison import compare_perplexities, regions
 from rope_jax.evaluation.identity import digest
 from rope_jax.evaluation.perplexity.positions import perplexity_by_position, position_edges
 from rope_jax.evaluation.perplexity.sliding import CONVENTIONS, perplexity
 
 # Raised when the same texts and settings give other results.
-PROTOCOL = 2
+PROTOCOL = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,8 +49,8 @@ class PerplexityBenchmark(Measurement):
         return {}
 
     def of(self, setting: Setting) -> dict[str, str]:
-        edges = position_edges(max(setting.lengths), setting.original)
-        return {"texts": setting.texts.digest, "protocol": digest(PROTOCOL, self.stride, edges, setting.seed)}
+        protocol = digest(PROTOCOL, self.stride, _edges(setting), setting.seed)
+        return {"texts": setting.texts.digest, "protocol": protocol}
 
     def stages(self, subject: Subject, shared: Mapping[str, dict]) -> dict[str, Callable[[], dict]]:
         """`"WINDOW CONVENTION"` for every window and convention, and `"by_position"`."""
@@ -76,7 +77,7 @@ class PerplexityBenchmark(Measurement):
                 subject.score,
                 texts.position,
                 longest,
-                edges=position_edges(longest, setting.original),
+                edges=_edges(setting),
                 progress=setting.progress("perplexity by position"),
                 **common,
             )
@@ -88,3 +89,13 @@ class PerplexityBenchmark(Measurement):
             for window in setting.lengths
         }
         return {**stages, "by_position": by_position}
+
+    def compare(self, records: Mapping[str, dict], reference: Mapping[str, dict], setting: Setting) -> dict:
+        return compare_perplexities(records, reference, setting.original, setting.seed)
+
+
+def _edges(setting: Setting) -> tuple[int, ...]:
+    """Edges of the buckets of position, among them those of the regions that are compared."""
+    longest = max(setting.lengths)
+    ends = regions(longest, setting.original).values()
+    return tuple(sorted({*position_edges(longest, setting.original), *(edge for pair in ends for edge in pair)}))

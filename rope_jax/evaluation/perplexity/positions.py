@@ -35,12 +35,15 @@ class PositionPerplexity:
     """Perplexity as a function of position, every bucket over the same windows.
 
     `window` is in tokens, BOS included; `documents` had at least one full window; the buckets tile 1 .. window - 1.
+    `by_document` holds the summed NLL of each document in each bucket, over `windows_by_document`.
     """
 
     window: int
     windows: int
     documents: int
     buckets: tuple[PositionBucket, ...]
+    windows_by_document: tuple[int, ...]
+    by_document: tuple[tuple[float, ...], ...]
 
 
 def position_edges(window: int, context: int | None = None) -> tuple[int, ...]:
@@ -125,4 +128,5 @@ def perplexity_by_position(
         )
         for i in range(len(means))
     )
-    return PositionPerplexity(window, len(windows), len(owners), buckets)
+    by_document = tuple(map(tuple, sums.tolist()))
+    return PositionPerplexity(window, len(windows), len(owners), buckets, tuple(counts.tolist()), by_document)

@@ -96,6 +96,7 @@ class Perplexity:
         bits_per_byte: NLL per byte of text in bits, comparable between tokenizers; None with "longlora", which scores
             tokens repeatedly.
         word_perplexity: exp(NLL / words), if words were given; None with "longlora".
+        by_document: of each document with a scored token, sum and weight of what `perplexity` averages.
     """
 
     convention: str
@@ -109,6 +110,7 @@ class Perplexity:
     stride: int
     bits_per_byte: float | None
     word_perplexity: float | None
+    by_document: tuple[tuple[float, float], ...]
 
 
 def perplexity(
@@ -201,4 +203,5 @@ def perplexity(
             None if document_bytes is None or repeats else nll / float(sum(document_bytes)) / float(np.log(2))
         ),
         word_perplexity=None if words is None or repeats else float(np.exp(nll / words)),
+        by_document=tuple(zip(numerators.tolist(), denominators.tolist())),
     )
