@@ -22,7 +22,7 @@ from rope_jax.data.corpus import open_corpus
 from rope_jax.data.source import Splits
 from rope_jax.data.tokenizer import Tokenizer, load_tokenizer
 from rope_jax.errors import InputError
-from rope_jax.files import read_record
+from rope_jax.files import read_json_object
 from rope_jax.interop.hf_config import SourceConfig
 from rope_jax.interop.hub import resolve_model
 from rope_jax.interop.huggingface import check_model
@@ -67,10 +67,11 @@ def compute(config: ConfigDict) -> Compute:
 
 def source(config: ConfigDict, folder: Path, finished: bool = False) -> Source:
     """The model: the given one, or the small one that a run in `folder` pre-trains, or has if it is `finished`."""
-    path, begun = config.model.path, read_record(folder / "source.json") or {}
+    path, record = config.model.path, folder / "source.json"
+    begun = read_json_object(record) if record.exists() else {}
     with reading("model.path"):
         # A branch may have moved since the run began.
-        place = resolve_model(path, begun.get("commit") or config.model.revision) if path else folder / "model"
+        place = resolve_model(path, begun.get("commit", config.model.revision)) if path else folder / "model"
         known = check_model(place) if path or finished else None
     known = known or _small_model(config)
     check_geometry(config, known)
