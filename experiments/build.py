@@ -60,9 +60,9 @@ def processes(config: ConfigDict) -> Processes:
 
 
 def compute(config: ConfigDict) -> Compute:
-    m = config.model
-    chosen = {name: m[name] for name in ("dtype", "param_dtype", "rotary", "remat", "scan_unroll", "attention")}
-    return Compute(**chosen, attention_chunk=m.attention_chunk, ring=config.mesh.context > 1)
+    known = {field.name for field in dataclasses.fields(LlamaConfig)}
+    choices = {name: chosen for name, chosen in config.model.items() if name in known}
+    return Compute(choices, ring=config.mesh.context > 1)
 
 
 def source(config: ConfigDict, folder: Path, finished: bool = False) -> Source:

@@ -10,12 +10,10 @@ from functools import partial
 from rope_jax import multihost
 from rope_jax.commands.reporter import Reporter, StepProgress
 from rope_jax.commands.run import Run
-from rope_jax.data.pipeline import training_batches
 from rope_jax.plan.chips import GIB
 from rope_jax.plan.memory import account, measured
 from rope_jax.report.metrics import MetricsWriter
 from rope_jax.runs.folder import RunFolder
-from rope_jax.sharding import process_rows
 from rope_jax.training.loop import Callbacks, Start, train
 from rope_jax.training.profiling import Profile
 from rope_jax.training.state import Variables
@@ -33,10 +31,7 @@ def fit(run: Run, training: Training, start: Start, place: RunFolder, reporter: 
         Stopped: if the reporter asked for it.
     """
     config = training.config
-    held = process_rows(run.mesh, config.rows)
-    batches = training_batches(
-        run.documents, run.tokenizer, config.rows, config.length, run.seed, rows=held, streams=run.streams
-    )
+    batches = run.batches(config.rows, config.length)
     profile = Profile(place / "profile", *run.profile) if run.profile else None
     with reporter.deferred_stop() as should_stop:
         callbacks = Callbacks(partial(_report, training, start, place, reporter), should_stop, profile)

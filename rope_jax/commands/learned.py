@@ -11,7 +11,6 @@ import numpy as np
 
 from rope_jax.commands.reporter import Reporter
 from rope_jax.commands.source import read_params
-from rope_jax.data.pipeline import training_batches
 from rope_jax.rope.methods.method import Method, Solution
 from rope_jax.sharding import batch_sharding, place_rows, process_rows
 from rope_jax.training.learn import LearnConfig, learn
@@ -51,8 +50,6 @@ def learned_solution(run: Run, method: LearnedMethod, reporter: Reporter) -> tup
 
 def _batches(run: Run, method: LearnedMethod, reporter: Reporter) -> Iterator[dict]:
     held, sharding = process_rows(run.mesh, method.batch), batch_sharding(run.mesh)
-    batches = training_batches(
-        run.documents, run.tokenizer, method.batch, run.recipe.measure.target, run.seed, rows=held, streams=run.streams
-    )
+    batches = run.batches(method.batch, run.recipe.measure.target)
     for _ in reporter.bar("learning factors")(range(method.steps)):
         yield {name: place_rows(rows, held, method.batch, sharding, 0) for name, rows in next(batches).items()}

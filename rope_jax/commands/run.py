@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 
 from rope_jax.commands.learned import LearnedMethod
 from rope_jax.commands.source import Source
+from rope_jax.data.pipeline import TrainingBatches, training_batches
 from rope_jax.data.source import TextSource
 from rope_jax.data.tokenizer import Tokenizer
 from rope_jax.evaluation.engine import Evaluation
@@ -20,6 +21,7 @@ from rope_jax.rope.geometry import Geometry
 from rope_jax.rope.measure import Measure
 from rope_jax.rope.methods.method import Method
 from rope_jax.runs.folder import RunFolder
+from rope_jax.sharding import process_rows
 from rope_jax.training.config import TrainConfig
 
 
@@ -86,6 +88,13 @@ class Run:
 
     def method_folder(self, method: str) -> RunFolder:
         return self.folder.at(f"methods/{method}")
+
+    def batches(self, rows: int, length: int) -> TrainingBatches:
+        """Training batches of the rows that this process holds, of `rows` in all and `length` tokens each."""
+        held = process_rows(self.mesh, rows)
+        return training_batches(
+            self.documents, self.tokenizer, rows, length, self.seed, rows=held, streams=self.streams
+        )
 
     @property
     def parameters(self) -> int:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 from jax.sharding import Mesh
@@ -21,38 +23,30 @@ from rope_jax.rope.embedding import ScaleVector
 
 @dataclasses.dataclass(frozen=True)
 class Compute:
-    """How a model is computed, which its files do not say: fields of `LlamaConfig`, three of which may be 'auto'.
+    """How a model is computed, which its files do not say.
 
     Attributes:
-        dtype: 'auto' is bfloat16, and float32 on a CPU, which emulates bfloat16.
-        param_dtype: 'auto' is the dtype of the stored weights.
-        attention: 'auto' is 'splash' on a TPU, unless a ring has to respect a sliding window; else 'cpu'. It is never
-            'cudnn', which materialises a T x T mask for packed documents.
+        choices: fields of `LlamaConfig`. An 'auto' of `dtype` is bfloat16, and float32 on a CPU, which emulates
+            bfloat16; of `param_dtype`, the dtype of the stored weights; of `attention`, 'splash' on a TPU, unless a
+            ring has to respect a sliding window, else 'cpu'. It is never 'cudnn', which materialises a T x T mask for
+            packed documents.
         ring: whether sequences are split over devices.
     """
 
-    dtype: str = "auto"
-    param_dtype: str = "float32"
-    rotary: str = "float32"
-    remat: str = "full"
-    scan_unroll: int = 1
-    attention: str = "auto"
-    attention_chunk: int = 512
+    choices: Mapping[str, Any]
     ring: bool = False
 
     def of(self, model: LlamaConfig, platform: str | None = None) -> LlamaConfig:
         """A stored model's config with these choices on a platform, such as 'gpu'; None for JAX's default here."""
         platform = platform or jax.default_backend()
         windowed_ring = self.ring and model.sliding_window is not None
-        choices = {
+        automatic = {
             "dtype": "float32" if platform == "cpu" else "bfloat16",
             "param_dtype": model.param_dtype,
             "attention": "splash" if platform == "tpu" and not windowed_ring else "cpu",
         }
-        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "ring"}
-        return dataclasses.replace(
-            model, **{name: choices[name] if value == "auto" else value for name, value in fields.items()}
-        )
+        chosen = {name: automatic[name] if value == "auto" else value for name, value in self.choices.items()}
+        return dataclasses.replace(model, **chosen)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -69,6 +69,12 @@ def test_a_folder_that_cannot_be_written_to(tmp_path, monkeypatch, error):
     assert caught.value.field == "folder"
 
 
+def test_a_folder_that_is_a_loop_of_links(tmp_path):
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(InputError, match=r"/loop, which cannot be written to"), RunFolder(tmp_path / "loop").locked():
+        pass
+
+
 def test_a_run_keeps_to_its_texts(tmp_path):
     folder = RunFolder(tmp_path)
     folder.check_texts("one")  # it has not begun
