@@ -65,7 +65,7 @@ def test_two_processes_end_at_one_signal_and_resume(tmp_path):
     for text in said:
         assert f"stopped after step {saved} of 40, which is saved; the same command resumes from" in text
         assert "Traceback" not in text
-    assert "a second signal stops at once" in said[1]
+    assert "a second signal ends the process at once" in said[1]
 
     # The same command resumes in one process with all devices.
     scope = {}
