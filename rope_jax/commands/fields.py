@@ -75,6 +75,7 @@ def _methods(names: list[str]) -> str:
 
 _CONTEXT = Check(least=2, most=2**28, zero=True)
 _METHOD = Check(choices=(*METHODS, LEARNED), more=(OWN,))
+_SHARE = Check(least=0, most=1)
 
 FIELDS: tuple[Field, ...] = (
     Field("seed", 0, "seed of weights, data order, samples and bootstrap", at_least(0, 2**32 - 1)),
@@ -305,4 +306,22 @@ FIELDS: tuple[Field, ...] = (
     Field("pretrain.clip_norm", 1.0, "global gradient norm to clip at; 0 for none", at_least(0)),
     Field("pretrain.global_batch", 32, "sequences of context.original tokens per update", at_least(1, _BATCH)),
     Field("pretrain.checkpoint_every", 200, "updates between checkpoints", at_least(1)),
+    #
+    Field("study.models", ("4x256:256:3000000",), "models: layers x width : original context : pre-training tokens"),
+    Field("study.seeds", 3, "models of each, which differ in initial weights and data order", at_least(1)),
+    Field("study.extensions", (2, 4), "extension factors s", at_least(2), int),
+    Field("study.methods", ("yarn",), "methods to compare in every stage; 'METHOD+af' has YaRN's attention factor"),
+    Field("study.zero_shot", (), "further methods, compared without training"),
+    Field("study.shares", (0.625, 0.5), "share of dimensions that 'dprope' interpolates, by factor", _SHARE, float),
+    Field("study.n_hats", (), "numbers of dimensions that 'dprope' interpolates, without training", at_least(2), int),
+    Field("study.intervals", (), "numbers of intervals of 'dprope_argmin', without training", at_least(2), int),
+    Field("study.random", 0, "random vectors, compared without training", at_least(0)),
+    Field("study.vocab_size", 2048, "ids of the subword tokenizer that is trained", at_least(2)),
+    Field("study.symbols", 128, "ids of these for synthetic recall, half of them keys; even", at_least(32)),
+    Field("study.recall_share", 0.2, "share of training rows that are synthetic recall", Check(least=0, below=1)),
+    Field("study.batch_tokens", 2048, "tokens of an update of pre-training", at_least(1)),
+    Field("study.tune_batch_tokens", 2048, "tokens of an update of fine-tuning", at_least(1)),
+    Field("study.tune_share", 0.01, "tokens of a fine-tuning, as a share of the pre-training's", above(0)),
+    Field("study.windows", 1, "windows of each held-out text that are measured", at_least(1)),
+    Field("study.recall_rows", 4, "rows of either kind of recall that are measured", at_least(1)),
 )

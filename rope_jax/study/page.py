@@ -1,0 +1,311 @@
+"""The page of a study, from the lines of its table alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from rope_jax.report.figures import Line as Curve
+from rope_jax.report.figures import LinePlot, Panel
+from rope_jax.report.page import Block, Command, Page, Section, counted
+from rope_jax.report.page import Table as Cells
+from rope_jax.report.styles import NAMES
+from rope_jax.study.analysis import (
+    QUALITIES,
+    REFERENCE,
+    Line,
+    Table,
+    compare,
+    correlations,
+    exact_recall,
+    learning_curves,
+    mean,
+    stages,
+)
+from rope_jax.study.design import SKIPPED, TUNED, ZERO_SHOT
+from rope_jax.study.statistics import Difference
+
+TITLES = {ZERO_SHOT: "zero-shot", TUNED: "fine-tuned", SKIPPED: "fine-tuned with skipped positions"}
+EXTRAPOLATION = "extrapolation"
+
+
+def study_page(lines: Sequence[Line]) -> Page:
+    """The page of the lines of a `table.jsonl`."""
+    table = Table(lines)
+    sections = [Section("Does extrapolation fail?", _extrapolation(table))]
+    for extension in table.extensions:
+        for stage in stages(table):
+            sections.append(Section(f"s = {extension}, {TITLES[stage]}", _comparison(table, extension, stage)))
+    sections += [
+        Section("What predicts quality", _predictors(table)),
+        Section("Interpolated dimensions and intervals", _ablations(table)),
+        Section("Learning curves", _curves(table)),
+        Section("Each shape and context", _by_group(table)),
+        _reproduction(table),
+    ]
+    return Page("A study of scale vectors", _introduction(table), sections)
+
+
+def _introduction(table: Table) -> list[Block]:
+    models = table.models()
+    shapes = ", ".join(
+        f"{counted(len(table.models(group)), 'model')} of {table.models(group)[0]['without_embeddings']:,} parameters "
+        f"without embeddings at L = {group[1]} ({table.models(group)[0]['tokens']:,} tokens each)"
+        for group in table.groups
+    )
+    return [
+        f"{counted(len(models), 'model')} pre-trained on texts mixed with synthetic recall: {shapes}. Extension factors "
+        f"{', '.join(map(str, table.extensions))}. Every vector meets the same documents and rows in every model.",
+        f"*Differences* are from {NAMES[REFERENCE]}, in nats, negative where the method is better, with 95% intervals "
+        "from a bootstrap over models (seeds) and, within, documents or rows. They hold for all methods of a table "
+        "together (max-T). *Recall* asks for the value of a key stated earlier in the row. *Paired context* is the NLL of "
+        "an answer less that of the same answer when the context does not state it.",
+    ]
+
+
+def _extrapolation(table: Table) -> list[Block]:
+    rows = []
+    for group in table.groups:
+        for extension in table.extensions:
+            lines = table.measured(extension, ZERO_SHOT, group).get(EXTRAPOLATION)
+            if not lines:
+                continue
+            recall = [f"{share:.0%}" for kind in ("pairs", "asked") for share in exact_recall(lines, kind)]
+            nll = [f"{mean(lines, quality):.3f}" for quality in ("short", "beyond", "last")]
+            rows.append([group[0], str(group[1]), str(extension), *nll, *recall])
+    if not rows:
+        return []
+    head = ["model", "L", "s", *(QUALITIES[quality].title for quality in ("short", "beyond", "last"))]
+    head += [f"{kind}, {where} L" for kind in ("pairs", "in text") for where in ("within", "beyond")]
+    return [
+        "The models as they are, at lengths up to s L: mean NLL of texts, and the share of exact answers by the distance "
+        "of what is asked for.",
+        Cells(head, rows),
+        *_positions(table),
+    ]
+
+
+def _positions(table: Table) -> list[Block]:
+    figures: list[Block] = []
+    for group in table.groups:
+        panels = []
+        for extension in table.extensions:
+            for stage in stages(table):
+                measured = _named(table.measured(extension, stage, group))
+                panels.append(
+                    Panel(
+                        [
+                            Curve(name, _steps(lines, 8), _mean_of(lines, "position"))
+                            for name, lines in measured.items()
+                        ],
+                        "position (tokens)",
+                        f"s = {extension}, {TITLES[stage]}",
+                    )
+                )
+        shown = [panel for panel in panels if panel.lines]
+        if shown:
+            # The first tokens of any window are hard; they would flatten the rest.
+            rest = [y for panel in shown for line in panel.lines for y in line.y[2:]]
+            limits = (min(rest) - 0.1, float(np.quantile(rest, 0.97)) + 0.2)
+            name = f"position_{group[0]}_{group[1]}"
+            title = f"{group[0]}, L = {group[1]}"
+            figures.append(LinePlot(name, shown, "NLL (nats)", title, y_limits=limits, original=group[1]))
+    return figures
+
+
+def _comparison(table: Table, extension: int, stage: str) -> list[Block]:
+    measured = _plain(table.measured(extension, stage))
+    if len(measured) < 2:
+        return []
+    blocks: list[Block] = [f"{counted(len(measured[REFERENCE]), 'model')}.", _differences(measured)]
+    if len(table.groups):
+        blocks += _recall(table, extension, stage)
+    return blocks
+
+
+def _differences(measured: Mapping[str, Sequence[Line]]) -> Cells:
+    differences = {quality: compare(measured, quality) for quality in QUALITIES}
+    order = sorted(measured, key=lambda name: mean(measured[name], "beyond"))
+    rows = []
+    for name in order:
+        lines = measured[name]
+        recall = [f"{exact_recall(lines, kind)[1]:.0%}" for kind in ("pairs", "asked")]
+        if name == REFERENCE:
+            cells = [f"{mean(lines, quality):.3f}" for quality in QUALITIES]
+        else:
+            cells = [_difference(differences[quality][name]) for quality in QUALITIES]
+        rows.append([_title(name), *cells, *recall])
+    head = [
+        "method",
+        *(quality.title for quality in QUALITIES.values()),
+        "exact beyond L, pairs",
+        "exact beyond L, in text",
+    ]
+    return Cells(head, rows)
+
+
+def _difference(difference: Difference) -> str:
+    low, high = difference.together
+    seeds = sum(value < 0 for value in difference.seeds)
+    shown = f"{difference.mean:+.3f} ({low:+.3f} to {high:+.3f})"
+    agree = f", {max(seeds, len(difference.seeds) - seeds)} of {len(difference.seeds)}"
+    return f"**{shown}**{agree}" if low > 0 or high < 0 else shown + agree
+
+
+def _recall(table: Table, extension: int, stage: str) -> list[Block]:
+    panels = []
+    for group in table.groups:
+        measured = _named(table.measured(extension, stage, group))
+        lines = [
+            Curve(name, _steps(found, 4), (100 * _recall_by_distance(found)).tolist())
+            for name, found in measured.items()
+        ]
+        if lines:
+            panels.append(Panel(lines, "distance (tokens)", f"{group[0]}, L = {group[1]}"))
+    if not panels:
+        return []
+    title = f"Recall of pairs, s = {extension}, {TITLES[stage]}"
+    return [LinePlot(f"recall_{extension}_{stage}", panels, "exact (%)", title, y_limits=(-3, 103))]
+
+
+def _recall_by_distance(lines: Sequence[Line]) -> np.ndarray:
+    counts, hits = (np.sum([line["pairs"][name]["distance"] for line in lines], axis=0) for name in ("count", "hits"))
+    return hits / np.maximum(counts, 1)
+
+
+def _predictors(table: Table) -> list[Block]:
+    qualities = ("beyond", "last", "short", "recall")
+    rows, numbers = [], []
+    for group in table.groups:
+        for extension in table.extensions:
+            found = correlations(table, group, extension)
+            numbers += [len(table.measured(extension, ZERO_SHOT, group))] if found else []
+            for cost, by_quality in found.items():
+                cells = [
+                    f"{c.value:+.2f} ({c.interval[0]:+.2f} to {c.interval[1]:+.2f})"
+                    for c in (by_quality[quality] for quality in qualities)
+                ]
+                rows.append([group[0], str(group[1]), str(extension), cost, *cells])
+    if not rows:
+        return []
+    return [
+        f"Spearman's rank correlation, over {min(numbers)} vectors or more, random ones included, between what is known of "
+        "a vector without running a model and what it does zero-shot: the mean over seeds, with a 95% interval over "
+        "vectors. +1 means that the cost orders the vectors as the NLL does.",
+        Cells(["model", "L", "s", "cost", *(QUALITIES[quality].title for quality in qualities)], rows),
+    ]
+
+
+def _ablations(table: Table) -> list[Block]:
+    rows = []
+    for extension in table.extensions:
+        measured = table.measured(extension, ZERO_SHOT)
+        names = [name for name in measured if name.startswith(("dprope_n", "dprope_argmin_b"))]
+        chosen = {
+            name: measured[name]
+            for name in (REFERENCE, "dprope", "dprope_argmin", *sorted(names, key=_number))
+            if name in measured
+        }
+        if len(chosen) < 3:
+            continue
+        differences = {quality: compare(chosen, quality) for quality in ("beyond", "short")}
+        for name in chosen:
+            if name != REFERENCE:
+                cells = [_difference(differences[quality][name]) for quality in differences]
+                rows.append([str(extension), _title(name), *cells])
+    if not rows:
+        return []
+    return [
+        "DPRoPE by the number of interpolated dimensions, and by the number of intervals, zero-shot, as in the paper's "
+        "tables 4 and 6; differences as above.",
+        Cells(["s", "method", QUALITIES["beyond"].title, QUALITIES["short"].title], rows),
+    ]
+
+
+def _number(name: str) -> tuple[str, int]:
+    digits = "".join(c for c in name if c.isdigit())
+    return name.rstrip("0123456789"), int(digits or 0)
+
+
+def _curves(table: Table) -> list[Block]:
+    panels = []
+    for extension in table.extensions:
+        for stage in (TUNED, SKIPPED):
+            found = {name: xy for name, xy in learning_curves(table, extension, stage).items() if name in NAMES}
+            if len(found) > 1:
+                lines = [Curve(name, *xy) for name, xy in found.items()]
+                panels.append(Panel(lines, "tokens of fine-tuning", f"s = {extension}, {TITLES[stage]}"))
+    if not panels:
+        return []
+    values = [y for panel in panels for line in panel.lines for y in line.y]
+    limits = float(np.quantile(values, 0.01)) - 0.02, float(np.quantile(values, 0.98)) + 0.05
+    return [
+        f"Loss of a method before each update less that of {NAMES[REFERENCE]} on the same rows, the mean over models.",
+        LinePlot("learning", panels, "difference (nats)", y_limits=limits),
+    ]
+
+
+def _by_group(table: Table) -> list[Block]:
+    blocks: list[Block] = []
+    for group in table.groups:
+        for extension in table.extensions:
+            for stage in stages(table):
+                measured = _plain(table.measured(extension, stage, group))
+                if len(measured) > 1:
+                    title = f"{group[0]}, L = {group[1]}, s = {extension}, {TITLES[stage]}"
+                    blocks += [f"*{title}*: {counted(len(measured[REFERENCE]), 'seed')}.", _differences(measured)]
+    return blocks if len(table.groups) > 1 else []
+
+
+def _reproduction(table: Table) -> Section:
+    about, models = table.about, table.models()
+    training = sum(line["seconds"] for line in models)
+    rest = sum(line["seconds"] for line in table.lines if line["kind"] == "measured")
+    versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
+    return Section(
+        "How to repeat it",
+        [
+            Command(about["command"]),
+            f"Versions: {versions}. Hours: {training / 3600:.1f} of pre-training, {rest / 3600:.1f} of fine-tuning and "
+            "measuring. The first line of the table has the whole config, every other line one record.",
+        ],
+    )
+
+
+def _plain(measured: Mapping[str, list[Line]]) -> dict[str, list[Line]]:
+    """Methods, without random vectors and ablations."""
+    return {name: lines for name, lines in measured.items() if name.removesuffix("+af") in NAMES}
+
+
+def _named(measured: Mapping[str, list[Line]]) -> dict[str, list[Line]]:
+    """Methods that have a colour, and that are compared in every stage."""
+    shown = (
+        EXTRAPOLATION,
+        "pi",
+        "ntk",
+        REFERENCE,
+        "mrrope_pro",
+        "dprope",
+        "dprope_argmin",
+        "dprope_robust",
+        "two_term",
+    )
+    return {name: measured[name] for name in (*shown, "minimal", "learned", "cope") if name in measured}
+
+
+def _title(name: str) -> str:
+    plain = name.removesuffix("+af")
+    return NAMES.get(plain, plain) + (" + YaRN's factor" if name != plain else "")
+
+
+def _steps(lines: Sequence[Line], parts: int) -> list[float]:
+    """Middles of the ranges of positions or distances, an eighth or a quarter of L wide."""
+    key = "position" if parts == 8 else "pairs"
+    line = lines[0]
+    count = len(line["position"]) if key == "position" else len(line["pairs"]["count"]["distance"])
+    return [(i + 0.5) * line["context"] / parts for i in range(count)]
+
+
+def _mean_of(lines: Sequence[Line], key: str) -> list[float]:
+    return np.mean([line[key] for line in lines], axis=0).tolist()
