@@ -130,6 +130,9 @@ def optimizer(config: ConfigDict, section: str, **more) -> OptimizerConfig:
 
 
 def main(config: ConfigDict, folder: Path, name: str) -> None:
+    if TABLE.value:
+        procedure.rewrite_page(Path(TABLE.value), folder)
+        return
     if QUICK.value:
         with config.unlocked():
             quick(config)

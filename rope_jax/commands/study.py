@@ -4,7 +4,7 @@ RUN/tokenizer/, RUN/tokens.npz         a tokenizer of the training texts, and al
 RUN/vectors/L-S/NAME.json              a scale vector, and what is known of it without running a model
 RUN/models/SHAPE-L-SEED/               a model, with records of its training and of its energies, and below it
   S/zero_shot|tuned|skipped/NAME.json    a measurement under a vector
-RUN/table.jsonl                        all records, a line each
+RUN/table.jsonl, RUN/report.md         all records, a line each; the page made from them
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
@@ -31,17 +32,19 @@ from rope_jax.data.recall import Symbols
 from rope_jax.data.source import Splits
 from rope_jax.data.subword import train_subword
 from rope_jax.data.tokenizer import Tokenizer, load_tokenizer
-from rope_jax.files import write_text
+from rope_jax.files import read_json_lines, write_text
 from rope_jax.interop.huggingface import write_model
 from rope_jax.model.config import LlamaConfig
 from rope_jax.model.llama import abstract_params, init_params
 from rope_jax.report.metrics import MetricsWriter, read_metrics
+from rope_jax.report.page import write_page
 from rope_jax.rope.embedding import ScaleVector, identity
 from rope_jax.rope.geometry import Geometry
 from rope_jax.rope.measure import Measure
 from rope_jax.runs.folder import RunFolder
 from rope_jax.runs.software import versions
 from rope_jax.study.design import LEARNED, SKIPPED, TUNED, ZERO_SHOT, Design, Setup
+from rope_jax.study.page import study_page
 from rope_jax.study.probes import Probes, ProbeSizes, make_probes, measure
 from rope_jax.study.table import table_lines
 from rope_jax.study.tuning import fine_tune
@@ -166,8 +169,8 @@ def run(study: Study, reporter: Reporter) -> list[dict]:
         for extension in study.design.extensions:
             vectors(study, setup.context, extension, reporter)
             extend(study, setup, extension, material, reporter)
-        write_table(study)
-    return write_table(study)
+        write_results(study)
+    return write_results(study)
 
 
 def prepare_material(study: Study, reporter: Reporter) -> Material:
@@ -347,9 +350,15 @@ def _batches(material: Material, training: Training, seed: int, skip_to: int | N
     return MixtureBatches(material.mixture, (config.global_batch, config.length), seed, skip_to)
 
 
-def write_table(study: Study) -> list[dict]:
-    """Writes all records as `table.jsonl`, a line each, and returns them."""
+def write_results(study: Study) -> list[dict]:
+    """Writes all records as `table.jsonl`, a line each, and the page that they make; gives the lines."""
     about = {"kind": "study", "name": study.name, "command": study.command, "versions": versions()}
     lines = [{**about, "config": study.settings}, *table_lines(study.folder, study.design)]
     write_text(study.folder / "table.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+    write_page(study.folder.path, study_page(lines))
     return lines
+
+
+def rewrite_page(table: Path, folder: Path) -> None:
+    """Writes the page of a table into a folder."""
+    write_page(folder, study_page([line for _, line in read_json_lines(table)]))

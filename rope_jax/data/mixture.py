@@ -13,10 +13,11 @@ from rope_jax.errors import InputError, require
 
 # A recall row is a document, or two or four of them: near and far is then learned from the first step on.
 DOCUMENTS = (1, 1, 2, 4)
-# Shares of copies, pair streams, and texts with pairs; the last have the fewest answers to learn from.
-KINDS = (0.3, 0.5, 0.2)
+# Shares of copies, pair streams, and texts with pairs. The first two have many answers to learn from, the last has them
+# at all distances.
+KINDS = (0.25, 0.35, 0.4)
 # Tokens of a text to each pair in it.
-SPARSE = 32
+SPARSE = 16
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -40,15 +40,15 @@ class Recall(NamedTuple):
     distances: np.ndarray
 
 
-def pair_stream(rng: np.random.Generator, length: int, symbols: Symbols, *, near: bool = True) -> Recall:
+def pair_stream(rng: np.random.Generator, length: int, symbols: Symbols) -> Recall:
     """Keys and values in turn. Two fifths are new, until all keys are known; the others come again with their value.
 
-    The distance to the place that is asked for is uniform over what came before; with `near`, of every other row, its
-    logarithm is.
+    What comes again is the pair of an earlier place, which is drawn uniformly, or so that the logarithm of how far back
+    it is, is uniform. Pairs are few, so most have come again since: distances are short, those of `needles` are not.
     """
     slots = length // 2
     keys, values = rng.permutation(symbols.keys), rng.choice(symbols.values, symbols.count // 2)
-    logarithmic = near and rng.random() < 0.5
+    logarithmic = rng.random() < 0.5
     fresh, draws = rng.random(slots) < 0.4, rng.random(slots)
     chosen = np.zeros(slots, np.int64)
     distances = np.zeros(length, np.int32)

@@ -55,12 +55,15 @@ def _introduction(table: Table) -> list[Block]:
         for group in table.groups
     )
     return [
-        f"{counted(len(models), 'model')} pre-trained on texts mixed with synthetic recall: {shapes}. Extension factors "
-        f"{', '.join(map(str, table.extensions))}. Every vector meets the same documents and rows in every model.",
+        f"{counted(len(models), 'model')} pre-trained on texts mixed with synthetic recall: {shapes}. Extension "
+        f"factors {', '.join(map(str, table.extensions))}. Every vector meets the same documents and rows in every "
+        "model.",
         f"*Differences* are from {NAMES[REFERENCE]}, in nats, negative where the method is better, with 95% intervals "
-        "from a bootstrap over models (seeds) and, within, documents or rows. They hold for all methods of a table "
-        "together (max-T). *Recall* asks for the value of a key stated earlier in the row. *Paired context* is the NLL of "
-        "an answer less that of the same answer when the context does not state it.",
+        "from a bootstrap over models and documents (or rows of recall). They hold for all methods of a table together "
+        "(max-T). Bold ones exclude 0, and `k of n` models agree in sign.",
+        "*Recall* asks for the value of a key that a text states earlier. *Paired context* is the NLL of an answer less "
+        "that of the same answer when the text does not state it. *Exact* is the share of answers that are the most "
+        "likely token.",
     ]
 
 
@@ -79,8 +82,8 @@ def _extrapolation(table: Table) -> list[Block]:
     head = ["model", "L", "s", *(QUALITIES[quality].title for quality in ("short", "beyond", "last"))]
     head += [f"{kind}, {where} L" for kind in ("pairs", "in text") for where in ("within", "beyond")]
     return [
-        "The models as they are, at lengths up to s L: mean NLL of texts, and the share of exact answers by the distance "
-        "of what is asked for.",
+        "The models as they are, at lengths up to s L: mean NLL of texts, and the share of exact answers by the "
+        "distance of what is asked for.",
         Cells(head, rows),
         *_positions(table),
     ]
@@ -190,8 +193,8 @@ def _predictors(table: Table) -> list[Block]:
     if not rows:
         return []
     return [
-        f"Spearman's rank correlation, over {min(numbers)} vectors or more, random ones included, between what is known of "
-        "a vector without running a model and what it does zero-shot: the mean over seeds, with a 95% interval over "
+        f"Spearman's rank correlation, over {min(numbers)} vectors or more, random ones included, between what is "
+        "known of a vector without running a model and what it does zero-shot: the mean over seeds, with a 95% interval over "
         "vectors. +1 means that the cost orders the vectors as the NLL does.",
         Cells(["model", "L", "s", "cost", *(QUALITIES[quality].title for quality in qualities)], rows),
     ]

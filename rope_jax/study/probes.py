@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rope_jax.data.recall import Symbols, asked_at_the_end, pair_stream
+from rope_jax.data.recall import Symbols, asked_at_the_end, needles
 from rope_jax.errors import InputError
 from rope_jax.model.config import LlamaConfig
 from rope_jax.model.llama import Inputs, forward, head_kernel, logits
@@ -23,8 +23,8 @@ from rope_jax.rope.embedding import ScaleVector
 
 # Tokens that are scored at a time.
 BATCH_TOKENS = 8192
-# Pairs that a text with questions holds.
-PAIRS = 16
+# Tokens of a text to each pair in it, and pairs of a text that asks for them at its end.
+SPARSE, PAIRS = 16, 16
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -33,11 +33,12 @@ class Probes:
 
     Attributes:
         original: L, tokens.
-        rows: int32 `[N, L']`: texts, then pair streams, then texts with questions, then the same without answers.
+        rows: int32 `[N, L']`: texts, then texts with pairs that come twice, then texts with pairs that are asked
+            for at the end, then the same without the pairs.
         documents: int `[texts]`, the document of each text row.
         distances: int32 `[pairs + asked, L']`, of the recall rows with answers; 0 where nothing is asked.
-        pairs: number of pair streams.
-        asked: number of texts with questions.
+        pairs: number of texts with pairs that come twice.
+        asked: number of texts with questions at the end.
     """
 
     original: int
@@ -54,7 +55,7 @@ class Probes:
 
 @dataclasses.dataclass(frozen=True)
 class ProbeSizes:
-    """Numbers of rows: `windows` texts of each document, `pairs` pair streams, `asked` texts with questions."""
+    """Numbers of rows: `windows` texts of each document, and texts with `pairs` and with questions at the end."""
 
     windows: int = 1
     pairs: int = 8
@@ -94,15 +95,17 @@ def make_probes(
             f"`documents` has none of {sizes.windows} windows of {target} tokens; the longest has {longest} tokens",
             field="documents",
         )
-    streams = [pair_stream(rng, held, symbols, near=False) for _ in range(sizes.pairs)]
-    asked, without = [], []
-    for i in range(sizes.asked):
-        document = documents[places[i % len(places)]]
+
+    def text(number):
+        document = documents[places[number % len(places)]]
         start = int(rng.integers(len(document) - held + 1))
-        recall, same = asked_at_the_end(rng, document[start : start + held], symbols, PAIRS)
-        asked.append(recall)
-        without.append(same)
-    recalls = [*streams, *asked]
+        return document[start : start + held]
+
+    several = min(held // SPARSE, symbols.count // 2)
+    recalls = [needles(rng, text(i), symbols, several) for i in range(sizes.pairs)]
+    asked = [asked_at_the_end(rng, text(i), symbols, PAIRS) for i in range(sizes.asked)]
+    recalls += [recall for recall, _ in asked]
+    without = [same for _, same in asked]
     rows = np.stack([*texts, *(recall.tokens for recall in recalls), *without])
     distances = np.stack([recall.distances for recall in recalls])
     rows = np.pad(rows, ((0, 0), (1, 0)), constant_values=bos_id).astype(np.int32)

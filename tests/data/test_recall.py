@@ -1,0 +1,113 @@
+"""Synthetic recall: what is marked as an answer follows from where it points, and from nowhere else."""
+
+import numpy as np
+import pytest
+
+from rope_jax.data.mixture import Mixture, MixtureBatches, skipped
+from rope_jax.data.recall import Symbols, asked_at_the_end, copies, needles, pair_stream
+from rope_jax.data.subword import train_subword
+from rope_jax.data.tokenizer import load_tokenizer
+from rope_jax.errors import InputError
+
+SYMBOLS = Symbols(100, 64)
+TEXT = np.arange(90, dtype=np.int32)[np.random.default_rng(0).integers(0, 90, 4096)]
+
+
+def rows(kind, length, rng):
+    if kind == "pairs":
+        return pair_stream(rng, length, SYMBOLS)
+    if kind == "copies":
+        return copies(rng, length, SYMBOLS)
+    if kind == "needles":
+        return needles(rng, TEXT[:length], SYMBOLS, 8)
+    return asked_at_the_end(rng, TEXT[:length], SYMBOLS, 8)[0]
+
+
+@pytest.mark.parametrize("kind", ["pairs", "copies", "needles", "asked"])
+@pytest.mark.parametrize("length", [255, 256])
+def test_an_answer_stands_where_its_distance_says_with_the_same_token_before_it(kind, length):
+    for seed in range(20):
+        tokens, distances = rows(kind, length, np.random.default_rng(seed))
+        assert tokens.shape == distances.shape == (length,)
+        places = np.flatnonzero(distances)
+        assert len(places)
+        sources = places - distances[places]
+        assert sources.min() >= 1
+        np.testing.assert_array_equal(tokens[places], tokens[sources])
+        np.testing.assert_array_equal(tokens[places - 1], tokens[sources - 1])
+        if kind != "copies":  # the last place that answers: no later one has the key
+            for place, source in zip(places, sources):
+                assert tokens[place - 1] not in tokens[source + 1 : place - 1]
+
+
+def test_pairs_in_a_text_are_asked_for_at_all_distances():
+    found = [needles(np.random.default_rng(i), TEXT[:512], SYMBOLS, 32).distances for i in range(30)]
+    distances = np.concatenate(found)
+    counts = np.histogram(distances[distances > 0], bins=8, range=(0, 512))[0]
+    # The distance of two random places of a row falls linearly.
+    expected = counts.sum() * np.arange(15, 0, -2) / 64
+    assert (abs(counts - expected) < 5 * np.sqrt(expected)).all()
+
+
+def test_without_the_pairs_only_the_questions_are_left():
+    recall, without = asked_at_the_end(np.random.default_rng(3), TEXT[:256], SYMBOLS, 8)
+    np.testing.assert_array_equal(recall.tokens[-16:], without[-16:])
+    assert np.isin(recall.tokens[:-16], SYMBOLS.all).sum() == 16
+    assert not np.isin(without[:-16], SYMBOLS.all).any()
+    changed = np.flatnonzero(recall.tokens != without)
+    assert len(changed) == 16
+    # The depths of the pairs cover the row.
+    assert np.diff(np.sort(changed)).max() < 2 * 240 / 8
+
+
+@pytest.fixture(scope="module")
+def mixture():
+    return Mixture(TEXT, SYMBOLS, 0.25, 99)
+
+
+def test_any_batch_is_found_by_its_number(mixture):
+    batches = MixtureBatches(mixture, (8, 64), 5)
+    three = [next(batches) for _ in range(3)]
+    resumed = MixtureBatches(mixture, (8, 64), 5)
+    resumed.set_state({"number": 2})
+    for name, values in next(resumed).items():
+        np.testing.assert_array_equal(values, three[2][name])
+        assert not np.array_equal(values, three[1][name]) or name != "tokens"
+    assert resumed.get_state() == batches.get_state() == {"number": 3}
+
+
+def test_the_share_of_recall_is_that_of_every_batch(mixture):
+    for number in range(4):
+        batch = mixture.batch(number, 8, 64, 0)
+        assert np.isin(batch["tokens"], SYMBOLS.all).any(axis=1).sum() == 2
+        begins = batch["positions"] == 0
+        assert (batch["tokens"][begins] == 99).all() and begins[:, 0].all()
+        np.testing.assert_array_equal(np.cumsum(begins, axis=1), batch["segment_ids"])
+
+
+def test_too_little_text_is_refused():
+    with pytest.raises(InputError) as caught:
+        Mixture(TEXT[:10], SYMBOLS, 0.25, 99).batch(0, 1, 64, 0)
+    assert caught.value.field == "text"
+
+
+def test_skipped_positions_meet_every_position_once_far_enough():
+    rng, positions = np.random.default_rng(0), np.tile(np.arange(32), (400, 1))
+    moved = skipped(rng, positions, 128)
+    assert set(moved.ravel()) == set(range(128))
+    steps = np.diff(moved, axis=1)
+    assert (steps >= 1).all() and ((steps > 1).sum(axis=1) <= 1).all()
+
+
+def test_a_trained_tokenizer_keeps_its_symbols_for_recall(tmp_path):
+    texts = ["the cat sat on the mat, the dog <|3|> lay by the door " * 20, "naïve café\n"]
+    symbols = train_subword(tmp_path, texts, 320, 16)
+    tokenizer = load_tokenizer(tmp_path)
+    assert tokenizer.vocab_size == symbols.first + symbols.count <= 320
+    for text in texts:
+        ids = tokenizer.encode(text)
+        assert tokenizer.decode(ids) == text
+        assert ids.max() < symbols.first - 2 and len(ids) < len(text.encode())
+    with pytest.raises(InputError) as caught:
+        train_subword(tmp_path, texts, 256, 16)
+    assert caught.value.field == "vocab_size"
