@@ -24,10 +24,11 @@ FLOORS = (
     {"training"},
     {"evaluation"},
     {"plan", "report", "runs"},
+    {"study"},
     {"commands"},
 )
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
-FEW_PARAMETERS = ("rope", "model", "training", "evaluation", "runs")
+FEW_PARAMETERS = ("rope", "model", "training", "evaluation", "runs", "study")
 
 # Private names of other packages that have no public equivalent, with the file that explains why and the test that
 # fails when they move.

@@ -183,17 +183,16 @@ def prepare_material(study: Study, reporter: Reporter) -> Material:
         tokenizer = load_tokenizer(place)
         held_out = [d["text"] for split, source in study.texts.items() if split != "train" for d in source]
         text = np.concatenate([tokenizer.encode(document) for document in train])
-        arrays = {"train": text} | {f"held_out_{i:04}": tokenizer.encode(d) for i, d in enumerate(held_out)}
         temporary = tokens.with_name("tokens.tmp.npz")
-        np.savez(temporary, **arrays)
+        np.savez(temporary, text, *(tokenizer.encode(document) for document in held_out))
         temporary.replace(tokens)
     tokenizer = load_tokenizer(place)
     symbols = Symbols(tokenizer.vocab_size - study.symbols, study.symbols)
     assert tokenizer.bos_id is not None
     with np.load(tokens) as arrays:
-        documents = tuple(arrays[name] for name in arrays.files if name != "train")
-        mixture = Mixture(arrays["train"], symbols, study.recall_share, tokenizer.bos_id)
-    return Material(tokenizer, mixture, documents)
+        text, *documents = (arrays[name] for name in arrays.files)
+    mixture = Mixture(text, symbols, study.recall_share, tokenizer.bos_id)
+    return Material(tokenizer, mixture, tuple(documents))
 
 
 def pretrain(study: Study, setup: Setup, material: Material, reporter: Reporter) -> None:

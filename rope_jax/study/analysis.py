@@ -111,17 +111,20 @@ def compare(measured: Mapping[str, Sequence[Line]], quality: str) -> dict[str, D
     """Differences of every vector from the reference in one measure, paired by model and by document or row."""
     of = QUALITIES[quality].of
     values = {name: np.stack([of(line) for line in lines]) for name, lines in measured.items()}
-    return paired_differences(values, REFERENCE)
+    # A row may ask for nothing beyond L; it is the same row for all.
+    asked = np.all([np.isfinite(value).all(axis=0) for value in values.values()], axis=0)
+    return paired_differences({name: value[:, asked] for name, value in values.items()}, REFERENCE)
 
 
 def mean(lines: Sequence[Line], quality: str) -> float:
-    return float(np.mean([QUALITIES[quality].of(line).mean() for line in lines]))
+    return float(np.mean([np.nanmean(QUALITIES[quality].of(line)) for line in lines]))
 
 
-def exact_recall(lines: Sequence[Line], kind: str) -> tuple[float, float]:
-    """Share of exact answers within and beyond L."""
+def exact_recall(lines: Sequence[Line]) -> tuple[float, float]:
+    """Share of exact answers of both kinds of recall, within and beyond L."""
+    of_all = [line[kind] for line in lines for kind in ("pairs", "asked")]
     counts, hits = (
-        np.sum([np.sum(line[kind][name]["rows"], axis=0) for line in lines], axis=0) for name in ("count", "hits")
+        np.sum([np.sum(recall[name]["rows"], axis=0) for recall in of_all], axis=0) for name in ("count", "hits")
     )
     return float(hits[0] / max(counts[0], 1)), float(hits[1] / max(counts[1], 1))
 
@@ -138,7 +141,7 @@ def correlations(table: Table, group: Group, extension: int) -> dict[str, dict[s
         for cost, per_pair in totals(vector).items():
             costs.setdefault(cost, []).append(per_pair)
     qualities = {
-        quality: np.array([[QUALITIES[quality].of(line).mean() for line in measured[name]] for name in vectors]).T
+        quality: np.array([[mean([line], quality) for line in measured[name]] for name in vectors]).T
         for quality in QUALITIES
     }
     return {

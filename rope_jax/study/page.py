@@ -61,9 +61,9 @@ def _introduction(table: Table) -> list[Block]:
         f"*Differences* are from {NAMES[REFERENCE]}, in nats, negative where the method is better, with 95% intervals "
         "from a bootstrap over models and documents (or rows of recall). They hold for all methods of a table together "
         "(max-T). Bold ones exclude 0, and `k of n` models agree in sign.",
-        "*Recall* asks for the value of a key that a text states earlier. *Paired context* is the NLL of an answer less "
-        "that of the same answer when the text does not state it. *Exact* is the share of answers that are the most "
-        "likely token.",
+        "*Recall* asks for the value of a key that a text states earlier. *Paired context* is the NLL of an answer "
+        "less that of the same answer when the text does not state it. *Exact* is the share of answers that are the "
+        "most likely token.",
     ]
 
 
@@ -74,13 +74,13 @@ def _extrapolation(table: Table) -> list[Block]:
             lines = table.measured(extension, ZERO_SHOT, group).get(EXTRAPOLATION)
             if not lines:
                 continue
-            recall = [f"{share:.0%}" for kind in ("pairs", "asked") for share in exact_recall(lines, kind)]
+            recall = [f"{share:.0%}" for share in exact_recall(lines)]
             nll = [f"{mean(lines, quality):.3f}" for quality in ("short", "beyond", "last")]
             rows.append([group[0], str(group[1]), str(extension), *nll, *recall])
     if not rows:
         return []
     head = ["model", "L", "s", *(QUALITIES[quality].title for quality in ("short", "beyond", "last"))]
-    head += [f"{kind}, {where} L" for kind in ("pairs", "in text") for where in ("within", "beyond")]
+    head += ["exact within L", "exact beyond L"]
     return [
         "The models as they are, at lengths up to s L: mean NLL of texts, and the share of exact answers by the "
         "distance of what is asked for.",
@@ -122,9 +122,7 @@ def _comparison(table: Table, extension: int, stage: str) -> list[Block]:
     if len(measured) < 2:
         return []
     blocks: list[Block] = [f"{counted(len(measured[REFERENCE]), 'model')}.", _differences(measured)]
-    if len(table.groups):
-        blocks += _recall(table, extension, stage)
-    return blocks
+    return blocks + _recall(table, extension, stage)
 
 
 def _differences(measured: Mapping[str, Sequence[Line]]) -> Cells:
@@ -133,17 +131,16 @@ def _differences(measured: Mapping[str, Sequence[Line]]) -> Cells:
     rows = []
     for name in order:
         lines = measured[name]
-        recall = [f"{exact_recall(lines, kind)[1]:.0%}" for kind in ("pairs", "asked")]
+        exact = f"{exact_recall(lines)[1]:.0%}"
         if name == REFERENCE:
             cells = [f"{mean(lines, quality):.3f}" for quality in QUALITIES]
         else:
             cells = [_difference(differences[quality][name]) for quality in QUALITIES]
-        rows.append([_title(name), *cells, *recall])
+        rows.append([_title(name), *cells, exact])
     head = [
         "method",
         *(quality.title for quality in QUALITIES.values()),
-        "exact beyond L, pairs",
-        "exact beyond L, in text",
+        "exact beyond L",
     ]
     return Cells(head, rows)
 
@@ -168,7 +165,7 @@ def _recall(table: Table, extension: int, stage: str) -> list[Block]:
             panels.append(Panel(lines, "distance (tokens)", f"{group[0]}, L = {group[1]}"))
     if not panels:
         return []
-    title = f"Recall of pairs, s = {extension}, {TITLES[stage]}"
+    title = f"Recall, s = {extension}, {TITLES[stage]}"
     return [LinePlot(f"recall_{extension}_{stage}", panels, "exact (%)", title, y_limits=(-3, 103))]
 
 
@@ -194,8 +191,8 @@ def _predictors(table: Table) -> list[Block]:
         return []
     return [
         f"Spearman's rank correlation, over {min(numbers)} vectors or more, random ones included, between what is "
-        "known of a vector without running a model and what it does zero-shot: the mean over seeds, with a 95% interval over "
-        "vectors. +1 means that the cost orders the vectors as the NLL does.",
+        "known of a vector without running a model and what it does zero-shot: the mean over seeds, with a 95% "
+        "interval over vectors. +1 means that the cost orders the vectors as the NLL does.",
         Cells(["model", "L", "s", "cost", *(QUALITIES[quality].title for quality in qualities)], rows),
     ]
 

@@ -36,10 +36,10 @@ def paired_differences(
     """Differences of methods from `reference` by a bootstrap over seeds and documents.
 
     Both are drawn by themselves, because every seed's model reads the same documents: the interval holds for effects of
-    either, and is too wide for noise that belongs to neither (pigeonhole bootstrap, Owen, arXiv 0712.1111). Of n units n - 1 are drawn, so that
-    the variance of a mean is right for few of them (Hesterberg, The American Statistician 69, 2015, section 3.4); a
-    single unit has no spread and is kept. The intervals that hold together are those of the largest studentised
-    deviation over methods (max-T; Westfall and Young, 1993).
+    either, and is too wide for noise that belongs to neither (pigeonhole bootstrap, Owen, arXiv 0712.1111). Of n units
+    n - 1 are drawn, so that the variance of a mean is right for few of them (Hesterberg, The American Statistician 69,
+    2015, section 3.4); a single unit has no spread and is kept. The intervals that hold together are those of the
+    largest studentised deviation over methods (max-T; Westfall and Young, 1993).
 
     Args:
         values: method to float `[seeds, documents]`, of the same seeds and documents.
