@@ -96,7 +96,7 @@ def evaluate(job: EvaluationJob, folder: RunFolder, reporter: Reporter) -> dict:
     comparisons = {name: evaluation.compare(name, suites[name], reference) for name in suites}
     for records in suites.values():
         for record in records.values():
-            record.pop("scores", None)  # predictions/ holds them
+            record.pop("by_sample", None)  # predictions/ holds them
     compared = {"reference": reference, "suites": {name: found for name, found in comparisons.items() if found}}
     results = _results(job, evaluation, suites) | {"comparisons": compared}
     _say_ranking(results, reporter)

@@ -98,7 +98,7 @@ class Evaluation:
         """Runs the benchmark `name`, as far as an earlier attempt has not; `shared` are its records that need no model.
 
         Returns:
-            For questions the `table` and `grids` of scores, the `scores` by sample, the number of `samples`, and
+            For questions the `table` and `grids` of scores, the scores `by_sample`, the number of `samples`, and
             `seconds`; for a measurement its own result. JSON-able.
         """
         benchmark = self.benchmarks[name]
@@ -117,7 +117,7 @@ class Evaluation:
                 continue
             if isinstance(benchmark, Questions):
                 columns = ((sample, benchmark.column(sample)) for read in self.samples[name] for sample in read())
-                found[method] = compare_scores(columns, ours["scores"], theirs["scores"], self.setting.seed)
+                found[method] = compare_scores(columns, ours["by_sample"], theirs["by_sample"], self.setting.seed)
             else:
                 found[method] = benchmark.compare(ours, theirs, self.setting)
         return {method: differences for method, differences in found.items() if differences}
@@ -141,7 +141,7 @@ class Evaluation:
         return {
             "table": {task: {c: dataclasses.asdict(cell) for c, cell in row.items()} for task, row in table.items()},
             "grids": depth_grids(samples, scores, benchmark.depth, benchmark.bins, self.setting.seed),
-            "scores": scores,
+            "by_sample": scores,
             "samples": len(samples),
             "seconds": sum(prediction.seconds for prediction in predictions.values()),
         }
