@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import shlex
@@ -19,6 +20,7 @@ from rope_jax.commands.learned import LearnedMethod
 from rope_jax.commands.run import Corpus, Recipe
 from rope_jax.commands.source import Compute, Source
 from rope_jax.data.corpus import open_corpus
+from rope_jax.data.positions import Skips
 from rope_jax.data.source import Splits
 from rope_jax.data.tokenizer import Tokenizer, load_tokenizer
 from rope_jax.errors import InputError
@@ -191,15 +193,22 @@ def tuning(config: ConfigDict, target: int, name: str = "") -> TrainConfig:
     t, lora = config.train, config.train.lora
     optimizer = {field.name: t[field.name] for field in dataclasses.fields(OptimizerConfig) if field.name in t}
     shared = ("global_batch", "accumulation", "loss_chunk", "checkpoint_every", "keep", "keep_best")
-    with section("train", length="config.context.target"):
+    with train_section(config):
         return TrainConfig(
             optimizer=OptimizerConfig(**optimizer),
-            length=target,
+            length=t.length or target,
+            skips=Skips(target, t.chunks) if t.positions == "skip" else None,
             **{field: t[field] for field in (*shared, "offload_optimizer")},
             lora=LoraConfig(lora.rank, lora.alpha, tuple(lora.targets), config.seed) if lora.rank else None,
             learn=learning(config) if name == LEARNED and config.learn.joint else None,
             check_finite=config.debug.nans,
         )
+
+
+def train_section(config: ConfigDict) -> contextlib.AbstractContextManager[None]:
+    """Renames arguments in the errors of a block to the fields of 'train'."""
+    own = config.train.length or config.train.positions == "skip"
+    return section("train", length="config.train.length" if own else "config.context.target")
 
 
 def recipe(config: ConfigDict, source: Source, refused: Mapping[str, str] = NO_OWN) -> Recipe:

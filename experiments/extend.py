@@ -162,7 +162,7 @@ def check_devices(config: ConfigDict, recipe: Recipe, pretraining: TrainConfig |
     """Checks that every stage fits the devices."""
     model = recipe.source.model
     check_attention(model, mesh)
-    with names.section("train", length="config.context.target"):
+    with build.train_section(config):
         Training(model, recipe.tuning[recipe.exported], mesh).check()
     if pretraining:
         with names.section("pretrain", length="config.context.original"):
@@ -182,7 +182,7 @@ def check_devices(config: ConfigDict, recipe: Recipe, pretraining: TrainConfig |
 
 def plan(config: ConfigDict, name: str, sizes: dict[str, int], reporter: Reporter) -> Plan:
     """Plans the fine-tuning of a run on devices, by mesh axis, that need not be here."""
-    with names.config_names(), names.section("train", length="config.context.target"):
+    with names.config_names(), build.train_section(config):
         build.check(config)
         source = build.plan_source(config)
         tuning = build.recipe(config, source).tuning[config.rope.method]

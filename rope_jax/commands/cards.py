@@ -49,10 +49,16 @@ def card(
     )
 
 
+def described(config: TrainConfig) -> str:
+    """The sequences of a training."""
+    skips = f" whose positions skip up to {config.skips.reach:,}" if config.skips else ""
+    return f"sequences of {config.length:,} tokens{skips}"
+
+
 def _training(config: TrainConfig, steps: int) -> str:
     lora, optimizer = config.lora, config.optimizer
     weights = f"low-rank updates (rank {lora.rank}, {', '.join(lora.targets)})" if lora else "all weights"
     return (
-        f"Fine-tuned for {steps:,} steps of {config.global_batch} sequences of {config.length:,} tokens, {weights}, "
+        f"Fine-tuned for {steps:,} steps of {config.global_batch} {described(config)}, {weights}, "
         f"AdamW, learning rate {optimizer.learning_rate:g}, {optimizer.schedule}."
     )

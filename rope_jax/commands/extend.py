@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from rope_jax import multihost
-from rope_jax.commands.cards import card, provenance
+from rope_jax.commands.cards import card, described, provenance
 from rope_jax.commands.fit import fit
 from rope_jax.commands.learned import LearnedMethod, learned_solution
 from rope_jax.commands.reporter import Reporter
@@ -62,7 +62,7 @@ def extend(run: Run, reporter: Reporter) -> dict:
     drop_outdated(run, of, reporter)
     evaluate_before(run, scales, of, reporter)
 
-    reporter.say(f"fine-tuning at {recipe.measure.target:,} tokens; {_long_documents(run)}")
+    reporter.say(f"fine-tuning on {described(recipe.tuning[recipe.exported])}{_long_documents(run)}")
     for method, scale in scales.items():
         tune(run, method, scale, of[method], reporter)
 
@@ -242,7 +242,12 @@ def write_report(run: Run) -> dict:
             "split": corpus.split,
             **(run.folder.recorded("data") or {}),
         },
-        "train": {"steps": tuning.optimizer.steps, "tokens_per_step": tuning.global_batch * tuning.length},
+        "train": {
+            "steps": tuning.optimizer.steps,
+            "tokens_per_step": tuning.global_batch * tuning.length,
+            "length": tuning.length,
+            "reach": tuning.skips.reach if tuning.skips else tuning.length,
+        },
         "eval": {"stride": run.settings["eval"]["stride"]},
         "methods": methods,
         "comparisons": {stage: _comparisons(run, methods, stage) for stage in ("before", "after")},
@@ -283,17 +288,19 @@ def check_exportable(recipe: Recipe) -> None:
 
 def _long_documents(run: Run) -> str:
     """How much of fine-tuning happens beyond the original context, where a model learns what is new to it."""
-    measure = run.recipe.measure
+    recipe, original = run.recipe, run.recipe.measure.original
+    tuning = recipe.tuning[recipe.exported]
+    if tuning.length <= original:
+        return ""
 
     def estimate() -> dict:
-        share = share_past(run.documents, run.tokenizer, measure.target, measure.original)
-        return {"share_past_original_context": share}
+        return {"share_past_original_context": share_past(run.documents, run.tokenizer, tuning.length, original)}
 
     share = run.folder.record("data", estimate)["share_past_original_context"]
     if not share:
-        return f"none is past position {measure.original:,} of its document, for no text is longer"
-    most = 1 - measure.original / measure.target
-    return f"about {share:.2g} of them past position {measure.original:,} of their documents, at most {most:.2g}"
+        return f"; none is past token {original:,} of its document, for no text is longer"
+    most = 1 - original / tuning.length
+    return f"; about {share:.2g} of the tokens are past token {original:,} of their documents, at most {most:.2g}"
 
 
 def _read_source(run: Run, reporter: Reporter) -> dict:

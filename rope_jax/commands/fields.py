@@ -148,7 +148,7 @@ FIELDS: tuple[Field, ...] = (
         "of every method: factor on cos and sin; empty for the method's own, a number, 'yarn' (0.1 ln s + 1) or "
         "'longrope' (sqrt(1 + ln s / ln L))",
     ),
-    Field("rope.taper", 0, "of every method: pairs on either side that factors are averaged with", at_least(0)),
+    Field("rope.taper", 0, "of every method: pairs on either side that factors are averaged with", at_least(0, 1024)),
     Field("compare", (), "further methods, fine-tuned and evaluated in the same way", _METHOD),
     #
     Field("angles.intervals", 360, "intervals of [0, 2 pi) that angles are counted in", at_least(2, 100_000)),
@@ -167,12 +167,12 @@ FIELDS: tuple[Field, ...] = (
         "method 'dprope': file of measured energies, which weigh pairs; experiments.analyze then weighs totals, too",
     ),
     Field("solve.distances", "", "method 'two_term': file of measured distances; empty counts all pairs of positions"),
-    Field("usage.texts", 4, "experiments.analyze --usage: texts to measure a model on", at_least(1)),
-    Field("usage.tokens", 0, "tokens of each, from its beginning; 0 for the original context", at_least(0)),
+    Field("usage.texts", 4, "experiments.analyze --usage: texts to measure a model on", at_least(1, _SAMPLES)),
+    Field("usage.tokens", 0, "tokens of each, from its beginning; 0 for the original context", _CONTEXT),
     #
     Field("learn.start", "ntk", "method 'learned': method whose scale vector gradients start from", one_of(*METHODS)),
     Field("learn.steps", 40, "method 'learned': gradient steps, with frozen weights", at_least(1)),
-    Field("learn.batch", 8, "method 'learned': sequences of context.target tokens per step", at_least(1, _BATCH)),
+    Field("learn.batch", 8, "method 'learned': sequences of train.length tokens per step", at_least(1, _BATCH)),
     Field("learn.learning_rate", 0.02, "method 'learned': learning rate of the logarithms of factors", above(0, 10)),
     Field("learn.attention_factor", False, "method 'learned': also learn the attention factor"),
     Field("learn.joint", False, "method 'learned': keep learning the vector while the weights are fine-tuned"),
@@ -192,7 +192,16 @@ FIELDS: tuple[Field, ...] = (
     Field("train.clip_norm", 0.0, "global gradient norm to clip at; 0 for none", at_least(0)),
     Field("train.mu_dtype", "float32", "dtype of the first moment", one_of("float32", "bfloat16")),
     Field("train.offload_optimizer", False, "offload the optimizer's moments to host memory between updates"),
-    Field("train.global_batch", 64, "sequences of context.target tokens per update", at_least(1, _BATCH)),
+    Field("train.length", 0, "tokens of a sequence; 0 for context.target", _CONTEXT),
+    Field(
+        "train.positions",
+        "consecutive",
+        "positions of a sequence; 'skip' cuts each document at random and skips positions in between (PoSE), so that "
+        "sequences shorter than context.target reach all of it",
+        one_of("consecutive", "skip"),
+    ),
+    Field("train.chunks", 2, "chunks of a document between which positions skip", at_least(2, 1024)),
+    Field("train.global_batch", 64, "sequences of train.length tokens per update", at_least(1, _BATCH)),
     Field("train.accumulation", 8, "microbatches per update; divides train.global_batch", at_least(1, _BATCH)),
     Field("train.loss_chunk", 512, "tokens of a row projected to the vocabulary at a time", at_least(1)),
     Field("train.checkpoint_every", 100, "updates between checkpoints", at_least(1)),

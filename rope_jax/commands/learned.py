@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import jax
 import numpy as np
 
+from rope_jax.commands.fields import LEARNED
 from rope_jax.commands.reporter import Reporter
 from rope_jax.commands.source import read_params
 from rope_jax.rope.methods.method import Method, Solution
@@ -32,7 +33,7 @@ class LearnedMethod:
 
 
 def learned_solution(run: Run, method: LearnedMethod, reporter: Reporter) -> tuple[Solution, np.ndarray]:
-    """Learns a scale vector on packed batches at the extended context.
+    """Learns a scale vector on packed batches like those of fine-tuning.
 
     Returns:
         The learned vector with its disturbance, and float32 `[steps]` losses in nats per token, each before its step.
@@ -49,7 +50,8 @@ def learned_solution(run: Run, method: LearnedMethod, reporter: Reporter) -> tup
 
 
 def _batches(run: Run, method: LearnedMethod, reporter: Reporter) -> Iterator[dict]:
+    tuning = run.recipe.tuning[LEARNED]
     held, sharding = process_rows(run.mesh, method.batch), batch_sharding(run.mesh)
-    batches = run.batches(method.batch, run.recipe.measure.target)
+    batches = run.batches(method.batch, tuning.length, tuning.skips)
     for _ in reporter.bar("learning factors")(range(method.steps)):
         yield {name: place_rows(rows, held, method.batch, sharding, 0) for name, rows in next(batches).items()}

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 import jax
 
+from rope_jax.commands.cards import described
 from rope_jax.commands.reporter import Reporter
 from rope_jax.model.config import LlamaConfig
 from rope_jax.plan.describe import describe
@@ -37,8 +38,8 @@ def plan_training(
     training = Training(model, config, make_mesh(**mesh, devices=jax.devices()[:count]))
     training.check()
     reporter.say(
-        f"{name}: compiling the training step for {count} virtual devices; attention is compiled in chunks, by 'cpu'"
-        f"{kernel}"
+        f"{name}: {described(config)}; compiling the training step for {count} virtual devices; attention is compiled "
+        f"in chunks, by 'cpu'{kernel}"
     )
     result = plan(training, own)
     reporter.say(describe(result, model.remat))

@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from rope_jax.commands.learned import LearnedMethod
 from rope_jax.commands.source import Source
 from rope_jax.data.pipeline import TrainingBatches, training_batches
+from rope_jax.data.positions import Skips
 from rope_jax.data.source import TextSource
 from rope_jax.data.tokenizer import Tokenizer
 from rope_jax.evaluation.engine import Evaluation
@@ -89,12 +90,10 @@ class Run:
     def method_folder(self, method: str) -> RunFolder:
         return self.folder.at(f"methods/{method}")
 
-    def batches(self, rows: int, length: int) -> TrainingBatches:
+    def batches(self, rows: int, length: int, skips: Skips | None) -> TrainingBatches:
         """Training batches of the rows that this process holds, of `rows` in all and `length` tokens each."""
-        held = process_rows(self.mesh, rows)
-        return training_batches(
-            self.documents, self.tokenizer, rows, length, self.seed, rows=held, streams=self.streams
-        )
+        shared = {"rows": process_rows(self.mesh, rows), "streams": self.streams, "skips": skips}
+        return training_batches(self.documents, self.tokenizer, rows, length, self.seed, **shared)
 
     @property
     def parameters(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import grain
 import numpy as np
 
+from rope_jax.data.positions import Skips
 from rope_jax.data.tokenizer import Tokenizer
 from rope_jax.errors import InputError
 
@@ -93,6 +95,7 @@ def training_batches(
     *,
     rows: Sequence[int] | None = None,
     streams: int = 1,
+    skips: Skips | None = None,
 ) -> TrainingBatches:
     """Packs documents into batches of rows without padding, in a new order every epoch.
 
@@ -111,6 +114,7 @@ def training_batches(
         seed: determines the order, from 0 to 2^32 - 1.
         rows: rows of every batch that this iterator gives, ascending; None gives all.
         streams: a divisor of `batch_size`.
+        skips: how positions skip, if they do; reaches further than a row.
 
     Raises:
         InputError: if there are fewer documents than streams, or an argument is out of its range.
@@ -141,11 +145,13 @@ def training_batches(
 
     def stream_batches(stream):
         # Grain adds the number of the window to the seed, in 32 bits.
-        window_seed = int(np.random.SeedSequence([seed, stream]).generate_state(1)[0]) >> 1
+        window_seed, skip_seed = (np.random.SeedSequence([seed, stream]).generate_state(2) >> 1).tolist()
         documents = grain.MapDataset.source(source)[stream::streams].seed(seed).shuffle().repeat()
         encoded = documents.map(functools.partial(_encode_document, tokenizer)).to_iter_dataset(_READ_AHEAD)
         packed = grain.experimental.ConcatThenSplitIterDataset(encoded, length_struct={"tokens": length})
         packed = grain.experimental.WindowShuffleIterDataset(packed, window_size=window, seed=window_seed)
+        if skips:
+            packed = packed.random_map(skips, seed=skip_seed)
         return iter(packed.batch(share, drop_remainder=True))
 
     description = {
@@ -156,6 +162,7 @@ def training_batches(
         "seed": seed,
         "streams": streams,
         "shuffle window": window,
+        "skipped positions": list(dataclasses.astuple(skips)) if skips else None,
     }
     return TrainingBatches({stream: stream_batches(stream) for stream in kept}, kept, description)
 

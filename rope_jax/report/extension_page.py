@@ -23,8 +23,8 @@ def extension_page(results: Mapping, curves: Mapping[str, Sequence[Mapping]]) ->
         f"A model of {model['parameters']:,} parameters ({model['description']}), extended "
         f"{context['target'] / context['original']:g}-fold by {counted(len(methods), 'method')}: as they are "
         f"(*before*), and after {counted(train['steps'], 'step')} of fine-tuning on "
-        f"{train['tokens_per_step']:,} tokens each (*after*). Text: {results['data']['description']}. "
-        f"Exported: {NAMES[results['export']['method']]}, in `export/`."
+        f"{train['tokens_per_step']:,} tokens each{_sequences(train, context)} (*after*). "
+        f"Text: {results['data']['description']}. Exported: {NAMES[results['export']['method']]}, in `export/`."
     )
     vectors = [
         figures.disturbance_per_pair({name: scale["disturbance"] for name, scale in scales.items()}),
@@ -42,6 +42,14 @@ def extension_page(results: Mapping, curves: Mapping[str, Sequence[Mapping]]) ->
             reproduction(results, "Losses per step: `methods/*/metrics.jsonl`, also for TensorBoard."),
         ],
     )
+
+
+def _sequences(train: Mapping, context: Mapping) -> str:
+    """How sequences differ from the extended context, if they do."""
+    if train["length"] == context["target"]:
+        return ""
+    skips = f", whose positions skip up to {train['reach']:,}" if train["reach"] > train["length"] else ""
+    return f", in sequences of {train['length']:,}{skips}"
 
 
 def _perplexity(results: Mapping) -> list[Block]:

@@ -8,6 +8,7 @@ from functools import partial
 
 import optax
 
+from rope_jax.data.positions import Skips
 from rope_jax.errors import InputError, require
 from rope_jax.model.lora import LoraConfig
 from rope_jax.training.learn import LearnConfig
@@ -72,6 +73,7 @@ class TrainConfig:
         lora: trains a low-rank update instead of all weights; None trains all weights.
         learn: trains the scale vector together with the weights; None keeps it fixed.
         offload_optimizer: keeps the moments of the optimizer state in host memory between updates.
+        skips: positions of training rows skip, so that short rows train a longer context; None counts them.
         check_finite: checks loss and gradients of every step, and names the first part that is not finite.
     """
 
@@ -86,11 +88,17 @@ class TrainConfig:
     lora: LoraConfig | None = None
     learn: LearnConfig | None = None
     offload_optimizer: bool = False
+    skips: Skips | None = None
     check_finite: bool = False
 
     def __post_init__(self):
         for field in ("length", "global_batch", "accumulation", "loss_chunk", "checkpoint_every", "keep"):
             require(self, field, getattr(self, field) >= 1, "it must be at least 1")
+        if self.skips and self.skips.reach <= self.length:
+            raise InputError(
+                f"`length` is {self.length}, and positions that skip reach {self.skips.reach}: train on shorter rows",
+                field="length",
+            )
         require(self, "keep_best", self.keep_best >= 0, "it must be at least 0")
         if self.global_batch % self.accumulation:
             raise InputError(

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from rope_jax.data import pipeline
 from rope_jax.data.pipeline import join_states, share_past, token_documents, training_batches
+from rope_jax.data.positions import Skips
 from rope_jax.data.tokenizer import load_tokenizer
 from rope_jax.errors import InputError
 from tests.processes import ended, python
@@ -324,3 +325,52 @@ def test_real_books_with_llama2(shared, tmp_path):
     for tokens, segments in zip(batch["tokens"], batch["segment_ids"]):
         longest = tokens[segments == np.bincount(segments).argmax()]
         assert " ".join(map(str, longest)) in book
+
+
+SKIPS = Skips(reach=64, chunks=3)
+
+
+def skipping(seed=7, length=12, rows=None, skips=SKIPS):
+    return training_batches(numbered(9), BYTES, 4, length, seed, rows=rows, streams=2, skips=skips)
+
+
+def test_skipped_positions_meet_the_whole_context():
+    """Each document of a packed row rises from 0 in at most three runs; together they meet every position."""
+    segments = np.repeat([1, 2, 3, 4], [5, 1, 4, 2])
+    plain = np.concatenate([np.arange(n) for n in (5, 1, 4, 2)])
+    met, rng = set(), np.random.default_rng(0)
+    for _ in range(500):
+        row = SKIPS({"tokens_positions": plain, "tokens_segment_ids": segments}, rng)["tokens_positions"]
+        for segment in (1, 2, 3, 4):
+            steps = np.diff((row - plain)[segments == segment], prepend=0)
+            assert steps[0] == 0 and (steps >= 0).all() and (steps > 0).sum() <= 2
+        met |= set(row.tolist())
+    assert met == set(range(64))
+
+
+def test_skips_are_uniform_over_what_fits():
+    row = {"tokens_positions": np.arange(20, dtype=np.int32), "tokens_segment_ids": np.ones(20, np.int32)}
+    rng = np.random.default_rng(0)
+    last = [Skips(reach=100)(row, rng)["tokens_positions"][-1] for _ in range(4000)]
+    # 81 skips, each expected 49 times with a standard deviation of 7.
+    counts = np.bincount(last)[19:]
+    assert len(counts) == 81 and counts.min() > 49 - 5 * 7 and counts.max() < 49 + 5 * 7
+
+
+def test_skips_resume_bitwise_and_do_not_depend_on_processes():
+    whole, plain = take(skipping(), 12), take(skipping(skips=None), 12)
+    assert_equal([{**a, "positions": b["positions"]} for a, b in zip(whole, plain)], plain)
+    assert all((a["positions"] >= b["positions"]).all() for a, b in zip(whole, plain))
+    batches = skipping()
+    take(batches, 5)
+    state = json.loads(json.dumps(batches.get_state()))
+    resumed = skipping()
+    resumed.set_state(state)
+    assert_equal(take(resumed, 7), whole[5:])
+    part = take(skipping(rows=[2, 3]), 12)
+    assert_equal(part, [{key: value[2:] for key, value in batch.items()} for batch in whole])
+    with pytest.raises(InputError, match="skipped positions"):
+        skipping(skips=None).set_state(state)
+    with pytest.raises(InputError) as error:
+        Skips(64, 1)
+    assert error.value.field == "chunks"

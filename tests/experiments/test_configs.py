@@ -7,8 +7,11 @@ import jax
 import numpy as np
 import pytest
 
+from configs import defaults
 from experiments import build
+from rope_jax.commands.cards import described
 from rope_jax.commands.source import Source
+from rope_jax.data.positions import Skips
 from rope_jax.errors import InputError
 from rope_jax.interop.hf_config import SourceConfig
 from rope_jax.model.config import LlamaConfig
@@ -131,3 +134,14 @@ def test_explicit_factors_come_from_a_file(tmp_path):
     (tmp_path / "factors.json").write_text('{"factors": []}')
     with pytest.raises(InputError, match="must hold a list of numbers"):
         build.recipe(config, source)
+
+
+def test_sequences_of_fine_tuning():
+    config = defaults.get_config()
+    assert build.tuning(config, 16384).length == 16384 and build.tuning(config, 16384).skips is None
+    config.train.length = 2048
+    assert described(build.tuning(config, 16384)) == "sequences of 2,048 tokens"
+    config.train.positions = "skip"
+    tuning = build.tuning(config, 16384)
+    assert tuning.length == 2048 and tuning.skips == Skips(16384, 2)
+    assert described(tuning) == "sequences of 2,048 tokens whose positions skip up to 16,384"
