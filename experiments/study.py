@@ -65,7 +65,7 @@ def prepare(config: ConfigDict, folder: Path, name: str, held: contextlib.ExitSt
     held.enter_context(place.locked())
     place.check(build.settings(config), (*MAY_CHANGE, "mesh", "compilation_cache"))
     learning = build.learning(config), config.learn.start, config.learn.steps
-    with names.section("study", n_hat="config.study.n_hats"):
+    with names.section("study", n_hat="config.study.n_hats", global_batch="config.study.tune_batch_tokens"):
         found = Study(
             name=name,
             command=build.command("study"),

@@ -32,6 +32,7 @@ from rope_jax.data.recall import Symbols
 from rope_jax.data.source import Splits
 from rope_jax.data.subword import train_subword
 from rope_jax.data.tokenizer import Tokenizer, load_tokenizer
+from rope_jax.errors import InputError
 from rope_jax.files import read_json_lines, write_text
 from rope_jax.interop.huggingface import write_model
 from rope_jax.model.config import LlamaConfig
@@ -98,20 +99,28 @@ class Study:
     mesh: Mesh
 
     def check(self) -> None:
-        """Checks that every vector can be solved for every context, without solving.
+        """Checks that every vector can be solved for every context, without solving, and that every training fits.
 
         Raises:
             InputError: naming what cannot be used.
         """
-        for _, context, _ in self.design.models:
+        for setup in self.design.setups():
+            self.training(setup, setup.context, tuned=False).check()
             for extension in self.design.extensions:
+                for length in (setup.context, setup.context * extension):
+                    self.training(setup, length, tuned=True).check()
                 for name in self.design.vectors:
-                    check_vector(name, self.geometry(), self.contexts(context, extension))
+                    check_vector(name, self.geometry(), self.contexts(setup.context, extension))
 
     def config(self, setup: Setup) -> LlamaConfig:
         """The model of a setup; its weights start with a standard deviation of `width^-1/2`, which suits any width."""
         layers, width = setup.shape.layers, setup.shape.width
-        heads = max(width // self.model.head_dim, 1)
+        heads, rest = divmod(width, self.model.head_dim)
+        if rest:
+            raise InputError(
+                f"`models` has a width of {width}, which is no multiple of the head dimension, {self.model.head_dim}",
+                field="models",
+            )
         return dataclasses.replace(
             self.model,
             hidden_size=width,

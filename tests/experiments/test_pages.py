@@ -13,7 +13,7 @@ import jax
 import pytest
 from absl import flags
 
-from experiments import analyze, evaluate, export, extend, shell, verify
+from experiments import analyze, evaluate, export, extend, shell, study, verify
 from rope_jax.data.byte_tokenizer import ByteTokenizer
 from rope_jax.sharding import make_mesh
 from tests.interop.references import write_random_llama
@@ -30,6 +30,7 @@ DOORS = {
     "evaluate": (evaluate.run, evaluate.DEFAULT, ("command.evaluate", "command.score_predictions")),
     "export": (export.export, export.DEFAULT, ("procedure.export",)),
     "extend": (extend.main, extend.TINY, ("procedure.extend", "plan_training", "virtual_devices")),
+    "study": (study.main, study.CONFIG, ("procedure.run", "procedure.rewrite_page")),
     "verify": (verify.verify, verify.DEFAULT, ("procedure.verify",)),
 }
 
@@ -69,13 +70,14 @@ def folder(tmp_path, monkeypatch):
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     monkeypatch.setattr(shell.app, "run", lambda main, flags_parser: main(flags_parser(sys.argv)))
     monkeypatch.setattr(extend, "make_mesh", lambda **sizes: make_mesh(**sizes, devices=jax.devices()[:2]))
+    monkeypatch.setattr(study, "make_mesh", lambda **sizes: make_mesh(**sizes, devices=jax.devices()[:1]))
     yield tmp_path
     for number, handler in handlers.items():
         signal.signal(number, handler)
     flags.FLAGS.unparse_flags()
     for flag in [flag for flag in flags.FLAGS if flag.split(".")[0] in ("config", "workdir")]:
         delattr(flags.FLAGS, flag)
-    for module in (analyze, evaluate, extend):
+    for module in (analyze, evaluate, extend, study):
         for holder in vars(module).values():
             if isinstance(holder, flags.FlagHolder):
                 flags.FLAGS[holder.name].unparse()

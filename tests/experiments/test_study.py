@@ -26,7 +26,7 @@ def small(texts):
     s.extensions, s.shares = (2,), (0.5,)
     s.methods, s.zero_shot, s.n_hats, s.intervals, s.random = ("yarn", "extrapolation", "learned"), (), (), (), 2
     s.vocab_size, s.symbols = 300, 32
-    s.batch_tokens, s.tune_batch_tokens, s.tune_share = 256, 512, 0.5
+    s.batch_tokens, s.tune_batch_tokens, s.tune_share = 256, 512, 0.5  # a row or more for each of eight devices
     s.recall_rows = 1
     return config
 
@@ -62,6 +62,8 @@ def test_from_texts_to_a_page_and_resumed(texts, tmp_path, monkeypatch):
     ("field", "value"),
     [
         ("models", ("big",)),
+        ("models", ("1x40:32:1024",)),
+        ("tune_batch_tokens", 64),
         ("methods", ("yarn", "nothing")),
         ("shares", (0.5, 0.5)),
         ("n_hats", (18,)),
