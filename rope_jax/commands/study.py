@@ -37,6 +37,7 @@ from rope_jax.files import read_json_lines, write_text
 from rope_jax.interop.huggingface import write_model
 from rope_jax.model.config import LlamaConfig
 from rope_jax.model.llama import abstract_params, init_params
+from rope_jax.model.usage import measure_usage
 from rope_jax.report.metrics import MetricsWriter, read_metrics
 from rope_jax.report.page import write_page
 from rope_jax.rope.embedding import ScaleVector, identity
@@ -175,6 +176,7 @@ def run(study: Study, reporter: Reporter) -> list[dict]:
     material = prepare_material(study, reporter)
     for setup in study.design.setups():
         pretrain(study, setup, material, reporter)
+        measure_energy(study, setup, material, reporter)
         for extension in study.design.extensions:
             vectors(study, setup.context, extension, reporter)
             extend(study, setup, extension, material, reporter)
@@ -245,6 +247,20 @@ def pretrain(study: Study, setup: Setup, material: Material, reporter: Reporter)
         },
     )
     shutil.rmtree(place / "checkpoints")
+
+
+def measure_energy(study: Study, setup: Setup, material: Material, reporter: Reporter) -> None:
+    """Records how much a model uses each frequency pair on texts of its own context; the mean over pairs is 1."""
+    place = study.folder.at(setup.folder)
+    if place.has("usage.json"):
+        return
+    config, head = study.config(setup), np.int32([material.mixture.bos_id])
+    held_out = [document for document in material.documents if len(document) >= setup.context]
+    texts = [np.concatenate([head, document[: setup.context - 1]]) for document in held_out]
+    params = read_params(place / "model", config, study.mesh, reporter)
+    with jax.set_mesh(study.mesh):
+        usage = measure_usage(params, config, identity(config.head_dim), texts, {})
+    place.record("usage", lambda: {"energy": usage.pair_weights(), "texts": len(texts)})
 
 
 def _random_params(model: LlamaConfig, seed: int) -> dict:

@@ -136,23 +136,28 @@ def correlations(table: Table, group: Group, extension: int) -> dict[str, dict[s
     vectors = {name: vector for name, vector in found.items() if vector is not None}
     if len(vectors) < 3:
         return {}
-    costs: dict[str, list[float]] = {}
-    for vector in vectors.values():
-        for cost, per_pair in totals(vector).items():
-            costs.setdefault(cost, []).append(per_pair)
+    # Of the models that were measured, in their order.
+    energy = {model["seed"]: model.get("energy") for model in table.models(group)}
+    energies = [energy[line["seed"]] for line in measured[REFERENCE]]
+    costs = {
+        cost: np.array([totals(v)[cost] for v in vectors.values()]) for cost in totals(next(iter(vectors.values())))
+    }
+    for cost in ("disturbance", "two-term"):
+        if cost in costs and all(energies):
+            costs[f"{cost}, by energy"] = np.array([[totals(v, w)[cost] for v in vectors.values()] for w in energies])
     qualities = {
         quality: np.array([[mean([line], quality) for line in measured[name]] for name in vectors]).T
         for quality in QUALITIES
     }
     return {
-        cost: {quality: rank_correlation(np.array(values), measure) for quality, measure in qualities.items()}
+        cost: {quality: rank_correlation(values, measure) for quality, measure in qualities.items()}
         for cost, values in costs.items()
     }
 
 
-def totals(vector: Line) -> dict[str, float]:
-    """A vector's costs over all pairs: means, and the two-term cost of its two parts."""
-    means = {name: float(np.mean(values)) for name, values in vector["costs"].items()}
+def totals(vector: Line, energy: Sequence[float] | None = None) -> dict[str, float]:
+    """A vector's costs, means over pairs that `energy` weighs, and the two-term cost of its two parts."""
+    means = {name: float(np.average(values, weights=energy)) for name, values in vector["costs"].items()}
     if "changed distances" in means:
         means["two-term"] = means["changed distances"] + UNSEEN_WEIGHT * means["unseen angles"]
     return means

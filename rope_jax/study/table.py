@@ -21,7 +21,7 @@ def table_lines(folder: RunFolder, design: Design) -> Iterator[dict[str, Any]]:
         about = {"shape": str(setup.shape), "context": setup.context, "seed": setup.seed}
         if record is None:
             continue
-        yield {"kind": "model", **about, **record}
+        yield {"kind": "model", **about, **record, **(folder.recorded(f"{setup.folder}/usage") or {})}
         for extension in design.extensions:
             place = folder.at(f"{setup.folder}/{extension}")
             where = {**about, "extension": extension}

@@ -42,7 +42,7 @@ def test_from_texts_to_a_page_and_resumed(texts, tmp_path, monkeypatch):
     tuned = [line for line in measured if line["stage"] in ("tuned", "skipped")]
     assert len(tuned) == 6 and {line["tokens"] for line in tuned} == {512}
     (model,) = (line for line in lines if line["kind"] == "model")
-    assert model["tokens"] == 1024 and len(model["losses"]) == 4
+    assert model["tokens"] == 1024 and len(model["losses"]) == 4 and len(model["energy"]) == 8
     assert not (tmp_path / "models/1x32-32-0/checkpoints").exists()
     assert "zero-shot" in (tmp_path / "report.md").read_text()
 

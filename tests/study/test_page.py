@@ -54,6 +54,7 @@ def lines():
         for seed in range(2):
             about = {"shape": shape, "context": context, "seed": seed}
             found.append({"kind": "model", **about, "without_embeddings": 1, "tokens": 10, "seconds": 3600.0})
+            found[-1]["energy"] = [2.0, 0.0] if seed else [0.0, 2.0]
             found += [measured(**about, extension=4, stage="zero_shot", vector=vector) for vector in EFFECTS]
             found += [
                 measured(**about, extension=4, stage=stage, vector=vector)
@@ -85,6 +86,8 @@ def test_what_orders_vectors_correlates(lines):
     found = correlations(Table(lines), GROUPS[0], 4)
     assert found["disturbance"]["beyond"].value == pytest.approx(1)
     assert found["Wasserstein"]["beyond"].value == pytest.approx(-1)
+    # The second model does not use the pair that differs.
+    assert found["disturbance, by energy"]["beyond"].seeds == pytest.approx((1, 0))
 
 
 def test_recall_and_learning_curves(lines):
