@@ -22,7 +22,11 @@ CARD = "README.md"
 
 # Engine -> `rope_type` -> whether it serves that. Where nothing was tried, the engine's source was read (2026-11).
 ENGINES = {
-    "transformers, from 4.44": {"proportional": "yes, from 5", "other": "yes"},
+    "transformers, from 4.44": {
+        "proportional": "yes, from 5; others refuse it",
+        "yarn": "yes, from 4.51; earlier ones warn and compute another ramp",
+        "other": "yes",
+    },
     "vLLM on GPUs and CPUs": {"proportional": "newer releases; others refuse it", "other": "yes"},
     "vLLM on TPUs (tpu-inference)": {
         **dict.fromkeys(("default", "llama3", "proportional"), "yes"),
