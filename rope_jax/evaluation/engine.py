@@ -18,7 +18,7 @@ from rope_jax.evaluation.identity import digest, vector_digest
 from rope_jax.evaluation.kept import Kept
 from rope_jax.evaluation.sample import Sample, from_json
 from rope_jax.evaluation.scores import average_of_run, depth_grids
-from rope_jax.files import write_text
+from rope_jax.files import read_json_lines, write_text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -218,12 +218,11 @@ def _prepare_samples(
 
 
 def _check_source(path: Path, part: Part) -> None:
-    with path.open(encoding="utf-8") as file:
-        source = json.loads(next(file))["source"]
+    source = next((line.get("source") for _, line in read_json_lines(path)), None)
     if source != part.source:
         raise InputError(
             f"{path} was made from {source or 'nothing'}, and now the config names {part.source or 'nothing'}: choose "
-            "another `folder`, or delete that file and its predictions to make it again"
+            "another `folder`, or delete that file to make it again"
         )
 
 
@@ -235,9 +234,10 @@ def _checked(benchmark: Questions, samples: Iterator[Sample]) -> Iterator[Sample
 
 
 def _read_samples(path: Path) -> list[Sample]:
-    with path.open(encoding="utf-8") as file:
-        next(file)
-        return [from_json(json.loads(line)) for line in file]
+    try:
+        return [from_json(fields) for _, fields in list(read_json_lines(path))[1:]]
+    except (InputError, KeyError, TypeError) as error:
+        raise InputError(f"{path} is damaged ({error}): delete it, and the same command makes it again") from None
 
 
 def _summed_up(missing: list[NotRun], running: set[str]) -> list[NotRun]:

@@ -122,6 +122,12 @@ def test_questions_are_asked_scored_and_resumed(setting, tmp_path):
     assert len(path.read_text().splitlines()) == len(lines.splitlines())
     with pytest.raises(InputError, match="was made from nothing, and now the config names file"):
         prepare({"echo": Echo(source="file")}, setting, home)
+    samples = tmp_path / "samples/echo/echo-300.jsonl"
+    whole = samples.read_text()
+    for content in (whole[:-9], whole + "{}\n", whole + "[" * 100_000):
+        samples.write_text(content)
+        with pytest.raises(InputError, match=r"echo-300\.jsonl is damaged .*: delete it, and the same command"):
+            prepare({"echo": Echo()}, setting, home).run("echo", subject)
 
 
 def test_measurements_resume_stage_by_stage(setting, tmp_path):

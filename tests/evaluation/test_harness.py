@@ -148,9 +148,16 @@ def test_every_task_reads_its_own_files(tmp_path):
     write("mmlu/test/anatomy_test.csv", "Why?,1,2,3\n")
     with pytest.raises(InputError, match="question 0 has not 4 choices"):
         read_questions(tmp_path, "mmlu_anatomy", 5)
-    write("truthfulqa_mc_task.json", "[")
-    with pytest.raises(InputError, match="not JSON"):
-        read_questions(tmp_path, "truthfulqa_mc2", 0)
+    write("mmlu/test/anatomy_test.csv", "x" * 200_000)
+    with pytest.raises(InputError, match=r"anatomy_test\.csv is not CSV"):
+        read_questions(tmp_path, "mmlu_anatomy", 5)
+    for content in ("[", "[" * 100_000, "7", "[7]", '[{"question": "?", "mc1_targets": {}}]', '["\\ud800"]'):
+        write("truthfulqa_mc_task.json", content)
+        with pytest.raises(InputError, match=r"truthfulqa_mc_task\.json (is not valid JSON|has not the fields)"):
+            read_questions(tmp_path, "truthfulqa_mc2", 0)
+    write("arc_challenge_test.jsonl", '{"query": "?", "choices": ["a"], "gold": 3}\n')
+    with pytest.raises(InputError, match=r"arc_challenge_test\.jsonl has not the fields"):
+        read_questions(tmp_path, "arc_challenge", 0)
 
 
 def test_the_hub_needs_no_folder():

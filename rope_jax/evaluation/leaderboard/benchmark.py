@@ -7,9 +7,8 @@ import csv
 import dataclasses
 import importlib.util
 import io
-import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from typing import Any
 from rope_jax.errors import InputError
 from rope_jax.evaluation.benchmark import Measurement, Setting, Subject
 from rope_jax.evaluation.identity import digest
+from rope_jax.files import read_json, read_json_lines, read_text
 
 ARC_URL = "https://huggingface.co/datasets/allenai/ai2_arc"
 
@@ -156,17 +156,15 @@ def read_questions(folder: Path, name: str, shots: int) -> dict[str, list[dict]]
     if name == "arc_challenge":
         splits = {"test": "arc_challenge_test.jsonl"} | ({"train": "arc_challenge_train.jsonl"} if shots else {})
         get = "hf download allenai/ai2_arc --repo-type dataset --local-dir ai2_arc, written as JSON lines"
-        return {
-            split: [_arc(row) for row in _json_lines(folder / file, ARC_URL, get)] for split, file in splits.items()
-        }
+        return {split: _json_lines(folder / file, ARC_URL, get, _arc) for split, file in splits.items()}
     if name == "hellaswag":
         url = "https://raw.githubusercontent.com/rowanz/hellaswag/master/data/hellaswag_val.jsonl"
         return {"validation": _json_lines(folder / "hellaswag_val.jsonl", url, f"curl -LO {url}")}
     if name == "truthfulqa_mc2":
         url = "https://raw.githubusercontent.com/sylinrl/TruthfulQA/main/data/mc_task.json"
         file = folder / "truthfulqa_mc_task.json"
-        rows = _parsed(file, json.loads, _text(file, url, f"curl -L {url} -o {file.name}"))
-        return {"validation": [_truthful(row) for row in rows]}
+        _check(file, url, f"curl -L {url} -o {file.name}")
+        return {"validation": _rows(file, lambda: read_json(file), _truthful)}
     url = "https://people.eecs.berkeley.edu/~hendrycks/data.tar"
     subject, get = name.removeprefix("mmlu_"), f"curl -LO {url} && tar xf data.tar && mv data mmlu"
     return {split: _mmlu(folder / "mmlu" / split / f"{subject}_{split}.csv", url, get) for split in ("test", "dev")}
@@ -235,9 +233,13 @@ def _truthful(row: dict) -> dict:
 
 
 def _mmlu(file: Path, url: str, get: str) -> list[dict]:
-    # Not str.splitlines, here and below: texts may hold separators such as U+0085, which end no line.
-    lines = list(csv.reader(io.StringIO(_text(file, url, get), newline="")))
-    if lines and lines[0][0] == "question" and lines[0][-1] == "answer":
+    _check(file, url, get)
+    try:
+        # Not str.splitlines: texts may hold separators such as U+0085, which end no line.
+        lines = list(csv.reader(io.StringIO(read_text(file), newline="")))
+    except csv.Error as error:
+        raise InputError(f"{file} is not CSV ({error}): download it anew") from None
+    if lines and lines[0][:1] == ["question"] and lines[0][-1:] == ["answer"]:
         lines = lines[1:]
     rows = []
     for i, line in enumerate(lines):
@@ -248,19 +250,19 @@ def _mmlu(file: Path, url: str, get: str) -> list[dict]:
     return rows
 
 
-def _json_lines(file: Path, url: str, get: str) -> list[dict]:
-    lines = _text(file, url, get).split("\n")
-    return [_parsed(file, json.loads, line) for line in lines if line.strip()]
+def _json_lines(file: Path, url: str, get: str, row: Callable[[dict], dict] = dict) -> list[dict]:
+    _check(file, url, get)
+    return _rows(file, lambda: (fields for _, fields in read_json_lines(file)), row)
 
 
-def _parsed(file: Path, parse: Callable, text: str):
+def _rows(file: Path, read: Callable[[], Iterable[dict]], row: Callable[[dict], dict]) -> list[dict]:
     try:
-        return parse(text)
-    except ValueError as error:
-        raise InputError(f"{file} is not JSON ({error}): download it anew") from error
+        return [row(fields) for fields in read()]
+    except (KeyError, IndexError, TypeError, AttributeError) as error:
+        what = f"{type(error).__name__}: {error}"
+        raise InputError(f"{file} has not the fields of its data set ({what}): download it anew") from None
 
 
-def _text(file: Path, url: str, get: str) -> str:
+def _check(file: Path, url: str, get: str) -> None:
     if not file.is_file():
         raise InputError(f"{file} is missing: it comes from {url} (in {file.parent}: {get})")
-    return file.read_text(encoding="utf-8")
