@@ -11,9 +11,11 @@ from ml_collections import ConfigDict
 
 from experiments.names import reading, value
 from rope_jax.commands.fields import METHOD_FIELDS
+from rope_jax.errors import InputError
 from rope_jax.files import parse_json
 from rope_jax.gguf_reader import is_gguf
 from rope_jax.interop.model_folder import read_source
+from rope_jax.rope.checks import check_attention_factor
 from rope_jax.rope.distances import DistanceHistogram
 from rope_jax.rope.factor_files import factors_of, read_factors
 from rope_jax.rope.methods import METHODS
@@ -65,7 +67,12 @@ def _explicit(given: str) -> Explicit:
         if given.lstrip().startswith("["):
             return factors_of("config.rope.factors", parse_json("config.rope.factors", given))
         if not os.path.isdir(given) and not is_gguf(Path(given)):
-            return read_factors(given)
+            found = read_factors(given)
+            try:
+                check_attention_factor(found.attention_factor)
+            except InputError as error:  # at fault is the file, and not `rope.attention_factor`
+                raise InputError(str(error.renamed({"attention_factor": f"{given}: attention_factor"}))) from None
+            return found
         known = read_source(Path(given))
     factors = np.asarray(known.rope.factors, float).tolist()
     return Explicit(tuple(factors), float(known.rope.attention_factor), whole=True, base=known.config.rope_base)

@@ -127,10 +127,20 @@ def test_explicit_factors_come_from_a_file(tmp_path):
     recipe = build.recipe(config, source)
     solution = recipe.methods["explicit"](recipe.geometry, recipe.measure)
     np.testing.assert_array_equal(solution.scale.factors, [1, 1, 1, 1, 1.5, 2, 2, 2])
+    config.rope.attention_factor, config.rope.taper = "1.05", 1
+    adjusted = build.recipe(config, source).methods["explicit"](recipe.geometry, recipe.measure)
+    assert float(adjusted.scale.attention_factor) == pytest.approx(1.05)
+    # A quarter of each neighbour, in logarithms.
+    np.testing.assert_allclose(adjusted.scale.factors[4], 1.5**0.5 * 2**0.25, rtol=1e-6)
+    config.rope.attention_factor, config.rope.taper = "", 0
     (tmp_path / "factors.json").write_text("[1, 1, 1]")
     with pytest.raises(InputError, match=r"shape \[3\]") as caught:
         build.recipe(config, source)
     assert caught.value.field == "factors"
+    (tmp_path / "factors.json").write_text('{"factors": [1, 1, 1, 1, 1, 1, 1, 1], "attention_factor": 1e9}')
+    with pytest.raises(InputError, match="attention_factor") as caught:
+        build.recipe(config, source)
+    assert caught.value.field == "config.rope.factors"
     (tmp_path / "factors.json").write_text('{"factors": []}')
     with pytest.raises(InputError, match="must hold a list of numbers"):
         build.recipe(config, source)

@@ -11,6 +11,7 @@ from jaxtyping import Float
 
 from rope_jax.errors import InputError
 from rope_jax.rope.arrays import AnyArray
+from rope_jax.rope.checks import check_attention_factor
 from rope_jax.rope.embedding import ScaleVector
 from rope_jax.rope.geometry import Geometry
 from rope_jax.rope.measure import Measure
@@ -40,11 +41,14 @@ class Adjusted(Method):
 
     def __post_init__(self):
         given = self.attention_factor
-        if given not in (None, YARN, LONGROPE) and not (_is_number(given) and 0 < float(given) < math.inf):
-            raise InputError(
-                f"`attention_factor` is {given!r}: use a number above 0, {YARN!r} or {LONGROPE!r}",
-                field="attention_factor",
-            )
+        if given not in (None, YARN, LONGROPE):
+            try:
+                number = float(given)
+            except (TypeError, ValueError):
+                raise InputError(
+                    f"`attention_factor` is {given!r}: use a number, {YARN!r} or {LONGROPE!r}", field="attention_factor"
+                ) from None
+            check_attention_factor(number)
         if self.taper < 0:
             raise InputError(f"`taper` is {self.taper}: use a number of pairs, or 0", field="taper")
 
@@ -84,11 +88,3 @@ def tapered(factors: Float[AnyArray, "*layers pairs"], reach: int) -> Float[AnyA
     padded = jnp.pad(logarithms, [(0, 0)] * (logarithms.ndim - 1) + [(reach, reach)], mode="edge")
     pairs = logarithms.shape[-1]
     return jnp.exp(sum(weight * padded[..., n : n + pairs] for n, weight in enumerate(weights)))
-
-
-def _is_number(value) -> bool:
-    try:
-        float(value)
-    except (TypeError, ValueError):
-        return False
-    return True
