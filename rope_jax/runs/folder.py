@@ -2,6 +2,7 @@
 
 config.json                     the config that the folder belongs to
 texts.json                      a record: the digest of the texts that it began with
+data.json                       a record: the share of training tokens past the original context
 .lock                           locked, and names the process, while a command works on the folder
 methods/METHOD/scale.json       a record: the scale vector that was solved for
 methods/METHOD/before.json      a record: the evaluation before fine-tuning

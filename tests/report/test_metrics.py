@@ -2,6 +2,8 @@
 
 import json
 
+import pytest
+
 from rope_jax.report.metrics import MetricsWriter, read_metrics
 
 
@@ -20,9 +22,10 @@ def test_resumed_steps_stand_once(tmp_path):
     assert list((tmp_path / "tensorboard").glob("events.*"))
 
 
-def test_line_cut_short_by_a_crash_is_left_out(tmp_path):
+@pytest.mark.parametrize("rest", [b'{"step": 2, "lo', b"[]\n", b"{}\n", b'{"step": "\xff"}\n', b"[" * 9999])
+def test_a_damaged_line_and_what_follows_are_left_out(tmp_path, rest):
     path = tmp_path / "metrics.jsonl"
-    path.write_text(json.dumps({"step": 1, "loss": 2.0}) + '\n{"step": 2, "lo')
+    path.write_bytes(json.dumps({"step": 1, "loss": 2.0}).encode() + b"\n" + rest)
     assert steps(tmp_path) == [1]
     with MetricsWriter(tmp_path, 1) as metrics:
         metrics.write(2, {"loss": 1.5})
