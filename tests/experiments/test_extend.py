@@ -67,33 +67,27 @@ def test_share_of_tokens_past_the_original_context(finished, texts):
 
 
 def test_one_method_at_a_time_is_in_memory(tmp_path, monkeypatch):
-    """The weights that one method has trained are gone when the next one trains."""
-    trained = []
+    """What a method has trained is gone, evaluated and exported, before the next one trains."""
+    trained, used = [], []
 
     class Tuned:
         pass
 
-    def fine_tune(run, method, *_):
+    def fine_tune(*_):
         assert all(reference() is None for reference in trained)
         tuned = Tuned()
         trained.append(weakref.ref(tuned))
         return tuned
 
-    methods = {name: None for name in ("dprope", "pi", "yarn")}
-    for name in ("solve", "evaluate_before", "evaluate", "export", "write_report", "_long_documents", "_summary"):
-        monkeypatch.setattr(procedure, name, lambda *_: None)
-    monkeypatch.setattr(procedure, "_devices", lambda *_: "")
     monkeypatch.setattr(procedure, "fine_tune", fine_tune)
-    measure = SimpleNamespace(target=128)
+    for name in ("evaluate", "export"):
+        monkeypatch.setattr(procedure, name, lambda *_, name=name: used.append(name))
     run = SimpleNamespace(
-        recipe=SimpleNamespace(methods=methods, exported="dprope", measure=measure),
-        folder=RunFolder(tmp_path),
-        method_folder=lambda method: RunFolder(tmp_path / method),
-        name="run",
-        pretraining=None,
+        recipe=SimpleNamespace(exported="dprope"), folder=RunFolder(tmp_path), method_folder=RunFolder(tmp_path).at
     )
-    procedure.extend(run, Silent())
-    assert len(trained) == 3
+    for method in ("dprope", "pi", "yarn"):
+        assert procedure.tune(run, method, None, {}, Silent()) is None
+    assert used == ["evaluate", "export", "evaluate", "evaluate"] and len(trained) == 3
 
 
 def test_learned_factors_start_where_asked_and_are_trained_with_the_weights(finished):
