@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from rope_jax.evaluation.intervals import bootstrap_ratios, interval_of_mean, percentile_interval
+from rope_jax.evaluation.intervals import bootstrap_interval, interval_of_mean
 from rope_jax.evaluation.sample import Sample
 
 LAST = 500  # Tokens at the end of a window, the hardest ones for a model that degrades.
@@ -40,10 +40,7 @@ def paired_difference(sums, reference, weights, seed: int = 0) -> Difference:
     apart, weights = apart[used], weights[used]
     if not len(apart):
         return Difference(None, None, 0)
-    interval = None
-    if len(apart) > 1:
-        low, high = percentile_interval(bootstrap_ratios(apart, weights, seed=seed))
-        interval = float(low), float(high)
+    interval = bootstrap_interval(apart, weights, seed)
     return Difference(float(apart.sum() / weights.sum()), interval, len(apart))
 
 

@@ -105,15 +105,8 @@ def fitted_samples(
     Their `details` hold those of the draft, the `prompt_tokens` and the `units` of filler. There are fewer than wanted
     if `indices`, the numbers of samples to draw, end before.
 
-    Args:
-        make: draws the draft of sample i.
-        indices: numbers of the samples.
-        spec: how many samples of which length.
-        benchmark: its name, for messages and seeds.
-        task: its name; ids are `task/length/index`.
-        max_new_tokens: tokens of the answer.
-        stop: strings that end an answer.
-        skip_too_long: whether a sample that does not fit is skipped, as long as another one fits.
+    `make` draws the draft of a sample from its number. Names of benchmark and task are part of the seed; ids are
+    `task/length/index`. With `skip_too_long` a sample that does not fit is skipped, as long as another one fits.
     """
     name = f"{benchmark} {task}" if benchmark != task else task
     length = spec.length

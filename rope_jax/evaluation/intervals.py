@@ -39,6 +39,14 @@ def bootstrap_ratios(numerators, denominators, resamples: int = 1000, seed: int 
     return np.stack(ratios)
 
 
+def bootstrap_interval(numerators, denominators, seed: int = 0) -> tuple[float, float] | None:
+    """The percentile interval of `sum(numerators) / sum(denominators)`, float `[N]`; None for fewer than two units."""
+    if len(numerators) < 2:
+        return None
+    low, high = percentile_interval(bootstrap_ratios(numerators, denominators, seed=seed))
+    return float(low), float(high)
+
+
 def interval_of_mean(means, lows, highs) -> tuple[float, float]:
     """Interval of the mean of K independent estimates from their own intervals (Zou and Donner, Stat. Med. 27, 2008).
 

@@ -28,16 +28,12 @@ def make_token_nll(
     is wanted cost no logits; so batches whose rows want the same columns are the cheapest. A new scale vector
     recompiles nothing.
 
-    Args:
-        config: model shape.
-        chunk: tokens of a row whose logits are formed at a time.
-        batch_sharding: sharding of the leading axis of the batch, which its size must divide; default one device.
+    Logits of `chunk` tokens of a row are formed at a time; `batch_sharding` is that of the batch's leading axis.
 
     Returns:
         `score(params, rope, tokens, wanted)`: from int32 and bool `[B, T]` to float32 `[B, T]`, at `[b, t]` the NLL in
         nats of `tokens[b, t + 1]` after `tokens[b, : t + 1]` where that is wanted, else 0.
     """
-
     score = partial(tail_nll, config=config, chunk=chunk, sharding=batch_sharding)
     compiled = _compiled(score, batch_sharding, "tail")
 

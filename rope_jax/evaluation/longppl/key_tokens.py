@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from rope_jax.data.tokenizer import Tokenizer
-from rope_jax.evaluation.intervals import bootstrap_ratios, percentile_interval
+from rope_jax.evaluation.intervals import bootstrap_interval
 
 # From int32 tokens [n] to float [n - 1]: at i the NLL in nats of tokens[i + 1] after tokens[: i + 1].
 TokenNll = Callable[[np.ndarray], np.ndarray]
@@ -97,14 +97,11 @@ def long_perplexity(nlls: Sequence[np.ndarray], keys: Sequence[np.ndarray], seed
     total = sum(float(np.asarray(nll, np.float64)[here].sum()) for nll, here in zip(nlls, scored))
     tokens = int(sum(here.sum() for here in scored))
     holding = counts > 0
-    interval = None
-    if holding.sum() > 1:
-        # Documents without key tokens say nothing of LongPPL, and a resample of them alone would be 0 / 0.
-        low, high = percentile_interval(np.exp(bootstrap_ratios(sums[holding], counts[holding], seed=seed)))
-        interval = float(low), float(high)
+    # Documents without key tokens say nothing of LongPPL, and a resample of them alone would be 0 / 0.
+    interval = bootstrap_interval(sums[holding], counts[holding], seed)
     return LongPerplexity(
         long_perplexity=float(np.exp(sums.sum() / counts.sum())) if counts.sum() else None,
-        interval=interval,
+        interval=interval and (float(np.exp(interval[0])), float(np.exp(interval[1]))),
         perplexity=float(np.exp(total / tokens)) if tokens else float("nan"),
         key_tokens=int(counts.sum()),
         tokens=tokens,

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from rope_jax.errors import InputError
-from rope_jax.evaluation.intervals import bootstrap_ratios, percentile_interval
+from rope_jax.evaluation.intervals import bootstrap_interval
 
 # From tokens int32 [B, T] and wanted bool [B, T] to float32 [B, T]: at [b, t] the NLL in nats of tokens[b, t + 1] after
 # tokens[b, : t + 1] where that is wanted.
@@ -182,17 +182,13 @@ def perplexity(
     values, weights = (sums / counts, np.ones(len(windows))) if convention == "yarn" else (sums, counts)
     scored, owner = np.unique(owners, return_inverse=True)
     numerators, denominators = np.bincount(owner, values), np.bincount(owner, weights)
-    interval = None
-    if len(scored) > 1:
-        low, high = percentile_interval(bootstrap_ratios(numerators, denominators, seed=seed))
-        interval = (float(np.exp(low)), float(np.exp(high)))
-
+    interval = bootstrap_interval(numerators, denominators, seed)
     nll = float(sums.sum())
     repeats = convention == "longlora"
     return Perplexity(
         convention=convention,
         perplexity=float(np.exp(numerators.sum() / denominators.sum())),
-        interval=interval,
+        interval=interval and (float(np.exp(interval[0])), float(np.exp(interval[1]))),
         nll=nll,
         tokens=int(counts.sum()),
         windows=len(windows),
