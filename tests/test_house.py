@@ -182,7 +182,10 @@ def texts(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def dialect() -> Iterator[str]:
-    pages = [REPOSITORY / page for page in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/README.md")]
+    pages = [
+        REPOSITORY / page
+        for page in ("README.md", "RESULTS.md", "CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/README.md")
+    ]
     pages += sorted((REPOSITORY / "docs").rglob("*.md"))
     for path in files("rope_jax", "experiments", "configs", "benchmarks", "tests") + pages:
         if path == Path(__file__).resolve():

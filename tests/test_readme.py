@@ -13,7 +13,12 @@ from rope_jax.rope.measure import Measure
 from rope_jax.rope.methods import METHODS
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-PAGES = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+PAGES = [
+    REPOSITORY / "README.md",
+    REPOSITORY / "CONTRIBUTING.md",
+    REPOSITORY / "RESULTS.md",
+    *sorted((REPOSITORY / "docs").glob("*.md")),
+]
 TEXTS = {page.relative_to(REPOSITORY).as_posix(): page.read_text(encoding="utf-8") for page in PAGES}
 every_page = pytest.mark.parametrize("page", TEXTS)
 
