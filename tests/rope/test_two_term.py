@@ -112,7 +112,7 @@ def test_slow_pairs_are_interpolated_fast_ones_are_kept():
 
 def test_measured_distances_weigh():
     geometry, measure = Geometry(1e4, 32, identity(32)), Measure(128, 512)
-    near, far = (DistanceHistogram((0, most), (1.0,)) for most in (8, 128))
+    near, far = (DistanceHistogram((0, 8, 128), mass) for mass in ((1.0, 0.0), (0.0, 1.0)))
     # Where only near tokens are looked at, there is little that is unseen and hardly a reason to interpolate.
     factors = [TwoTerm(30.0, distances).relative(geometry, measure).factors for distances in (near, far)]
     assert (factors[0] <= factors[1] * (1 + 1e-6)).all() and factors[0].max() < factors[1].max()
@@ -123,6 +123,7 @@ def test_measured_distances_weigh():
     [
         (lambda: TwoTerm(unseen_weight=-1.0), "unseen_weight"),
         (lambda: TwoTerm(unseen_weight=np.inf), "unseen_weight"),
+        (lambda: TwoTerm(distances=HISTOGRAM).weights(Measure(701, 1402)), "distances"),
         (lambda: DistanceHistogram((0, 2), (1.0, 1.0)), "mass"),
         (lambda: DistanceHistogram((0, 2, 4), (0.0, 0.0)), "mass"),
         (lambda: DistanceHistogram((1, 2), (1.0,)), "edges"),

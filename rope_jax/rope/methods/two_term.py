@@ -55,6 +55,12 @@ class TwoTerm(ClosedForm):
         if self.distances is None:
             return position_pairs(measure.original), position_pairs(measure.target)
         distances = self.distances
+        if distances.edges[-1] < measure.original:
+            raise InputError(
+                f"`distances` end at {distances.edges[-1]:,} tokens, before the original context of "
+                f"{measure.original:,}: measure texts of that length",
+                field="distances",
+            )
         return distances.up_to(measure.original), distances.stretched(measure.original, measure.target)
 
 
