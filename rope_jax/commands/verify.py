@@ -74,7 +74,7 @@ def verify(probe: Probe, engine: str, python: str, folder: Path, reporter: Repor
     version, [theirs] = ask(engine, [Question(probe.path, probe.tokens, probe.columns)], python)
     if isinstance(theirs, str):
         raise InputError(f"{version} refuses {probe.path}: {theirs}")
-    result = {"engine": version, "model": str(probe.path)} | compare(probe, theirs, reporter)
+    result = {"engine": version, "model": str(probe.path)} | compare(probe, scores(probe), theirs, reporter)
     write_json(folder / "engine.json", result)
     verdict = _verdict(result, probe.tolerance)
     if result["applied"] != OWN:
@@ -83,8 +83,23 @@ def verify(probe: Probe, engine: str, python: str, folder: Path, reporter: Repor
     return result
 
 
-def compare(probe: Probe, theirs: np.ndarray, reporter: Reporter) -> dict:
-    """Compares an engine's log probabilities with those of this package under every vector that it may apply.
+def scores(probe: Probe) -> dict[str, np.ndarray]:
+    """Log probabilities by this package under every vector that an engine may apply: float64, nats, by its name."""
+    params = read_model(probe.path, param_dtype=probe.model.param_dtype).params
+    score = make_token_nll(probe.model, chunk=256)
+    tokens = probe.tokens[None].astype(np.int32)
+    wanted = np.zeros(tokens.shape, bool)
+    wanted[:, probe.columns - 1] = True
+    # By default, GPUs and TPUs multiply float32 matrices in TF32 or bfloat16.
+    with jax.default_matmul_precision("highest"):
+        return {
+            name: -np.asarray(score(params, rope, tokens, wanted), np.float64)[0, probe.columns - 1]
+            for name, rope in candidates(probe.own, probe.model, probe.original)
+        }
+
+
+def compare(probe: Probe, ours: Mapping[str, np.ndarray], theirs: np.ndarray, reporter: Reporter) -> dict:
+    """Compares an engine's log probabilities with those of `scores`.
 
     Args:
         theirs: float64, nats, at the columns of the probe.
@@ -94,18 +109,10 @@ def compare(probe: Probe, theirs: np.ndarray, reporter: Reporter) -> dict:
         others that are; and `vectors`: by name the mean and largest absolute difference in nats below and above the
         original context. Where the engine's numbers are not finite, no vector fits.
     """
-    params = read_model(probe.path, param_dtype=probe.model.param_dtype).params
-    score = make_token_nll(probe.model, chunk=256)
-    tokens = probe.tokens[None].astype(np.int32)
-    wanted = np.zeros(tokens.shape, bool)
-    wanted[:, probe.columns - 1] = True
-    vectors = {}
+    vectors, above = {}, probe.columns >= probe.original
     reporter.say(f"  {'nats per token':<40} {'below':>10} {'above':>10} {'largest':>10}")
-    for name, rope in candidates(probe.own, probe.model, probe.original):
-        # By default, GPUs and TPUs multiply float32 matrices in TF32 or bfloat16.
-        with jax.default_matmul_precision("highest"):
-            ours = -np.asarray(score(params, rope, tokens, wanted), np.float64)[0, probe.columns - 1]
-        difference, above = np.abs(ours - theirs), probe.columns >= probe.original
+    for name, own in ours.items():
+        difference = np.abs(own - theirs)
         row = {
             "below": float(difference[~above].mean()) if not above.all() else None,
             "above": float(difference[above].mean()) if above.any() else None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -52,11 +53,12 @@ def ask(
     with tempfile.TemporaryDirectory(prefix="rope-jax-engine-") as place:
         asked, answers = Path(place) / "jobs.json", Path(place) / "answers.json"
         asked.write_text(json.dumps({"engine": engine, "jobs": jobs}), encoding="utf-8")
-        command = [python or sys.executable, str(Path(engine_worker.__file__)), str(asked), str(answers)]
+        # Isolated: packages of this environment, and the modules beside the script, are not the engine's.
+        command = [python or sys.executable, "-I", str(Path(engine_worker.__file__)), str(asked), str(answers)]
+        environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        how: dict = {"cwd": place, "env": environment, "timeout": timeout, "errors": "replace"}
         try:
-            done = subprocess.run(
-                command, cwd=place, capture_output=True, text=True, errors="replace", timeout=timeout, check=False
-            )
+            done = subprocess.run(command, capture_output=True, text=True, check=False, **how)
         except OSError as error:
             raise InputError(
                 f"`python` is {python}, which cannot be run ({error}): give the interpreter of an environment with "

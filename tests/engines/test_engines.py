@@ -1,0 +1,58 @@
+"""Every engine on every export: `pytest -m engines`, after `python -m tests.engines.environments FOLDER`.
+
+ROPE_JAX_ENGINES is that FOLDER. An engine whose environment it lacks is skipped.
+"""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.engines.environments import ENVIRONMENTS, interpreter
+from tests.engines.measure import TOLERANCE, measure
+from tests.engines.models import METHODS, smollm2_exports, tiny_exports
+
+pytestmark = pytest.mark.engines
+
+PLACE = Path(os.environ.get("ROPE_JAX_ENGINES", "engines")).resolve()
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    return tiny_exports(tmp_path_factory.mktemp("engines"))
+
+
+@pytest.fixture(scope="module")
+def smollm2(tmp_path_factory):
+    return smollm2_exports(tmp_path_factory.mktemp("smollm2"))
+
+
+def measured(name, exports):
+    if not interpreter(PLACE, name).is_file():
+        pytest.skip(f"{PLACE} has no environment {name}")
+    return measure(PLACE, name, exports)
+
+
+@pytest.mark.parametrize("name", ENVIRONMENTS)
+def test_tiny_models(tiny, name):
+    rows = measured(name, tiny)
+    assert len(rows) == 4 * len(METHODS)
+    for row in rows:
+        if name == "llama.cpp" and row["family"] == "qwen3":
+            assert "reads no scale vector for a qwen3 model" in row["refused"]
+            continue
+        assert row["applied"] == "the model's own", row
+        assert max(row["below"], row["above"]) <= TOLERANCE, row
+
+
+# Quantised weights, which llama.cpp multiplies with activations of 8 bits.
+QUANTISED = 0.1
+
+
+@pytest.mark.parametrize("name", ENVIRONMENTS)
+def test_smollm2(smollm2, name):
+    if not smollm2:
+        pytest.skip("ROPE_JAX_SMOLLM2 names no file")
+    for row in measured(name, smollm2):
+        limit = QUANTISED if name == "llama.cpp" else TOLERANCE
+        assert max(row["below"], row["above"]) <= limit, row
