@@ -180,7 +180,7 @@ def run(study: Study, reporter: Reporter) -> list[dict]:
         for extension in study.design.extensions:
             vectors(study, setup.context, extension, reporter)
             extend(study, setup, extension, material, reporter)
-        write_results(study)
+            write_results(study)
     return write_results(study)
 
 
