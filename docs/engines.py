@@ -9,7 +9,7 @@ What serving engines compute with exported models, against this package: the mea
 probabilities in nats per token, of {tokens:,} tokens, half of them just below and half just above the original context.
 Engines and this package compute in float32. Figures of one cell are: below / above the original context.
 
-The tiny models have random weights, whose attention is sharp: a wrong vector is off by tenths of a nat. Of the methods,
+The tiny models have random weights, whose attention is sharp, so that a wrong vector shows. Of the methods,
 `yarn` is written as `yarn`, `dprope` as `longrope`, and `fine-tuned` is a DPRope export after training.
 
 """
