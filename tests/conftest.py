@@ -11,9 +11,12 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
-# Most tests compile programs that run for a moment: fewer optimisations halve their time. Tests of the CPU
-# formulations, and those that compute for long, use `optimised`.
+# Most tests compile programs that run for a moment. Fewer optimisations, and kernels that are not emitted through MLIR,
+# take a third of the time. Tests of the CPU formulations, and those that compute for long, use `optimised`.
+EMITTERS = "xla_cpu_use_fusion_emitters"
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+if EMITTERS not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --{EMITTERS}=false".strip()
 
 # Values of different dtypes meet only where the code converts them, in the commands that tests start, too.
 os.environ.setdefault("JAX_NUMPY_DTYPE_PROMOTION", "strict")
@@ -70,10 +73,23 @@ def pytest_sessionfinish(session):
 @pytest.fixture(scope="module")
 def optimised():
     """Programs of this module are compiled with XLA's optimisations, as users compile them."""
+    # XLA reads its flags once in a process, and JAX has no public option for every program: where this name moves, the
+    # tests that use this fixture fail.
+    from jax._src import compiler
+
+    options = compiler.get_compile_options
+
+    def as_users_compile(*arguments, env_options_overrides=None, **named):
+        overrides = {EMITTERS: True, **(env_options_overrides or {})}
+        return options(*arguments, env_options_overrides=overrides, **named)
+
     before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", False)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "0")  # for processes that tests start
+        patch.setattr(compiler, "get_compile_options", as_users_compile)
+        # For processes that tests start.
+        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "0")
+        patch.setenv("XLA_FLAGS", os.environ["XLA_FLAGS"].replace(f"--{EMITTERS}=false", ""))
         yield
     jax.config.update("jax_disable_most_optimizations", before)
 
