@@ -13,10 +13,9 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 # Most tests compile programs that run for a moment. Fewer optimisations, and kernels that are not emitted through MLIR,
 # take a third of the time. Tests of the CPU formulations, and those that compute for long, use `optimised`.
-EMITTERS = "xla_cpu_use_fusion_emitters"
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-if EMITTERS not in os.environ.get("XLA_FLAGS", ""):
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --{EMITTERS}=false".strip()
+if "xla_cpu_use_fusion_emitters" not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false".strip()
 
 # Values of different dtypes meet only where the code converts them, in the commands that tests start, too.
 os.environ.setdefault("JAX_NUMPY_DTYPE_PROMOTION", "strict")
@@ -41,6 +40,8 @@ from tests.array_types import check_arrays
 install_import_hook(["rope_jax.rope", "rope_jax.model"], f"{check_arrays.__module__}.{check_arrays.__name__}")
 
 jax.config.update("jax_num_cpu_devices", 8)
+
+pytest_plugins = ("pytester",)
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SHARED = REPOSITORY.parent / "shared"
@@ -80,7 +81,7 @@ def optimised():
     options = compiler.get_compile_options
 
     def as_users_compile(*arguments, env_options_overrides=None, **named):
-        overrides = {EMITTERS: True, **(env_options_overrides or {})}
+        overrides = {"xla_cpu_use_fusion_emitters": True, **(env_options_overrides or {})}
         return options(*arguments, env_options_overrides=overrides, **named)
 
     before = jax.config.read("jax_disable_most_optimizations")
@@ -89,7 +90,7 @@ def optimised():
         patch.setattr(compiler, "get_compile_options", as_users_compile)
         # For processes that tests start.
         patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "0")
-        patch.setenv("XLA_FLAGS", os.environ["XLA_FLAGS"].replace(f"--{EMITTERS}=false", ""))
+        patch.setenv("XLA_FLAGS", os.environ["XLA_FLAGS"].replace("--xla_cpu_use_fusion_emitters=false", ""))
         yield
     jax.config.update("jax_disable_most_optimizations", before)
 

@@ -1,6 +1,7 @@
 """Commands that tests start. None outlives its test, and their pipes are closed."""
 
 import contextlib
+import multiprocessing
 import os
 import socket
 import subprocess
@@ -10,6 +11,10 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PATIENCE = 300  # seconds
+
+# Processes are forked from one that has imported the commands and computed nothing, so that they start at once.
+_FORKS = multiprocessing.get_context("forkserver")
+_FORKS.set_forkserver_preload(["experiments.extend", "experiments.evaluate", "tests.training.topology"])
 
 
 @contextlib.contextmanager
@@ -28,6 +33,19 @@ def python(*arguments, **environment) -> Iterator[subprocess.Popen[str]]:
             yield process
         finally:
             process.kill()
+
+
+@contextlib.contextmanager
+def forked(target, *arguments):
+    """A process that calls `target`, a function of a module that computes nothing when it is imported."""
+    process = _FORKS.Process(target=target, args=arguments)
+    process.start()
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.join()
+        process.close()
 
 
 def ended(*processes: subprocess.Popen[str], status: int = 0) -> list[tuple[str, str]]:

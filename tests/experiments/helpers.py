@@ -2,7 +2,13 @@
 
 import random
 
+import jax
+
 from configs import defaults
+from configs import eval as eval_config
+from experiments.evaluate import evaluate
+from experiments.extend import extend
+from rope_jax.commands.reporter import Silent
 
 
 def write_texts(folder):
@@ -53,6 +59,17 @@ def small_config(texts):
     config.eval.passkey_trials = 0
     config.lock()
     return config
+
+
+def run_small(folder, texts, devices):
+    """The whole run, in a process of its own with this many virtual devices."""
+    jax.config.update("jax_num_cpu_devices", devices)
+    extend(small_config(texts), folder, "small", reporter=Silent())
+
+
+def run_evaluation(folder, fields):
+    """`configs/eval.py` with other fields, in a process of its own."""
+    evaluate(assigned(eval_config.get_config(), fields), folder, "eval", reporter=Silent())
 
 
 def assigned(config, values):

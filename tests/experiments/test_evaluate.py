@@ -24,9 +24,9 @@ from rope_jax.evaluation.longbench.sets import SETS
 from rope_jax.evaluation.sample import from_json
 from rope_jax.runs.folder import RunFolder
 from tests.evaluation.babilong.babi import write as write_babi
-from tests.experiments.helpers import write_texts
+from tests.experiments.helpers import run_evaluation, write_texts
 from tests.interop.references import write_random_llama
-from tests.processes import ended, output, python
+from tests.processes import forked, output
 
 LENGTHS = (1280, 2560)  # bytes; the second holds the smallest prompt of every task
 
@@ -416,30 +416,25 @@ def test_leaderboard_with_a_folder_of_questions(data, tmp_path):
     assert "mmlu, 5-shot, acc" in (tmp_path / "run/report.md").read_text()
 
 
-def command(config_fields, folder):
-    arguments = [f"--config.{name}={value}" for name, value in config_fields.items()]
-    return python("-m", "experiments.evaluate", f"--workdir={folder}", *arguments)
-
-
 @pytest.mark.slow
 def test_killed_evaluation_resumes(data, tmp_path):
     """kill -9 while it answers; the same command then ends with what an undisturbed one has."""
     fields = {
-        "model.path": data / "model",
+        "model.path": str(data / "model"),
         "suite": "passkey,key_value",
-        "eval.lengths": "(1280,2560)",
+        "eval.lengths": LENGTHS,
         "eval.samples": 16,
         "eval.passkey_trials": 8,
     }
-    with command(fields, tmp_path / "whole") as whole:
-        ended(whole)
     path = tmp_path / "killed/predictions/own/key_value.jsonl"
-    with command(fields, tmp_path / "killed") as killed:
-        while killed.poll() is None and not (path.exists() and path.stat().st_size > 0):
+    with forked(run_evaluation, tmp_path / "killed", fields) as killed:
+        while killed.is_alive() and not (path.exists() and path.stat().st_size > 0):
             time.sleep(0.01)
     assert not (tmp_path / "killed/results.json").exists()
-    with command(fields, tmp_path / "killed") as again:
-        ended(again)
+    for name in ("killed", "whole"):
+        with forked(run_evaluation, tmp_path / name, fields) as process:
+            process.join()
+            assert process.exitcode == 0
     results = [json.loads((tmp_path / name / "results.json").read_text()) for name in ("whole", "killed")]
     assert without_times(results[0]) == without_times(results[1])
     for suite in ("passkey", "key_value"):
@@ -448,7 +443,11 @@ def test_killed_evaluation_resumes(data, tmp_path):
 
 @pytest.mark.slow
 def test_published_predictions_are_scored_from_the_command_line(shared, tmp_path):
-    source = shared / "data/longbench_e_scored"
-    output("-m", "experiments.evaluate", "--score", source, "--workdir", tmp_path / "out")
+    source, names = shared / "data/longbench_e_scored", ("trec", "passage_count")
+    (tmp_path / "in").mkdir()
+    for name in names:
+        shutil.copy(source / f"{name}.jsonl", tmp_path / "in")
+    output("-m", "experiments.evaluate", "--score", tmp_path / "in", "--workdir", tmp_path / "out")
     found = json.loads((tmp_path / "out/results.json").read_text())
-    assert found == {"longbench_e": json.loads((source / "result.json").read_text())}
+    published = json.loads((source / "result.json").read_text())
+    assert found == {"longbench_e": {name: published[name] for name in names}}

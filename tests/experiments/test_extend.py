@@ -25,8 +25,8 @@ from rope_jax.model.llama import Llama
 from rope_jax.report.metrics import read_metrics
 from rope_jax.runs.folder import RunFolder
 from rope_jax.training.checkpoints import Checkpoints
-from tests.experiments.helpers import small_config
-from tests.processes import ended, python
+from tests.experiments.helpers import run_small, small_config
+from tests.processes import forked
 
 
 def test_steps_asked_for_are_traced(finished):
@@ -270,27 +270,17 @@ def test_full_disk_is_said_before_anything_runs(texts, tmp_path, monkeypatch):
         extend(small_config(texts), tmp_path / "run", "small", reporter=Silent())
 
 
-def command(folder, texts):
-    code = (
-        "import sys\n"
-        "from pathlib import Path\n"
-        "from experiments.extend import extend\n"
-        "from tests.experiments.helpers import small_config\n"
-        "extend(small_config(sys.argv[2]), Path(sys.argv[1]), 'small')\n"
-    )
-    return python("-c", code, folder, texts, JAX_NUM_CPU_DEVICES="8")
-
-
 @pytest.mark.slow
 def test_killed_anywhere_the_same_command_resumes(finished, texts, tmp_path):
     """kill -9 as soon as each stage's first file appears; the end is bit for bit the undisturbed run's."""
     folder = tmp_path / "small"
     for sign in ("pretrain/checkpoints/2", "model", "methods/yarn/before.json", "methods/dprope/checkpoints/2"):
-        with command(folder, texts) as child:
-            while child.poll() is None and not (folder / sign).exists():
+        with forked(run_small, folder, texts, 8) as child:
+            while child.is_alive() and not (folder / sign).exists():
                 time.sleep(0.01)
-    with command(folder, texts) as child:
-        ended(child)
+    with forked(run_small, folder, texts, 8) as child:
+        child.join()
+        assert child.exitcode == 0
     whole, killed = (read_model(path / "export").params for path in (finished[0], folder))
     for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(killed), strict=True):
         np.testing.assert_array_equal(a, b)

@@ -109,6 +109,8 @@ def test_exit_status(monkeypatch, capsys, tmp_path, error, status, said):
         ("--config.seed=1 --config=FILE", "", "--config.seed=1 comes before --config: give --config first"),
         ("--config=FILE", "def get_config(:", "--config: SyntaxError: invalid syntax (mine.py, line 1)"),
         ("--config=FILE", "import nowhere_at_all", "No module named 'nowhere_at_all' (FOLDER/mine.py:1)"),
+        ("--config=configs/nowhere.py", "", "error: --config=configs/nowhere.py: there is no such file"),
+        ("stray", "", "unexpected argument 'stray'"),
     ],
 )
 def test_flags_that_cannot_be_used_are_one_line(monkeypatch, capsys, tmp_path, argument, config, said):
@@ -120,7 +122,7 @@ def test_flags_that_cannot_be_used_are_one_line(monkeypatch, capsys, tmp_path, a
         "config", str(REPOSITORY / "configs/export.py"), flag_values=shell.flags.FLAGS
     )
     with pytest.raises(SystemExit) as caught:
-        shell._parsed(sys.argv)
+        shell._guarded(shell._parsed(sys.argv), lambda *_: pytest.fail("the command ran"), False)
     error = capsys.readouterr().err
     assert caught.value.code == 2 and error.count("\n") == 1
     assert error.startswith("error: ") and said.replace("FOLDER", str(tmp_path)) in error
@@ -132,8 +134,6 @@ def test_command_line(tmp_path):
     for flag, said in (
         ("--config.solve.n_hat=7", "error: config.solve.n_hat is 7"),
         ("--config.solve.nhat=8", 'Did you mean "n_hat"'),
-        ("--config=configs/nowhere.py", "error: --config=configs/nowhere.py: there is no such file"),
-        ("stray", "unexpected argument 'stray'"),
     ):
         with python("-m", "experiments.extend", f"--workdir={tmp_path}/run", flag) as process:
             error = process.communicate()[1]

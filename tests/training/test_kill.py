@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import multiprocessing
 import os
 import time
 
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 
 from rope_jax.sharding import make_mesh
+from tests.processes import forked
 from tests.training.topology import RUN, fit
 
 # ROPE_JAX_LONG=1 asks for what takes too long at every change.
@@ -53,27 +53,24 @@ def wait(child, until):
 
 @pytest.mark.slow
 def test_killed_at_random_moments_the_run_ends_with_the_same_bits(tmp_path):
-    # Processes are forked from one that has imported everything and computed nothing, so that restarts are quick.
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.training.test_kill"])
     folder, progress = tmp_path / "killed", tmp_path / "progress"
     random = np.random.default_rng(0)
     losses: dict[int, str] = {}
     kept, within_saves = 0, 0
     for kill in range(KILLS + 1):
-        child = context.Process(target=attempt, args=(folder, progress))
-        child.start()
-        if kill < KILLS:
-            steps, pause = random.integers(1, 15), random.uniform(0, 0.05)
-            wait(child, lambda steps=steps: len(lines(progress)) >= steps)
-            if kill % 2:
-                wait(child, lambda: saving(folder))
-            time.sleep(pause)
-            child.kill()
-        child.join()
+        with forked(attempt, folder, progress) as child:
+            if kill < KILLS:
+                steps, pause = random.integers(1, 15), random.uniform(0, 0.05)
+                wait(child, lambda steps=steps: len(lines(progress)) >= steps)
+                if kill % 2:
+                    wait(child, lambda: saving(folder))
+                time.sleep(pause)
+                child.kill()
+            child.join()
+            finished = child.exitcode == 0
         written = lines(progress)
         progress.unlink(missing_ok=True)
-        if child.exitcode == 0:
+        if finished:
             break
         within_saves += saving(folder)
         steps = [int(line.split()[0]) for line in written]
@@ -84,7 +81,7 @@ def test_killed_at_random_moments_the_run_ends_with_the_same_bits(tmp_path):
             assert losses.setdefault(int(step), loss) == loss
         kept = complete(folder)
         assert kept >= max([0, *steps]) - 2 * LONG.checkpoint_every
-    assert child.exitcode == 0
+    assert finished
     assert kill == KILLS, "the run ended before it was killed as often as asked"
     assert within_saves >= KILLS // 4
     seen, trained = fit(tmp_path / "whole", LONG, make_mesh(1, 1, 1, jax.devices()[:1]), 1)
