@@ -5,6 +5,7 @@ import gc
 import os
 import shutil
 import tempfile
+from importlib.metadata import version
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -13,8 +14,9 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 # Most tests compile programs that run for a moment. Fewer optimisations, and kernels that are not emitted through MLIR,
 # take a third of the time. Tests of the CPU formulations, and those that compute for long, use `optimised`.
+# Later releases of jaxlib do not know the flag, and end a process that sets it.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-if "xla_cpu_use_fusion_emitters" not in os.environ.get("XLA_FLAGS", ""):
+if version("jaxlib").startswith("0.10.") and "fusion_emitters" not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false".strip()
 
 # Values of different dtypes meet only where the code converts them, in the commands that tests start, too.
@@ -74,23 +76,25 @@ def pytest_sessionfinish(session):
 @pytest.fixture(scope="module")
 def optimised():
     """Programs of this module are compiled with XLA's optimisations, as users compile them."""
-    # XLA reads its flags once in a process, and JAX has no public option for every program: where this name moves, the
-    # tests that use this fixture fail.
-    from jax._src import compiler
-
-    options = compiler.get_compile_options
-
-    def as_users_compile(*arguments, env_options_overrides=None, **named):
-        overrides = {"xla_cpu_use_fusion_emitters": True, **(env_options_overrides or {})}
-        return options(*arguments, env_options_overrides=overrides, **named)
-
+    flag = "--xla_cpu_use_fusion_emitters=false"
     before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", False)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(compiler, "get_compile_options", as_users_compile)
+        if flag in os.environ.get("XLA_FLAGS", ""):
+            # XLA reads its flags once in a process, and JAX has no public option for every program: where this name
+            # moves, the tests that use this fixture fail.
+            from jax._src import compiler
+
+            options = compiler.get_compile_options
+
+            def as_users_compile(*arguments, env_options_overrides=None, **named):
+                overrides = {"xla_cpu_use_fusion_emitters": True, **(env_options_overrides or {})}
+                return options(*arguments, env_options_overrides=overrides, **named)
+
+            patch.setattr(compiler, "get_compile_options", as_users_compile)
+            patch.setenv("XLA_FLAGS", os.environ["XLA_FLAGS"].replace(flag, ""))
         # For processes that tests start.
         patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "0")
-        patch.setenv("XLA_FLAGS", os.environ["XLA_FLAGS"].replace("--xla_cpu_use_fusion_emitters=false", ""))
         yield
     jax.config.update("jax_disable_most_optimizations", before)
 
