@@ -53,7 +53,7 @@ def test_a_config_that_ships():
     said = output("-m", "experiments.extend", "--config=configs/llama2_8k.py", "--plan", "--mesh=fsdp=8")
     assert "parameters   6,738,415,616" in said
     page = (REPOSITORY / "docs" / "planning.md").read_text(encoding="utf-8")
-    sample = page[page.index("llama2_8k: compiling") :].partition("\n```")[0]
+    sample = page[page.index("llama2_8k: sequences") :].partition("\n```")[0]
     assert steady(said.rstrip("\n")) == steady(sample)
     assert not (REPOSITORY / "runs" / "llama2_8k").exists()
 
