@@ -254,7 +254,7 @@ def measure_energy(study: Study, setup: Setup, material: Material, reporter: Rep
     place = study.folder.at(setup.folder)
     if place.has("usage.json"):
         return
-    config, head = study.config(setup), np.int32([material.mixture.bos_id])
+    config, head = study.config(setup), np.array([material.mixture.bos_id], np.int32)
     held_out = [document for document in material.documents if len(document) >= setup.context]
     texts = [np.concatenate([head, document[: setup.context - 1]]) for document in held_out]
     params = read_params(place / "model", config, study.mesh, reporter)
