@@ -29,7 +29,7 @@ from ml_collections import ConfigDict
 from experiments import benchmarks, build, names, shell
 from rope_jax import multihost
 from rope_jax.commands import extend as procedure
-from rope_jax.commands.fields import LEARNED
+from rope_jax.commands.fields import DEFAULTS, LEARNED
 from rope_jax.commands.plan import plan_training, virtual_devices
 from rope_jax.commands.reporter import Reporter
 from rope_jax.commands.run import Recipe, Run, count
@@ -94,7 +94,7 @@ def prepare(config: ConfigDict, folder: Path, name: str, reporter: Reporter, hel
     check_devices(config, recipe, pretraining, mesh)
     place = RunFolder(folder)
     held.enter_context(place.locked())
-    place.check(build.settings(config))
+    place.check(build.settings(config), defaults=DEFAULTS)
     trained = Training(source.model, recipe.tuning[recipe.exported], mesh).abstract_state(source.own).params
     parameters, keep = count(abstract_params(source.model)), config.train.keep + config.train.keep_best
     check_disk(place, needed_bytes(place, parameters, count(trained), tuple(recipe.methods), keep))

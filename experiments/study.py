@@ -24,6 +24,7 @@ from ml_collections import ConfigDict
 from configs.study import quick
 from experiments import build, names, shell
 from rope_jax.commands import study as procedure
+from rope_jax.commands.fields import DEFAULTS
 from rope_jax.commands.reporter import Reporter
 from rope_jax.commands.study import Study
 from rope_jax.model.config import LlamaConfig
@@ -63,7 +64,7 @@ def prepare(config: ConfigDict, folder: Path, name: str, held: contextlib.ExitSt
     build.check(config)
     place, s = RunFolder(folder), config.study
     held.enter_context(place.locked())
-    place.check(build.settings(config), (*MAY_CHANGE, "mesh", "compilation_cache"))
+    place.check(build.settings(config), (*MAY_CHANGE, "mesh", "compilation_cache"), DEFAULTS)
     learning = build.learning(config), config.learn.start, config.learn.steps
     with names.section("study", n_hat="config.study.n_hats", global_batch="config.study.tune_batch_tokens"):
         found = Study(

@@ -10,6 +10,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from rope_jax.commands.fields import DEFAULTS
 from rope_jax.commands.reporter import Reporter
 from rope_jax.errors import InputError
 from rope_jax.evaluation.benchmark import Benchmark, Questions, Setting, Subject
@@ -139,7 +140,7 @@ def prepare_evaluation(job: EvaluationJob, folder: RunFolder, reporter: Reporter
     check_backend(setting.model)
     for field in ("batch", "generate_batch"):
         check_batch(setting.mesh, getattr(setting, field), field, "rows")
-    folder.check(job.config, job.may_change)
+    folder.check(job.config, job.may_change, DEFAULTS)
     home = Home(folder.path, job.names, claim=lambda: folder.claim(job.config), say=reporter.say)
     evaluation = prepare(job.benchmarks, setting, home)
     if not evaluation.benchmarks:

@@ -334,3 +334,5 @@ FIELDS: tuple[Field, ...] = (
     Field("study.windows", 1, "windows of each held-out text that are measured", at_least(1)),
     Field("study.recall_rows", 4, "rows of either kind of recall that are measured", at_least(1)),
 )
+
+DEFAULTS: dict[str, Any] = {field.name: field.default for field in FIELDS}

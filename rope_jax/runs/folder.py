@@ -20,6 +20,7 @@ import dataclasses
 import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from rope_jax import multihost
@@ -113,8 +114,19 @@ class RunFolder:
 
         return multihost.from_first(drop)
 
-    def check(self, config: Mapping[str, Any], may_change: tuple[str, ...] = MAY_CHANGE) -> None:
-        """Creates this folder, or checks that it belongs to a config but for fields, or sections, in `may_change`.
+    def check(
+        self,
+        config: Mapping[str, Any],
+        may_change: tuple[str, ...] = MAY_CHANGE,
+        defaults: Mapping[str, Any] = MappingProxyType({}),
+    ) -> None:
+        """Creates this folder, or checks that it belongs to a config.
+
+        Args:
+            config: the fields of the command, in nested sections.
+            may_change: fields, or sections of fields, that may differ.
+            defaults: by dotted name, the value of a field that the folder's config does not have: it was begun by a
+                version without that field.
 
         Raises:
             InputError: if the folder belongs to another config, with the first field that differs as `field`; or if
@@ -132,7 +144,8 @@ class RunFolder:
             before = None
         if not isinstance(before, dict):
             raise InputError(f"{path} is damaged: delete it if the run has this config, or choose another folder")
-        old, new = dict(_fields(before)), dict(_fields(_jsonable(config)))
+        new = dict(_fields(_jsonable(config)))
+        old = {**{name: value for name, value in _jsonable(defaults).items() if name in new}, **dict(_fields(before))}
         differing = [
             field
             for field in sorted(old.keys() | new.keys())
@@ -189,7 +202,7 @@ class RunFolder:
 
 def _jsonable(value: Mapping[str, Any]) -> dict:
     """The value as a reader of its JSON file sees it: tuples become lists."""
-    return json.loads(json.dumps(value))
+    return json.loads(json.dumps(dict(value)))
 
 
 def _fields(value: Mapping[str, Any], prefix: str = ""):

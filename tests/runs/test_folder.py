@@ -113,6 +113,17 @@ def test_a_folder_belongs_to_one_config(tmp_path):
     folder.check({**config, "seed": 1}, may_change=("seed",))
 
 
+def test_a_field_that_the_folder_does_not_know_has_its_default(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    folder.claim({"seed": 0, "train": {"steps": 5}})
+    later = {"seed": 0, "train": {"steps": 5, "lengths": (1, 2)}}
+    defaults = {"train.lengths": (1, 2), "train.positions": "all"}
+    folder.check(later, defaults=defaults)
+    with pytest.raises(InputError, match=r"`train\.lengths` is \[3\], but .* has \[1, 2\]") as caught:
+        folder.check({"seed": 0, "train": {"steps": 5, "lengths": (3,)}}, defaults=defaults)
+    assert caught.value.field == "train.lengths"
+
+
 def test_a_folder_that_cannot_be_created(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot be written to") as caught:
