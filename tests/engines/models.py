@@ -103,7 +103,7 @@ def fine_tuning(source: Path, texts: Path):
     config.model.path, config.data.path = str(source), str(texts)
     config.model.dtype = "float32"
     config.compare, config.context.target = (), TARGET
-    config.train.steps, config.train.global_batch, config.train.learning_rate = 2, 1, 1e-3
+    config.train.steps, config.train.global_batch, config.train.learning_rate = 2, 8, 1e-3
     config.train.checkpoint_every = 2
     config.eval.max_tokens = config.eval.position_tokens = 3_000
     config.eval.passkey_trials = 0
