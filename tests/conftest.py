@@ -53,6 +53,14 @@ MISSING_DATA = f"reference data is not at {SHARED}"
 SKIPS = ("cuDNN needs a GPU", "set ROPE_JAX_LONG=1")
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """A file's tests run in one worker, unless they are marked to share one with those of other files."""
+    for item in items:
+        if not item.get_closest_marker("xdist_group"):
+            item.add_marker(pytest.mark.xdist_group(str(item.path.relative_to(REPOSITORY))))
+
+
 def pytest_collection_finish():
     """Modules and tests stay to the end: the garbage collector need not look at them again."""
     gc.collect()

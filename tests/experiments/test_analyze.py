@@ -16,7 +16,7 @@ from rope_jax.rope.methods import METHODS
 from tests.experiments.helpers import assigned, small_config
 from tests.rope.golden import golden_case
 
-pytestmark = pytest.mark.usefixtures("optimised")
+pytestmark = [pytest.mark.usefixtures("optimised"), pytest.mark.xdist_group("finished run")]
 
 
 def load(name):

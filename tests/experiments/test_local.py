@@ -19,8 +19,8 @@ def test_stories260k_on_books(shared, tmp_path):
     config.data.path = str(shared / "data/books")
     config.compare = ("extrapolation",)
     config.train.steps = 2
-    config.eval.max_tokens = 4_000
-    config.eval.position_tokens = 4_000
+    config.eval.max_tokens = 2_000
+    config.eval.position_tokens = 2_000
     config.eval.passkey_trials = 2
     # Cutting a model this small over eight virtual devices would take longer than computing it.
     config.mesh.data, config.mesh.fsdp = -1, 1

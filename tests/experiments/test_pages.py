@@ -20,8 +20,11 @@ from rope_jax.rope.embedding import identity
 from rope_jax.sharding import make_mesh
 from tests.interop.references import write_random_llama
 
-# Of ml_collections, as it loads a config file.
-pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
+pytestmark = [
+    # Of ml_collections, as it loads a config file.
+    pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning"),
+    pytest.mark.xdist_group("finished run"),
+]
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
