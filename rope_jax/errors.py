@@ -5,6 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
+# Characters of a message. A file that is not trusted may hold names and values of any length.
+_LONGEST = 4000
+
 
 class InputError(ValueError):
     """An input that cannot be used, and how to correct it.
@@ -18,6 +21,8 @@ class InputError(ValueError):
     """
 
     def __init__(self, message: str, field: str = ""):
+        if len(message) > _LONGEST:
+            message = f"{message[: _LONGEST // 2]} ... {message[-_LONGEST // 4 :]}"
         super().__init__(message)
         self.field = field
 

@@ -20,9 +20,9 @@ from typing import Any, BinaryIO, cast
 
 from rope_jax.errors import InputError
 
-# Bytes of a text, and of a file that describes a model. A file that claims more, or a decompression bomb, must end in a
-# message and not in an exhausted machine.
-LARGEST = 1 << 30
+# Bytes of a file that is read whole, and of one that describes a model. A larger file, or a decompression bomb, must
+# end in a message and not in an exhausted machine. Benchmarks' files and vocabularies have 50 MB at most.
+LARGEST = 128 << 20
 LARGEST_CONFIG = 4 << 20
 # Of a line of JSON lines: a prompt of a million tokens takes a few MiB, and parsed JSON up to 70 times its text.
 LONGEST_LINE = 1 << 24
@@ -64,14 +64,20 @@ def check_inside(folder: Path, file: Path) -> None:
 
 def read_text(path: Path, most: int = LARGEST) -> str:
     """Reads a UTF-8 file of at most `most` bytes, plain or gzip (``.gz``), without its byte order mark."""
-    with _opened(path) as file:
-        data = file.read(most + 1)
-    if len(data) > most:
-        raise InputError(f"{path} holds more than {most >> 20} MiB: give a smaller file")
+    data = read_bytes(path, most)
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not UTF-8 text at byte {error.start}: download it again") from None
+
+
+def read_bytes(path: Path, most: int = LARGEST) -> bytes:
+    """Reads a regular file of at most `most` bytes, plain or gzip (``.gz``)."""
+    with _opened(path) as file:
+        # A compressed file shows how much it holds only as it is read.
+        if os.path.getsize(path) > most or len(data := file.read(most + 1)) > most:
+            raise InputError(f"{path} holds more than {most >> 20} MiB: give a smaller file")
+        return data
 
 
 def read_json(path: Path) -> Any:
@@ -116,13 +122,20 @@ def read_json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             yield place, value
 
 
+def check_regular(path: Path, most: int | None = None) -> None:
+    """Checks that an existing path is of a regular file, of at most `most` bytes; a pipe would never end."""
+    found = os.stat(path)
+    if not stat.S_ISREG(found.st_mode):
+        raise InputError(f"{path} is not a regular file: give a file")
+    if most is not None and found.st_size > most:
+        raise InputError(f"{path} holds more than {most >> 20} MiB: give a smaller file")
+
+
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[BinaryIO]:
     """A regular file to read, plain or gzip."""
     try:
-        # A pipe would be waited for without end.
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            raise InputError(f"{path} is not a regular file: give a file")
+        check_regular(path)
         with gzip.open(path) if path.name.lower().endswith(".gz") else open(path, "rb") as file:
             yield cast(BinaryIO, file)
     except InputError:

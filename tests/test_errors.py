@@ -14,3 +14,8 @@ def test_unknown_arguments_keep_their_names():
     renamed = InputError("`rank` is 0: it must be at least 1", field="rank").renamed({})
     assert (str(renamed), renamed.field) == ("`rank` is 0: it must be at least 1", "rank")
     assert InputError("no such file").field == ""
+
+
+def test_values_of_any_length_do_not_fill_the_terminal():
+    message = str(InputError(f"a.json: key is {'x' * 10**6}: give a number"))
+    assert len(message) < 5000 and message.startswith("a.json: key") and message.endswith(": give a number")

@@ -43,6 +43,14 @@ def test_unusable_files_are_named(tmp_path, content, read):
         read(path)
 
 
+def test_a_file_of_gigabytes_is_refused_unread(tmp_path):
+    path = tmp_path / "x.json"
+    with path.open("wb") as file:
+        file.truncate(5 << 30)
+    with pytest.raises(InputError, match=r"x\.json holds more than 128 MiB"):
+        read_json(path)
+
+
 @pytest.mark.parametrize(
     "line", ["[]" * 10_000_000, "[" * 20_000_000, " " * 20_000_000], ids=["values", "nested", "blank"]
 )

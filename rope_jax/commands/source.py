@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -74,7 +75,7 @@ class Source:
     def name(self) -> str:
         """The model's name: a Hub id, or the last part of a path, whose rest concerns this machine alone."""
         path = Path(self.path).expanduser()
-        return path.resolve().name if self.path and path.exists() else self.path
+        return path.resolve().name if self.path and os.path.exists(path) else self.path
 
     @property
     def commit(self) -> str:

@@ -9,6 +9,7 @@ import hashlib
 import io
 import itertools
 import json
+import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
@@ -116,9 +117,9 @@ class TextCorpus(tfds.core.ShardBasedBuilder):
 def _text_folder_splits(path: Path) -> tuple[Path, dict[str | None, tuple[Path, ...]]]:
     """The folder, and its files by split; by None if it names no splits."""
     endings = ", ".join(text_files.ENDINGS)
-    if not path.exists():
+    if not os.path.exists(path):
         raise InputError(f"`path`: {path} does not exist; name a folder of {endings} files", field="path")
-    if not path.is_dir():
+    if not os.path.isdir(path):
         raise InputError(f"`path`: {path} is not a folder; name the folder that holds it", field="path")
     root = path.resolve()
     groups: dict[str | None, list[Path]] = {}

@@ -14,7 +14,7 @@ import tokenizers
 
 from rope_jax.data.charsmap import check_charsmap
 from rope_jax.errors import InputError
-from rope_jax.files import check_inside, read_json
+from rope_jax.files import LARGEST, check_inside, check_regular, read_json
 
 # Data only. Python files in a folder are neither run nor copied.
 _FILES = (
@@ -39,9 +39,13 @@ class HuggingFaceTokenizer:
         _check_files(folder)
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-            # Some vocabularies load, and fail at the first text that they lack a token for.
-            tokenizer.encode("\0 \u00e9\U0010fffd", add_special_tokens=False, verbose=False)
+            # Some vocabularies load, and fail at the first text that they lack a token for, or drop all text.
+            tokenizer.encode("\0 \u00e9 \u4f60\U0001f600\U0010fffd", add_special_tokens=False, verbose=False)
+            if tokenizer.get_vocab().keys() <= tokenizer.get_added_vocab().keys():
+                raise ValueError("it has no token for text")
             self.vocab_size: int = max(tokenizer.get_vocab().values()) + 1
+            if self.vocab_size >= 1 << 31:
+                raise ValueError(f"its largest id is {self.vocab_size - 1}, and ids are int32")
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:  # The tokenizers package raises bare Exception, and panics.
@@ -87,8 +91,10 @@ class HuggingFaceTokenizer:
 def _check_files(folder: Path) -> None:
     """Checks what the tokenizers package does not survive, and what it would wait for without end."""
     for name in _FILES:
-        if os.path.lexists(folder / name) and not os.path.isfile(folder / name):
-            raise InputError(f"{folder / name} is not a regular file: download it again")
+        if os.path.lexists(folder / name):
+            if not os.path.isfile(folder / name):
+                raise InputError(f"{folder / name} is not a regular file: download it again")
+            check_regular(folder / name, LARGEST)
     if not (folder / "tokenizer.json").is_file():
         return
     waiting: list = [read_json(folder / "tokenizer.json")]

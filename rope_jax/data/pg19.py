@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 
 import tensorflow_datasets as tfds
@@ -20,7 +21,7 @@ def open_pg19(path: str | Path) -> Splits:
     """
     root = Path(path).absolute()
     # Without a copy TFDS would return a builder that can only download.
-    if not list(root.glob("pg19/*/dataset_info.json")):
+    if not os.path.isdir(root) or not list(root.glob("pg19/*/dataset_info.json")):
         raise InputError(f"`path`: {root} has no prepared copy of PG19; {_how_to_prepare(root)}", field="path")
     builder = tfds.builder("pg19", data_dir=root)
     if not builder.is_prepared() or not builder.info.splits:

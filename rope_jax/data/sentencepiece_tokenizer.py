@@ -13,6 +13,7 @@ from sentencepiece import sentencepiece_model_pb2
 
 from rope_jax.data.huggingface_tokenizer import copy_file, write_tokenizer
 from rope_jax.errors import InputError
+from rope_jax.files import read_bytes
 
 _proto: Any = sentencepiece_model_pb2  # generated, without types
 _Piece = _proto.ModelProto.SentencePiece
@@ -27,8 +28,10 @@ class SentencePieceTokenizer:
     """
 
     def __init__(self, path: Path):
+        content = read_bytes(path)
+        self._processor = sentencepiece.SentencePieceProcessor()
         try:
-            self._processor = sentencepiece.SentencePieceProcessor(model_file=str(path))
+            self._processor.LoadFromSerializedProto(content)
         except (OSError, RuntimeError) as error:
             raise InputError(
                 f"{path} is not a sentencepiece model; LLaMA3's tokenizer.model is not one either: use the folder with "

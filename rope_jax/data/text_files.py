@@ -18,7 +18,7 @@ ENDINGS = (".txt", ".txt.gz", ".jsonl", ".jsonl.gz")
 
 # Bounds the memory that a corrupt or hostile file can take, such as a decompression bomb or a gigabyte without a line
 # break. The longest books have a few megabytes.
-DOCUMENT_LIMIT = 1 << 28
+DOCUMENT_LIMIT = 1 << 27
 
 
 @dataclasses.dataclass(frozen=True)

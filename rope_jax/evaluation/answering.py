@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import math
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -102,10 +102,11 @@ def read_predictions(kept: Kept, digests: Mapping[str, str]) -> dict[str, Predic
 
 def _prediction(place: str, row: Mapping[str, Any]) -> Prediction:
     match row:
-        case {"digest": str(sample), "prediction": str(text), "score": int() | float(), "seconds": int() | float()}:
-            score, seconds = float(row["score"]), float(row["seconds"])
-            if len(row) == 4 and 0 <= score <= 1 and 0 <= seconds < math.inf:
-                return Prediction(sample, text, score, seconds)
+        case {"digest": str(sample), "prediction": str(text), "score": score, "seconds": seconds}:
+            numbers = all(type(value) in (int, float) for value in (score, seconds))
+            # An integer may be too large for a float.
+            if len(row) == 4 and numbers and 0 <= score <= 1 and 0 <= seconds <= sys.float_info.max:
+                return Prediction(sample, text, float(score), float(seconds))
     raise InputError(f"{place} is damaged, it is {shown(row)}: delete that line, or choose another `folder`")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ def missing_file(path: Path, what: str, command: str) -> InputError:
 
 def read_texts(folder: Path, what: str, command: str) -> Iterator[str]:
     """The texts of a folder (`.txt`, or `.jsonl` with `text`, also gzip), in the order of their names."""
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise missing_file(folder, what, command)
     files = list_text_files(folder)
     if not files:
@@ -35,4 +36,4 @@ def named_path(owner: Any, field: str, what: str, command: str) -> Path:
 def find_file(folder: Path, name: str) -> Path | None:
     """A file of a name, or with `.gz` after it, in a folder or its sub-folder `data`; None if there is none."""
     paths = (parent / (name + ending) for parent in (folder, folder / "data") for ending in ("", ".gz"))
-    return next((path for path in paths if path.is_file()), None)
+    return next((path for path in paths if os.path.isfile(path)), None)

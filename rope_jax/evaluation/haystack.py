@@ -5,6 +5,7 @@ from __future__ import annotations
 import bisect
 import dataclasses
 import itertools
+import os
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -72,7 +73,7 @@ def read_haystack(path: Path, max_words: int) -> Haystack:
     names, or RULER's own `PaulGrahamEssays.json`. The longest prompt's number of tokens is words enough.
     """
     path = Path(path)
-    if path.is_file():
+    if os.path.isfile(path):
         value = read_json(path)
         if not (isinstance(value, dict) and isinstance(value.get("text"), str)):
             raise InputError(f'{path} must be a folder of texts or a JSON file with an object with "text"')

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rope_jax.errors import InputError
-from rope_jax.files import read_json_lines, write_text
+from rope_jax.files import LONGEST_LINE, check_regular, read_json_lines, write_text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +36,7 @@ class Kept:
         """
         if self.path is None or not self.path.exists():
             return {}
+        check_regular(self.path)
         _remove_torn_line(self.path)
         try:
             lines = list(read_json_lines(self.path))
@@ -88,14 +89,9 @@ class Kept:
 
 def _remove_torn_line(path: Path) -> None:
     with path.open("r+b") as file:
-        end = place = file.seek(0, os.SEEK_END)
-        while place:
-            start = max(0, place - (1 << 16))
-            file.seek(start)
-            newline = file.read(place - start).rfind(b"\n")
-            if newline >= 0:
-                place = start + newline + 1
-                break
-            place = start
-        if place < end:
-            file.truncate(place)
+        end = file.seek(0, os.SEEK_END)
+        start = file.seek(max(0, end - LONGEST_LINE))
+        whole = start + file.read().rfind(b"\n") + 1
+        # What is longer than any line was not cut short by a crash, and is left for the reader to name.
+        if whole < end and (whole > start or not start):
+            file.truncate(whole)

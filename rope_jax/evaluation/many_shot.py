@@ -6,6 +6,7 @@ HELMET (Yen et al., arXiv 2410.02694) fixes the number of examples for each leng
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ from rope_jax.evaluation.benchmark import DrawnQuestions
 from rope_jax.evaluation.data_files import missing_file, named_path
 from rope_jax.evaluation.draft import Draft, SampleSpec, fitted_samples
 from rope_jax.evaluation.sample import Sample
-from rope_jax.files import read_json_lines
+from rope_jax.files import read_bytes, read_json_lines
 
 MAX_NEW_TOKENS = 20
 TEMPLATE = (
@@ -48,7 +49,7 @@ class ManyShot(DrawnQuestions):
         command = TREC_COMMAND.format(path="FOLDER/train_5500.label", name="train_5500.label")
         what = "the folder of TREC's question classification"
         folder = named_path(self, "folder", what, f"{command}   # and TREC_10.label")
-        own = (folder / "train.jsonl").is_file()
+        own = os.path.isfile(folder / "train.jsonl")
         train, test = ("train.jsonl", "test.jsonl") if own else ("train_5500.label", "TREC_10.label")
         shown, asked = read_examples(folder / train), read_examples(folder / test)
         known = {example.label for example in shown}
@@ -78,7 +79,7 @@ def read_examples(path: Path) -> tuple[Example, ...]:
     gzip, has `text` and `label` on each line.
     """
     path = Path(path)
-    if not path.is_file():
+    if not os.path.isfile(path):
         name = path.name if path.name.endswith(".label") else "train_5500.label (and TREC_10.label)"
         raise missing_file(
             path,
@@ -161,11 +162,11 @@ def _read_lines(path: Path) -> Iterator[Example]:
 
 def _read_trec(path: Path) -> Iterator[Example]:
     # TREC's files are Latin-1, in which every byte is a character.
-    for number, line in enumerate(path.read_text(encoding="latin-1").split("\n"), 1):
+    for number, line in enumerate(read_bytes(path).decode("latin-1").split("\n"), 1):
         if not line.strip():
             continue
         label, _, text = line.strip().partition(" ")
-        if ":" not in label or not text:
+        if not re.fullmatch("[A-Z]+:[a-z]+", label) or not text:
             raise InputError(
                 f"{path}:{number} is not `COARSE:fine text`, as lines of TREC's question classification are"
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -71,8 +72,8 @@ class TextSelection:
 
     def _documents(self, cache: Path) -> Iterable[Mapping[str, str]]:
         folder = Path(self.path)
-        plain = self.name == "text_folder" and not any((folder / split).is_dir() for split in SPLITS)
-        files = list_text_files(folder) if plain and self.split == "test" and folder.is_dir() else ()
+        plain = self.name == "text_folder" and not any(os.path.isdir(folder / split) for split in SPLITS)
+        files = list_text_files(folder) if plain and self.split == "test" and os.path.isdir(folder) else ()
         if files:
             return (vars(document) for document in read_documents(folder, files))
         return open_corpus(self.name, self.path, cache)[self.split]

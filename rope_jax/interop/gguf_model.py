@@ -22,6 +22,7 @@ from rope_jax.interop.hf_config import SourceConfig
 from rope_jax.interop.tensor_files import DTYPES, StoredTensor
 from rope_jax.interop.weights import TABLES
 from rope_jax.model.config import LlamaConfig
+from rope_jax.rope.checks import check_base
 from rope_jax.rope.embedding import ScaleVector, identity
 from rope_jax.rope.methods.by_parts import yarn
 from rope_jax.rope.methods.explicit import explicit
@@ -190,6 +191,7 @@ def _model(opened: GgufFile, architecture: str, fields: Fields) -> tuple[LlamaCo
             attention_bias=bias,
             context=context,
         )
+        check_base(config.rope_base)
         return config, _rope(opened, fields, config)
     except InputError as error:
         # The model's and the scaling's own checks know neither the file nor its keys.

@@ -14,7 +14,7 @@ import numpy as np
 
 from rope_jax.data.gguf_tokenizer import write_gguf_tokenizer
 from rope_jax.errors import InputError
-from rope_jax.files import check_inside, read_json
+from rope_jax.files import LARGEST, check_inside, check_regular, read_json
 from rope_jax.gguf_reader import is_gguf
 from rope_jax.interop.atomic import check_space, check_target, counter, write_atomically
 from rope_jax.interop.export_config import describe_export
@@ -55,6 +55,7 @@ def files_to_carry(source: Path) -> list[Path]:
     files = [source / name for name in ("generation_config.json", *TOKENIZER_FILES) if (source / name).is_file()]
     for file in files:
         check_inside(source, file)
+        check_regular(file, LARGEST)
     return files
 
 

@@ -298,17 +298,26 @@ def with_model(folder, model=WORDS, **changes):
     [
         {"type": "WordLevel", "vocab": {}, "unk_token": "[UNK]"},
         {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "[UNK]"},
+        {"type": "WordLevel", "vocab": {"a": 0, "[UNK]": 2**32 - 1}, "unk_token": "[UNK]"},
         {"type": "BPE", "vocab": {}, "merges": []},
         {"type": "Unigram", "vocab": [["a", 0.0]], "unk_id": None},
         {"type": "Unigram", "vocab": [], "unk_id": 0},
         functools.reduce(lambda inner, _: [inner], range(80), {}),
         functools.reduce(lambda inner, _: [inner], range(180), {}),
     ],
-    ids=["empty words", "no unknown word", "empty BPE", "no unknown piece", "no pieces", "nested", "deep"],
+    ids=["empty words", "no unknown word", "huge id", "empty BPE", "no unknown piece", "no pieces", "nested", "deep"],
 )
 def test_unusable_vocabularies(tmp_path, model):
     with pytest.raises(InputError, match=re.escape(str(tmp_path))):
         load_tokenizer(with_model(tmp_path, model))
+
+
+def test_a_vocabulary_of_special_tokens_alone(tmp_path):
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    special = {"id": 0, "content": "<s>", "special": True, **flags}
+    with_model(tmp_path, {"type": "BPE", "vocab": {}, "merges": []}, added_tokens=[special])
+    with pytest.raises(InputError, match="no token for text"):
+        load_tokenizer(tmp_path)
 
 
 def test_a_broken_charsmap_does_not_end_the_process(tmp_path, charsmap):
@@ -339,4 +348,18 @@ def test_a_pipe_is_not_waited_for(tmp_path):
     (tmp_path / "tokenizer_config.json").unlink()
     os.mkfifo(tmp_path / "tokenizer_config.json")
     with pytest.raises(InputError, match=r"tokenizer_config\.json is not a regular file"):
+        load_tokenizer(tmp_path)
+    (tmp_path / "alone").mkdir()
+    os.mkfifo(tmp_path / "alone" / "tokenizer.model")
+    with pytest.raises(InputError, match=r"tokenizer\.model is not a regular file"):
+        load_tokenizer(tmp_path / "alone")
+
+
+@pytest.mark.parametrize("name", ["tokenizer.model", "tokenizer.json", "tokenizer_config.json", "vocab.json"])
+def test_a_file_of_gigabytes_is_not_read(tmp_path, name):
+    if name != "tokenizer.model":
+        with_model(tmp_path)
+    with (tmp_path / name).open("wb") as file:
+        file.truncate(5 << 30)
+    with pytest.raises(InputError, match=rf"{name} holds more than 128 MiB"):
         load_tokenizer(tmp_path)

@@ -78,6 +78,7 @@ def test_files_in_both_formats(tmp_path):
     assert read_examples(lines) == (Example("a", "3"), Example("b", "x"))
     for name, content, message in (
         ("a.label", "no colon here\n", r"a\.label:1 is not `COARSE:fine text`"),
+        ("d.label", '{"label": "a"}\n', r"d\.label:1 is not"),
         ("b.jsonl", '{"text": "a"}', r"b\.jsonl:1 must have"),
         ("c.label", "\n", "no examples"),
     ):

@@ -1,6 +1,7 @@
 """Records on disk: torn, damaged, repeated and foreign ones; predictions of changed prompts; answers cut."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -64,7 +65,10 @@ ROW = {"id": "t/1", **vars(ROWS["t/1"])}
         (json.dumps(vars(ROWS["t/1"])), "t.jsonl:3 is damaged, it has no id"),
         (json.dumps({**ROW, "id": "t/0"}), "second record of t/0"),
         (json.dumps({"id": "t/1"}), "t/1 is damaged"),
-        *((json.dumps({**ROW, "score": score}), "t/1 is damaged") for score in (float("nan"), 7, -0.1, "1", None)),
+        *(
+            (json.dumps({**ROW, "score": score}), "t/1 is damaged")
+            for score in (float("nan"), 7, -0.1, "1", None, True)
+        ),
         (json.dumps({**ROW, "seconds": float("inf")}), "t/1 is damaged"),
         (json.dumps({**ROW, "prediction": 1}), "t/1 is damaged"),
         (json.dumps({**ROW, "prediction": "\ud800"}), "t.jsonl:3 is not valid JSON .*surrogates"),
@@ -77,6 +81,21 @@ def test_damaged_lines_are_named(tmp_path, line, message):
         out.write(line + "\n")
     with pytest.raises(InputError, match=message):
         read_predictions(file, DIGESTS)
+
+
+def test_only_a_torn_line_is_dropped(tmp_path, monkeypatch):
+    """Not a line that is longer than any; and what is no file is neither read nor waited for."""
+    file = kept(tmp_path)
+    monkeypatch.setattr("rope_jax.evaluation.kept.LONGEST_LINE", 1000)
+    whole = file.path.read_bytes() + b"{" * 1000
+    file.path.write_bytes(whole)
+    with pytest.raises(InputError, match=r"t\.jsonl:5 is not valid JSON"):
+        file.read()
+    assert file.path.read_bytes() == whole
+    file.path.unlink()
+    os.mkfifo(file.path)
+    with pytest.raises(InputError, match=r"t\.jsonl is not a regular file"):
+        file.read()
 
 
 def test_a_file_of_something_else_is_set_aside(tmp_path):

@@ -205,6 +205,7 @@ def small(tmp_path_factory):
         ({"logit_scale": 2.0}, r"llama\.logit_scale is 2\.0: this key is not understood"),
         ({"expert_count": 8}, "expert_count is 8: only 0"),
         ({"rope__scaling__type": "longrope"}, "only none, linear and yarn"),
+        ({"rope__freq_base": 1.0}, r"llama\.rope\.freq_base is 1"),
         ({"rope__scaling__factor": 0.5}, r"llama\.rope\.scaling\.factor"),
         ({"rope__scaling__factor": "4"}, "give a positive finite number"),
         ({"factors": [1.0, 2.0]}, r"rope_freqs\.weight has shape \[2\]"),

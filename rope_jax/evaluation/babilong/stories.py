@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -37,7 +38,9 @@ def read_stories(folder: Path, task: str) -> tuple[Story, ...]:
     if task not in TASKS:
         raise InputError(f"`task` is {task!r}: use one of {', '.join(TASKS)}", field="task")
     folder = Path(folder)
-    paths = [path for kind in ("test", "train") for path in sorted(folder.glob(f"{task}_*_{kind}.txt*"))]
+    # `glob` fails at a name that no file system has.
+    kinds = ("test", "train") if os.path.isdir(folder) else ()
+    paths = [path for kind in kinds for path in sorted(folder.glob(f"{task}_*_{kind}.txt*"))]
     if not paths:
         raise missing_file(
             folder / f"{task}_*_test.txt",

@@ -8,6 +8,7 @@ import dataclasses
 import importlib.util
 import io
 import logging
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
@@ -264,5 +265,5 @@ def _rows(file: Path, read: Callable[[], Iterable[dict]], row: Callable[[dict], 
 
 
 def _check(file: Path, url: str, get: str) -> None:
-    if not file.is_file():
+    if not os.path.isfile(file):
         raise InputError(f"{file} is missing: it comes from {url} (in {file.parent}: {get})")

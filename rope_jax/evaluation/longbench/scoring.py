@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -64,7 +65,7 @@ def read_scored(folder: Path, progress: Callable[[Iterable], Iterable] = iter) -
     and `length`. InputError, before anything is scored, names the folder, file or line that is wrong.
     """
     folder = Path(folder)
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise InputError(f"{folder} is not a folder; name the one that holds the prediction files (qasper.jsonl, ...)")
     files: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):

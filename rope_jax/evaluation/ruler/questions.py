@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
@@ -104,7 +105,7 @@ def question_draft(
 
 def _read(parse: Callable[[Any], QuestionSet], path: Path, what: str, command: str) -> QuestionSet:
     path = Path(path)
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise missing_file(path, what, command.format(path=path))
     value = read_json(path)
     try:
