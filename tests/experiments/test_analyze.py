@@ -7,16 +7,15 @@ import json
 import numpy as np
 import pytest
 
-from experiments.analyze import analysis, analyze, usage
+from experiments.analyze import analysis, analyze
 from rope_jax.commands import analyze as procedure
 from rope_jax.commands.reporter import Silent
 from rope_jax.errors import InputError
 from rope_jax.interop.hf_config import read_config
 from rope_jax.rope.methods import METHODS
-from tests.experiments.helpers import assigned, small_config
 from tests.rope.golden import golden_case
 
-pytestmark = [pytest.mark.usefixtures("optimised"), pytest.mark.xdist_group("finished run")]
+pytestmark = pytest.mark.usefixtures("optimised")
 
 
 def load(name):
@@ -118,42 +117,6 @@ def test_explicit_factors(scaled, tmp_path, kind):
     scale = found.methods["explicit"].scale(found.geometry, found.measure)
     np.testing.assert_array_equal(scale.factors, expected)
     assert float(scale.attention_factor) == np.float32(attention)
-
-
-def test_energies_and_distances_of_a_model_weigh_its_analysis(texts, finished, tmp_path):
-    config = assigned(small_config(texts), {"model.path": str(finished[0] / "export"), "usage.tokens": 96})
-    config = assigned(config, {"usage.texts": 3})
-    found = usage(config, tmp_path, Silent())
-    assert found.energy.shape == (2, 2, 8) and found.about["texts"] == 3 and found.about["model"] == "export"
-    file = str(tmp_path / "usage.json")
-    config = assigned(config, {"solve.energy": file, "solve.distances": file})
-    wanted = analysis(config, "small", named=True)
-    np.testing.assert_allclose(wanted.energy, found.energy.mean(axis=(0, 1)) / found.energy.mean(), rtol=1e-6)
-    assert wanted.methods["two_term"].distances == found.distances()
-    shown = ("extrapolation", "pi", "yarn", "dprope")
-    wanted = dataclasses.replace(wanted, methods={method: wanted.methods[method] for method in shown})
-    result = procedure.analyze(wanted, tmp_path, Silent())
-    for method in shown:
-        weighted = np.average(result["per_pair"][method], weights=wanted.energy)
-        assert result["disturbance_e3"][method] == pytest.approx(1e3 * weighted)
-    # What is not changed is familiar; what is interpolated fully stays among the angles that were seen.
-    assert result["changed_e3"]["extrapolation"] == 0 < result["unseen_e3"]["extrapolation"]
-    assert result["unseen_e3"]["pi"] < 1e-3 * result["changed_e3"]["pi"]
-
-
-@pytest.mark.parametrize(
-    ("values", "field"),
-    [
-        ({"model.path": ""}, "model.path"),
-        ({"usage.tokens": 100_000}, "usage.texts"),
-        ({"eval.split": "dev"}, "eval.split"),
-    ],
-)
-def test_usage_that_cannot_be_measured(texts, finished, tmp_path, values, field):
-    config = assigned(small_config(texts), {"model.path": str(finished[0] / "export"), **values})
-    with pytest.raises(InputError) as error:
-        usage(config, tmp_path, Silent())
-    assert error.value.field == f"config.{field}"
 
 
 @pytest.mark.slow
