@@ -52,11 +52,11 @@ class Terminal:
             print(text, flush=True)
 
     def bar(self, description: str) -> Callable[[Iterable[T]], Iterable[T]]:
-        return lambda items: self._tqdm(description, items, leave=False)
+        return lambda items: self._tqdm(description, items, leave=False, delay=1)
 
     @contextlib.contextmanager
     def byte_bar(self, description: str) -> Iterator[ByteProgress]:
-        with self._tqdm(description, unit="B", unit_scale=True, leave=False) as shown:
+        with self._tqdm(description, unit="B", unit_scale=True, leave=False, delay=1) as shown:
 
             def update(done: int, total: int) -> None:
                 shown.total = total

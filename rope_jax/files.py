@@ -156,7 +156,7 @@ def sealed(value: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def unsealed(value: Any) -> dict[str, Any]:
-    """The content of what `sealed` gave; ValueError for everything else, were it different in one bit."""
+    """The content of what `sealed` gave; ValueError for anything else, even one flipped bit."""
     if not isinstance(value, dict) or "checksum" not in value:
         raise ValueError("it has no checksum")
     content = {key: item for key, item in value.items() if key != "checksum"}

@@ -154,10 +154,10 @@ def evaluate_before(run: Run, scales: Mapping[str, ScaleVector], of: Mapping, re
     if waiting:
         params = _read_source(run, reporter)
         for method in waiting:
-            evaluate(run, method, "before", Variables(params, scales[method]), of[method], reporter)
+            evaluate(run, method, "before", Variables(params, scales[method]), of=of[method], reporter=reporter)
 
 
-def evaluate(run: Run, method: str, stage: str, model: Variables, of: Mapping[str, str], reporter: Reporter) -> None:
+def evaluate(run: Run, method: str, stage: str, model: Variables, *, of: Mapping[str, str], reporter: Reporter) -> None:
     """Evaluates a model and records it as a method's stage, with what it depends on under `of`."""
     record = run.method_folder(method).record(stage, lambda: {**evaluation_record(run, model), "of": of})
     windows = (f"perplexity {result['perplexity']:.3f} at {window}" for window, result in record["perplexity"].items())
@@ -182,7 +182,7 @@ def tune(run: Run, method: str, scale: ScaleVector, of: Mapping[str, str], repor
     if evaluated and exported:
         return
     tuned = fine_tune(run, method, scale, reporter)
-    evaluate(run, method, "after", tuned, of, reporter)
+    evaluate(run, method, "after", tuned, of=of, reporter=reporter)
     if not exported:
         export(run, tuned, reporter)
 

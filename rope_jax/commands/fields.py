@@ -164,7 +164,7 @@ FIELDS: tuple[Field, ...] = (
     Field(
         "solve.energy",
         "",
-        "method 'dprope': file of measured energies, which weigh pairs; experiments.analyze then weighs totals, too",
+        "method 'dprope': file of measured energies, which weigh pairs; experiments.analyze then weighs totals as well",
     ),
     Field("solve.distances", "", "method 'two_term': file of measured distances; empty counts all pairs of positions"),
     Field("usage.texts", 4, "experiments.analyze --usage: texts to measure a model on", at_least(1, _SAMPLES)),

@@ -12,7 +12,7 @@ from typing import Any
 
 Change = Callable[[Path], object]
 
-# JSON texts to stand in place of any value; some are not valid JSON.
+# JSON texts to put instead of any value; some are not valid JSON.
 VALUES = {
     "null": "null",
     "true": "true",

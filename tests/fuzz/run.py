@@ -38,7 +38,7 @@ def work(seed: int, home: Path, pipe: Connection) -> None:
     os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
     os.chdir(home / "cwd")
 
-    from tests.fuzz.inputs import input_of, warm_up
+    from tests.fuzz.inputs.draw import input_of, warm_up
 
     folder, outside = home / "input", home / "outside"
     shutil.rmtree(home / "originals", ignore_errors=True)

@@ -3,7 +3,7 @@
 import pytest
 
 from rope_jax.errors import InputError
-from tests.fuzz.inputs import PATHS
+from tests.fuzz.inputs.values import PATHS
 from tests.fuzz.run import findings
 
 

@@ -40,9 +40,9 @@ def theta(base, head_dim):
 def by_radices(model, radix):
     """Frequencies divided by the product of the radix of every faster pair of the middle (arXiv 2601.22181, Eq. 13)."""
     base, head_dim, original, target = model
-    turns = [original * rate / (2 * math.pi) for rate in theta(base, head_dim)]
-    first = max(i for i, count in enumerate(turns) if count > 32)
-    last = min(i for i, count in enumerate(turns) if count < 1)
+    periods = [original * rate / (2 * math.pi) for rate in theta(base, head_dim)]
+    first = max(i for i, count in enumerate(periods) if count > 32)
+    last = min(i for i, count in enumerate(periods) if count < 1)
     divisor, found = 1.0, []
     for i, rate in enumerate(theta(base, head_dim)):
         found.append(rate / divisor)
