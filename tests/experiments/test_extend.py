@@ -83,7 +83,7 @@ def test_one_method_at_a_time_is_in_memory(tmp_path, monkeypatch):
 
     monkeypatch.setattr(procedure, "fine_tune", fine_tune)
     for name in ("evaluate", "export"):
-        monkeypatch.setattr(procedure, name, lambda *_, name=name: used.append(name))
+        monkeypatch.setattr(procedure, name, lambda *_, name=name, **__: used.append(name))
     run = SimpleNamespace(
         recipe=SimpleNamespace(exported="dprope"), folder=RunFolder(tmp_path), method_folder=RunFolder(tmp_path).at
     )
