@@ -20,6 +20,7 @@ from rope_jax.commands.learned import LearnedMethod
 from rope_jax.commands.run import Corpus, Recipe
 from rope_jax.commands.source import Compute, Source
 from rope_jax.data.corpus import open_corpus
+from rope_jax.data.mixed import Mix
 from rope_jax.data.positions import Skips
 from rope_jax.data.source import Splits
 from rope_jax.data.tokenizer import Tokenizer, load_tokenizer
@@ -188,7 +189,7 @@ def pretraining(config: ConfigDict) -> TrainConfig:
         )
 
 
-def tuning(config: ConfigDict, target: int, name: str = "") -> TrainConfig:
+def tuning(config: ConfigDict, contexts: Measure, name: str = "") -> TrainConfig:
     """The fine-tuning of a method at the extended context; a learned vector may be trained with the weights."""
     t, lora = config.train, config.train.lora
     optimizer = {field.name: t[field.name] for field in dataclasses.fields(OptimizerConfig) if field.name in t}
@@ -196,8 +197,9 @@ def tuning(config: ConfigDict, target: int, name: str = "") -> TrainConfig:
     with train_section(config):
         return TrainConfig(
             optimizer=OptimizerConfig(**optimizer),
-            length=t.length or target,
-            skips=Skips(target, t.chunks) if t.positions == "skip" else None,
+            length=t.length or contexts.target,
+            skips=Skips(contexts.target, t.chunks) if t.positions == "skip" else None,
+            mix=Mix(t.mix, contexts.original) if t.mix else None,
             **{field: t[field] for field in (*shared, "offload_optimizer")},
             lora=LoraConfig(lora.rank, lora.alpha, tuple(lora.targets), config.seed) if lora.rank else None,
             learn=learning(config) if name == LEARNED and config.learn.joint else None,
@@ -216,7 +218,7 @@ def recipe(config: ConfigDict, source: Source, refused: Mapping[str, str] = NO_O
     shape, contexts = geometry(source.known), measure(config, source.known.config.context)
     named = {name: method(config, name) for name in method_names(config, refused)}
     check_methods(named, shape, contexts)
-    tunings = {name: tuning(config, contexts.target, name) for name in named}
+    tunings = {name: tuning(config, contexts, name) for name in named}
     corpus = Corpus(config.data.name, config.data.path, config.eval.split)
     return Recipe(source, shape, contexts, named, tunings, corpus)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -128,7 +128,7 @@ def process_rows(mesh: Mesh, rows: int) -> tuple[int, ...]:
     return tuple(sorted({row for (cut,) in held for row in range(rows)[cut]}))
 
 
-def place_rows(values: np.ndarray, held: tuple[int, ...], rows: int, sharding: NamedSharding, axis: int) -> jax.Array:
+def place_rows(values: np.ndarray, held: Sequence[int], rows: int, sharding: NamedSharding, axis: int) -> jax.Array:
     """Assembles a global batch from the rows of each process.
 
     Args:

@@ -52,7 +52,13 @@ def card(
 def described(config: TrainConfig) -> str:
     """The sequences of a training."""
     skips = f" whose positions skip up to {config.skips.reach:,}" if config.skips else ""
-    return f"sequences of {config.length:,} tokens{skips}"
+    mix = (
+        f"; {config.mix.share:.2g} of them hold documents of at most {config.mix.context:,} tokens, under the original "
+        "scale vector"
+        if config.mix
+        else ""
+    )
+    return f"sequences of {config.length:,} tokens{skips}{mix}"
 
 
 def _training(config: TrainConfig, steps: int) -> str:

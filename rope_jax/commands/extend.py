@@ -190,7 +190,9 @@ def tune(run: Run, method: str, scale: ScaleVector, of: Mapping[str, str], repor
 def fine_tune(run: Run, method: str, scale: ScaleVector, reporter: Reporter) -> Variables:
     """Fine-tunes at the extended context under a scale vector (section 4.1 of the paper)."""
     training = Training(run.recipe.source.model, run.recipe.tuning[method], run.mesh)
-    start = Start(scale, lambda: _read_source(run, reporter))
+    own = run.recipe.geometry.own
+    original = ScaleVector.create(np.broadcast_to(own.factors, np.shape(scale.factors)), own.attention_factor)
+    start = Start(scale, lambda: _read_source(run, reporter), original if training.config.mix else None)
     tuned = fit(run, training, start, run.method_folder(method), reporter)
     # On the host, like the vectors of other methods: evaluation compiles once for all of them.
     return dataclasses.replace(tuned, rope=jax.device_get(tuned.rope))
@@ -247,6 +249,7 @@ def write_report(run: Run) -> dict:
             "tokens_per_step": tuning.global_batch * tuning.length,
             "length": tuning.length,
             "reach": tuning.skips.reach if tuning.skips else tuning.length,
+            "mix": tuning.mix.share if tuning.mix else 0.0,
         },
         "eval": {"stride": run.settings["eval"]["stride"]},
         "methods": methods,
@@ -299,7 +302,8 @@ def _long_documents(run: Run) -> str:
     share = run.folder.record("data", estimate)["share_past_original_context"]
     if not share:
         return f"; none is past token {original:,} of its document, for no text is longer"
-    most = 1 - original / tuning.length
+    extended = 1 - tuning.mix.share if tuning.mix else 1
+    share, most = extended * share, extended * (1 - original / tuning.length)
     return f"; about {share:.2g} of the tokens are past token {original:,} of their documents, at most {most:.2g}"
 
 

@@ -201,6 +201,13 @@ FIELDS: tuple[Field, ...] = (
         one_of("consecutive", "skip"),
     ),
     Field("train.chunks", 2, "chunks of a document between which positions skip", at_least(2, 1024)),
+    Field(
+        "train.mix",
+        0.0,
+        "share of microbatches under the model's own scale vector, whose documents are cut every context.original "
+        "tokens (LongRoPE2's mixed windows); the others are as without it",
+        Check(least=0, below=1),
+    ),
     Field("train.global_batch", 64, "sequences of train.length tokens per update", at_least(1, _BATCH)),
     Field("train.accumulation", 8, "microbatches per update; divides train.global_batch", at_least(1, _BATCH)),
     Field("train.loss_chunk", 512, "tokens of a row projected to the vocabulary at a time", at_least(1)),

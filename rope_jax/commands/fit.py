@@ -31,7 +31,7 @@ def fit(run: Run, training: Training, start: Start, place: RunFolder, reporter: 
         Stopped: if the reporter asked for it.
     """
     config = training.config
-    batches = run.batches(config.rows, config.length, config.skips)
+    batches = run.batches(config.rows, config, config.mix)
     profile = Profile(place / "profile", *run.profile) if run.profile else None
     with reporter.deferred_stop() as should_stop:
         callbacks = Callbacks(partial(_report, training, start, place, reporter), should_stop, profile)

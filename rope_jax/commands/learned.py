@@ -52,6 +52,6 @@ def learned_solution(run: Run, method: LearnedMethod, reporter: Reporter) -> tup
 def _batches(run: Run, method: LearnedMethod, reporter: Reporter) -> Iterator[dict]:
     tuning = run.recipe.tuning[LEARNED]
     held, sharding = process_rows(run.mesh, method.batch), batch_sharding(run.mesh)
-    batches = run.batches(method.batch, tuning.length, tuning.skips)
+    batches = run.batches(method.batch, tuning)
     for _ in reporter.bar("learning factors")(range(method.steps)):
         yield {name: place_rows(rows, held, method.batch, sharding, 0) for name, rows in next(batches).items()}

@@ -12,8 +12,8 @@ from jax.sharding import Mesh
 
 from rope_jax.commands.learned import LearnedMethod
 from rope_jax.commands.source import Source
+from rope_jax.data.mixed import Mix
 from rope_jax.data.pipeline import TrainingBatches, training_batches
-from rope_jax.data.positions import Skips
 from rope_jax.data.source import TextSource
 from rope_jax.data.tokenizer import Tokenizer
 from rope_jax.evaluation.engine import Evaluation
@@ -90,10 +90,10 @@ class Run:
     def method_folder(self, method: str) -> RunFolder:
         return self.folder.at(f"methods/{method}")
 
-    def batches(self, rows: int, length: int, skips: Skips | None) -> TrainingBatches:
-        """Training batches of the rows that this process holds, of `rows` in all and `length` tokens each."""
-        shared = {"rows": process_rows(self.mesh, rows), "streams": self.streams, "skips": skips}
-        return training_batches(self.documents, self.tokenizer, rows, length, self.seed, **shared)
+    def batches(self, rows: int, config: TrainConfig, mix: Mix | None = None) -> TrainingBatches:
+        """Training batches of the rows that this process holds, of `rows` in all, for a training."""
+        shared = {"rows": process_rows(self.mesh, rows), "streams": self.streams, "skips": config.skips, "mix": mix}
+        return training_batches(self.documents, self.tokenizer, rows, config.length, self.seed, **shared)
 
     @property
     def parameters(self) -> int:

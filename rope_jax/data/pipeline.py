@@ -10,6 +10,7 @@ from typing import Any
 import grain
 import numpy as np
 
+from rope_jax.data.mixed import Mix
 from rope_jax.data.positions import Skips
 from rope_jax.data.tokenizer import Tokenizer
 from rope_jax.errors import InputError
@@ -35,7 +36,8 @@ class TrainingBatches:
     """An endless iterator of batches whose position can be saved and restored.
 
     Each batch is a dictionary of int32 arrays `[B, T]`: `tokens`; `segment_ids`, which number the documents within a
-    row from 1 (packed rows have no padding); and `positions`, tokens since the segment's beginning.
+    row from 1 (packed rows have no padding); and `positions`, tokens since the segment's beginning. With a mix it also
+    has the bool `short`.
     """
 
     def __init__(
@@ -43,8 +45,10 @@ class TrainingBatches:
         streams: Mapping[int, grain.DatasetIterator],
         kept: Mapping[int, Sequence[int]],
         description: Mapping[str, Any],
+        mix: Mix | None = None,
     ):
-        self._streams, self._kept, self._description = streams, kept, description
+        self._streams, self._kept, self._description, self._mix = streams, kept, description, mix
+        self._taken = 0
 
     def __iter__(self) -> TrainingBatches:
         return self
@@ -52,12 +56,14 @@ class TrainingBatches:
     def __next__(self) -> dict[str, np.ndarray]:
         parts = [(next(batches), self._kept[stream]) for stream, batches in self._streams.items()]
         fields = {"tokens": "tokens", "segment_ids": "tokens_segment_ids", "positions": "tokens_positions"}
-        return {name: np.concatenate([part[field][rows] for part, rows in parts]) for name, field in fields.items()}
+        batch = {name: np.concatenate([part[field][rows] for part, rows in parts]) for name, field in fields.items()}
+        self._taken += 1
+        return self._mix(batch, self._taken - 1) if self._mix else batch
 
     def get_state(self) -> dict[str, Any]:
         """This process's position after the batches taken so far, as a dictionary that survives JSON."""
         positions = {str(stream): batches.get_state() for stream, batches in self._streams.items()}
-        return {"pipeline": dict(self._description), "positions": positions}
+        return {"pipeline": dict(self._description), "positions": positions, "taken": self._taken}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
         """Resumes with the batch that would have followed `state`, a whole run's position.
@@ -71,6 +77,7 @@ class TrainingBatches:
                     f"the saved data position is for {field} {saved.get(field)}, and this run has {value}; "
                     "resume with the data, batch, seed and streams of the saved run, or start a new one"
                 )
+        self._taken = state.get("taken", 0)  # earlier versions, which had no mix, did not count
         for stream, batches in self._streams.items():
             if str(stream) not in state["positions"]:
                 raise InputError(
@@ -96,6 +103,7 @@ def training_batches(
     rows: Sequence[int] | None = None,
     streams: int = 1,
     skips: Skips | None = None,
+    mix: Mix | None = None,
 ) -> TrainingBatches:
     """Packs documents into batches of rows without padding, in a new order every epoch.
 
@@ -115,6 +123,7 @@ def training_batches(
         rows: rows of every batch that this iterator gives, ascending; None gives all.
         streams: a divisor of `batch_size`.
         skips: how positions skip, if they do; reaches further than a row.
+        mix: which batches hold short documents only, if some do.
 
     Raises:
         InputError: if there are fewer documents than streams, or an argument is out of its range.
@@ -163,8 +172,9 @@ def training_batches(
         "streams": streams,
         "shuffle window": window,
         "skipped positions": list(dataclasses.astuple(skips)) if skips else None,
+        "mixed windows": list(dataclasses.astuple(mix)) if mix else None,
     }
-    return TrainingBatches({stream: stream_batches(stream) for stream in kept}, kept, description)
+    return TrainingBatches({stream: stream_batches(stream) for stream in kept}, kept, description, mix)
 
 
 def share_past(source: Source, tokenizer: Tokenizer, length: int, context: int) -> float:

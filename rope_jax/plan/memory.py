@@ -63,7 +63,7 @@ def account(training: Training, rope: ScaleVector) -> Memory:
     arguments = {
         "weights": _on_device(state.params),
         "optimizer state": _on_device(state.opt_state, kind="device"),
-        "batch": _on_device((training.abstract_rows(), frozen.rope, state.step)),
+        "batch": _on_device((training.abstract_rows(), frozen.rope, frozen.original, state.step)),
     }
     if frozen.params is not None:
         arguments["frozen weights"] = _on_device(frozen.params)
@@ -149,7 +149,7 @@ class _Local:
     def kept(self, policy: str) -> int:
         """Bytes that the VJP of one block saves for the backward pass, without its weights."""
         model = dataclasses.replace(self.model, remat=policy)
-        training = Training(model, self.config, make_mesh(1, 1, 1, jax.devices()[:1]))
+        training = Training(model, dataclasses.replace(self.config, mix=None), make_mesh(1, 1, 1, jax.devices()[:1]))
         base = training.abstract_base(ScaleVector.create(np.ones(model.head_dim // 2)))
         trained, frozen = training.abstract_state(base.rope).params, training.objective.frozen(base)
         rows = jax.ShapeDtypeStruct((self.rows, self.length), jnp.int32)

@@ -45,11 +45,16 @@ def extension_page(results: Mapping, curves: Mapping[str, Sequence[Mapping]]) ->
 
 
 def _sequences(train: Mapping, context: Mapping) -> str:
-    """How sequences differ from the extended context, if they do."""
-    if train["length"] == context["target"]:
-        return ""
+    """How sequences differ from documents at the extended context, if they do."""
+    lengths = f", in sequences of {train['length']:,}" if train["length"] != context["target"] else ""
     skips = f", whose positions skip up to {train['reach']:,}" if train["reach"] > train["length"] else ""
-    return f", in sequences of {train['length']:,}{skips}"
+    mix = (
+        f"; {train['mix']:.2g} of the microbatches hold documents of at most {context['original']:,} tokens, under the "
+        "original scale vector"
+        if train["mix"]
+        else ""
+    )
+    return f"{lengths}{skips}{mix}"
 
 
 def _perplexity(results: Mapping) -> list[Block]:

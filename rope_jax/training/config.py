@@ -8,6 +8,7 @@ from functools import partial
 
 import optax
 
+from rope_jax.data.mixed import Mix
 from rope_jax.data.positions import Skips
 from rope_jax.errors import InputError, require
 from rope_jax.model.lora import LoraConfig
@@ -74,6 +75,7 @@ class TrainConfig:
         learn: trains the scale vector together with the weights; None keeps it fixed.
         offload_optimizer: keeps the moments of the optimizer state in host memory between updates.
         skips: positions of training rows skip, so that short rows train a longer context; None counts them.
+        mix: share of microbatches of short documents, under the original scale vector; None for none.
         check_finite: checks loss and gradients of every step, and names the first part that is not finite.
     """
 
@@ -89,6 +91,7 @@ class TrainConfig:
     learn: LearnConfig | None = None
     offload_optimizer: bool = False
     skips: Skips | None = None
+    mix: Mix | None = None
     check_finite: bool = False
 
     def __post_init__(self):
@@ -98,6 +101,13 @@ class TrainConfig:
             raise InputError(
                 f"`length` is {self.length}, and positions that skip reach {self.skips.reach}: train on shorter rows",
                 field="length",
+            )
+        microbatches = self.optimizer.steps * self.accumulation
+        if self.mix and int(self.mix.share * microbatches) == 0:
+            raise InputError(
+                f"`mix` is {self.mix.share:g}, and the run has {microbatches} microbatches, none of which would hold "
+                "short documents: raise it, or leave it at 0",
+                field="mix",
             )
         require(self, "keep_best", self.keep_best >= 0, "it must be at least 0")
         if self.global_batch % self.accumulation:

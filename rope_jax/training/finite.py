@@ -42,7 +42,7 @@ def explain(flags, variables: Variables, rows: dict, model: LlamaConfig, mesh: M
     Args:
         flags: `finite` of the gradients.
         variables: what the model computed with before the step.
-        rows: `tokens`, `segment_ids` and `positions` of the step, each int32 `[A, B, T]`.
+        rows: rows of the step's `A` microbatches, arrays `[A, ...]`.
         model: model config.
         mesh: device mesh; None for one device.
 
@@ -70,6 +70,7 @@ def _inspected(variables, rows, model, mesh):
     def inspect(states):
         return jnp.all(jnp.isfinite(states))
 
+    variables, rows = variables.of(rows)
     return forward_on(mesh, model, variables, in_ring_order(rows, mesh), inspect).inspected
 
 

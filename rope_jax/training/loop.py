@@ -13,9 +13,10 @@ import jax
 import numpy as np
 
 from rope_jax import multihost
+from rope_jax.data.mixed import SHORT
 from rope_jax.data.pipeline import join_states
 from rope_jax.rope.embedding import ScaleVector
-from rope_jax.sharding import batch_sharding, place_rows, process_rows
+from rope_jax.sharding import batch_sharding, place_rows, process_rows, replicated
 from rope_jax.training.checkpoints import Checkpoints
 from rope_jax.training.finite import NonFiniteLoss, all_finite, explain, finite
 from rope_jax.training.profiling import Profile, traced
@@ -54,10 +55,15 @@ class Start:
         rope: its scale vector.
         load: returns its sharded parameters, which training consumes; called only if there is no checkpoint, or for
             weights that stay frozen.
+        original: scale vector of microbatches of short documents, shaped like `rope`; None without a mix.
     """
 
     rope: ScaleVector
     load: Callable[[], dict]
+    original: ScaleVector | None = None
+
+    def base(self, params: dict | None) -> Variables:
+        return Variables(params, self.rope, original=self.original)
 
 
 def train(training: Training, start: Start, batches, folder: Path, callbacks: Callbacks) -> Variables:
@@ -71,7 +77,7 @@ def train(training: Training, start: Start, batches, folder: Path, callbacks: Ca
         training: model, configuration and mesh.
         start: the model to start from.
         batches: iterator of microbatches, `accumulation` of them per update: int32 `[B, T]` dicts of this process's
-            rows, with `get_state` and `set_state`.
+            rows, with `get_state` and `set_state`; with a mix also the bool `short`.
         folder: folder of the checkpoints; the last step is always saved, and none that is not finite. A checkpoint's
             loss is the mean over the
             last `checkpoint_every` steps, a held-out loss in the first epoch, where batches are new to the model.
@@ -140,7 +146,7 @@ def train(training: Training, start: Start, batches, folder: Path, callbacks: Ca
 def _initial_state(training: Training, start: Start) -> tuple[TrainState, Variables]:
     """The state before the first update, and what of the base stays frozen."""
     objective = training.objective
-    base = Variables(start.load(), start.rope)
+    base = start.base(start.load())
     frozen = objective.frozen(base)
 
     def create(params):
@@ -157,15 +163,19 @@ def _resumed_state(training: Training, start: Start, checkpoints: Checkpoints) -
     state, progress = checkpoints.restore(training.abstract_state(start.rope))
     frozen = training.objective.frozen(training.abstract_base(start.rope))
     params = start.load() if frozen.params is not None else None
-    return state, training.objective.frozen(Variables(params, start.rope)), progress
+    return state, training.objective.frozen(start.base(params)), progress
 
 
 def _next_rows(batches, training: Training) -> dict:
-    """The rows of an update, int32 `[A, B, T]` over all devices."""
+    """The rows of an update, over all devices, as `Training.abstract_rows` describes them."""
     rows, mesh = training.config.rows, training.mesh
     held, sharding = process_rows(mesh, rows), batch_sharding(mesh, leading=1)
     parts = [next(batches) for _ in range(training.config.accumulation)]
-    return {name: place_rows(np.stack([p[name] for p in parts]), held, rows, sharding, axis=1) for name in parts[0]}
+    stacked = {name: np.stack([part[name] for part in parts]) for name in parts[0]}
+    flags = {SHORT: stacked.pop(SHORT)} if SHORT in stacked else {}
+    count, whole = len(parts), replicated(mesh)
+    placed = {name: place_rows(values, held, rows, sharding, axis=1) for name, values in stacked.items()}
+    return placed | {name: place_rows(values, range(count), count, whole, axis=0) for name, values in flags.items()}
 
 
 def _position(batches) -> dict:

@@ -53,7 +53,7 @@ class Objective:
 
     def variables(self, trained: Any, frozen: Variables) -> Variables:
         """What the model computes with."""
-        return Variables(trained, frozen.rope)
+        return dataclasses.replace(frozen, params=trained)
 
     def result(self, trained: Any, frozen: Variables, mesh: Mesh) -> Variables:
         """The trained model, sharded, without adapters, in the dtype of the weights. Consumes `frozen.params`."""
@@ -80,7 +80,7 @@ class LoraObjective(Objective):
 
     def variables(self, trained: dict, frozen: Variables) -> Variables:
         params, adapters = apply_lora(frozen.params, trained, self.lora)
-        return Variables(params, frozen.rope, adapters)
+        return dataclasses.replace(frozen, params=params, adapters=adapters)
 
     def result(self, trained: dict, frozen: Variables, mesh: Mesh) -> Variables:
         merge = partial(merge_lora, lora=self.lora)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+
+from rope_jax.data.mixed import SHORT
 
 
 @jax.tree_util.register_dataclass
@@ -19,11 +23,22 @@ class Variables:
         params: parameters of `Llama`; None among frozen variables if all of them are trained.
         rope: scale vector; None among frozen variables if it is trained.
         adapters: the model's collection `lora`, low-rank factors that projections add; None for none.
+        original: scale vector of microbatches of short documents, shaped like `rope`; None if there are none.
     """
 
     params: Any
     rope: Any
     adapters: dict | None = None
+    original: Any = None
+
+    def of(self, rows: Mapping[str, Any]) -> tuple[Variables, dict]:
+        """What one microbatch is computed with, its own scale vector alone, and its rows."""
+        if self.original is None:
+            return self, dict(rows)
+        choose = partial(jnp.where, rows[SHORT])
+        rope = jax.tree.map(choose, self.original, self.rope)
+        rows = {name: value for name, value in rows.items() if name != SHORT}
+        return dataclasses.replace(self, rope=rope, original=None), rows
 
 
 @jax.tree_util.register_dataclass

@@ -24,7 +24,8 @@ def summed_loss(
 
     Args:
         variables: what the model computes with.
-        rows: `tokens`, `segment_ids` and `positions`, each int32 `[B, T]`.
+        rows: `tokens`, `segment_ids` and `positions`, each int32 `[B, T]`; with `variables.original` also the bool
+            `short`.
         model: model config (static).
         loss_chunk: tokens of a row projected to the vocabulary at a time (static).
         mesh: mesh that rows and their tokens are sharded over; None for one device (static).
@@ -32,6 +33,7 @@ def summed_loss(
     Returns:
         Pair of float32 scalars: summed NLL in nats, and the number of tokens predicted.
     """
+    variables, rows = variables.of(rows)
     targets, weights = next_token_targets(rows["tokens"], rows["segment_ids"])
     rows, targets, weights = in_ring_order((rows, targets, weights), mesh)
     hidden = forward_on(mesh, model, variables, rows).states
@@ -52,8 +54,8 @@ def train_step(
 
     Args:
         state: current state.
-        batch: `tokens`, `segment_ids` and `positions`, each int32 `[A, B, T]`.
-        loss: function of `state.params` and rows `[B, T]` that returns what `summed_loss` does.
+        batch: rows of `A` microbatches, arrays `[A, ...]`, such as int32 `[A, B, T]` tokens.
+        loss: function of `state.params` and the rows of one microbatch that returns what `summed_loss` does.
         optimizer: optimizer of `state.params`.
         check_finite: also checks loss and gradients, and leaves the state unchanged if they are not finite.
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding
 
+from rope_jax.data.mixed import SHORT
 from rope_jax.errors import InputError
 from rope_jax.model.config import LlamaConfig
 from rope_jax.model.llama import abstract_params, param_shardings
@@ -96,7 +97,8 @@ class Training:
     def abstract_base(self, rope: ScaleVector) -> Variables:
         """Shapes, dtypes and shardings of the model that training starts from; `rope` is taken for its shape."""
         params = abstract(abstract_params(self.model), param_shardings(self.model, self.mesh))
-        return Variables(params, abstract(rope, jax.tree.map(lambda _: replicated(self.mesh), rope)))
+        vector = abstract(rope, jax.tree.map(lambda _: replicated(self.mesh), rope))
+        return Variables(params, vector, original=vector if self.config.mix else None)
 
     def abstract_state(self, rope: ScaleVector) -> TrainState:
         """Shapes, dtypes and shardings of the state between updates; `rope` is taken for its shape."""
@@ -108,7 +110,9 @@ class Training:
         """Shapes, dtypes and shardings of the batch of an update."""
         shape = self.config.accumulation, self.config.rows, self.config.length
         rows = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=batch_sharding(self.mesh, leading=1))
-        return dict.fromkeys(("tokens", "segment_ids", "positions"), rows)
+        found = dict.fromkeys(("tokens", "segment_ids", "positions"), rows)
+        flags = jax.ShapeDtypeStruct(shape[:1], bool, sharding=replicated(self.mesh))
+        return found | ({SHORT: flags} if self.config.mix else {})
 
     def trace(self, rope: ScaleVector) -> jax.stages.Traced:
         """Traces the update from shapes alone: the program that `train` compiles from arrays."""
@@ -119,7 +123,7 @@ class Training:
 
 @partial(jax.jit, static_argnames="training", donate_argnames="state")
 def update(state: TrainState, frozen: Variables, rows: dict, training: Training) -> tuple[TrainState, dict]:
-    """One `train_step` on the mesh: rows are int32 `[A, B, T]`. The state is donated, and keeps its shardings."""
+    """One `train_step` on the mesh, of rows like `Training.abstract_rows`; the donated state keeps its shardings."""
     shardings = training.state_shardings(state.params)
     if training.config.offload_optimizer:
         device = jax.tree.map(lambda sharding: sharding.with_memory_kind("device"), shardings.opt_state)

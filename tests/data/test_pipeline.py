@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rope_jax.data import pipeline
+from rope_jax.data.mixed import Mix
 from rope_jax.data.pipeline import join_states, share_past, token_documents, training_batches
 from rope_jax.data.positions import Skips
 from rope_jax.data.tokenizer import load_tokenizer
@@ -330,8 +331,8 @@ def test_real_books_with_llama2(shared, tmp_path):
 SKIPS = Skips(reach=64, chunks=3)
 
 
-def skipping(seed=7, length=12, rows=None, skips=SKIPS):
-    return training_batches(numbered(9), BYTES, 4, length, seed, rows=rows, streams=2, skips=skips)
+def skipping(seed=7, length=12, rows=None, skips=SKIPS, mix=None):
+    return training_batches(numbered(9), BYTES, 4, length, seed, rows=rows, streams=2, skips=skips, mix=mix)
 
 
 def test_skipped_positions_meet_the_whole_context():
@@ -374,3 +375,44 @@ def test_skips_resume_bitwise_and_do_not_depend_on_processes():
     with pytest.raises(InputError) as error:
         Skips(64, 1)
     assert error.value.field == "chunks"
+
+
+def test_short_documents_are_cut_from_the_same_rows():
+    """Two of five batches, spread evenly, against a recomputation token by token; the others are as without a mix."""
+    mix = Mix(0.4, 5)
+    plain, mixed = take(skipping(), 10), take(skipping(mix=mix), 10)
+    assert [bool(batch.pop("short")) for batch in mixed] == [False, False, True, False, True] * 2
+    for number, (batch, before) in enumerate(zip(mixed, plain)):
+        if number % 5 in (2, 4):
+            for segments, found, positions in zip(before["segment_ids"], batch["segment_ids"], batch["positions"]):
+                pieces = [
+                    (segment, begin // 5)
+                    for segment in dict.fromkeys(segments)
+                    for begin in range((segments == segment).sum())
+                ]
+                order = list(dict.fromkeys(pieces))
+                assert found.tolist() == [1 + order.index(piece) for piece in pieces]
+                assert positions.tolist() == [pieces[:i].count(piece) for i, piece in enumerate(pieces)]
+            assert batch["positions"].max() == 4 and batch["positions"].dtype == np.int32
+            before = {**before, "segment_ids": batch["segment_ids"], "positions": batch["positions"]}
+        assert_equal([batch], [before])
+
+
+def test_a_mix_resumes_bitwise_and_does_not_depend_on_processes():
+    mix = Mix(0.4, 5)
+    whole, batches = take(skipping(mix=mix), 10), skipping(mix=mix)
+    take(batches, 3)
+    state = json.loads(json.dumps(batches.get_state()))
+    resumed = skipping(mix=mix)
+    resumed.set_state(state)
+    assert_equal(take(resumed, 7), whole[3:])
+    part = skipping(rows=[2, 3], mix=mix)
+    part.set_state(state)
+    cut = [{key: value[2:] if value.ndim else value for key, value in batch.items()} for batch in whole]
+    assert_equal(take(part, 7), cut[3:])
+    with pytest.raises(InputError, match="mixed windows"):
+        skipping().set_state(state)
+    for arguments, field in (((1.0, 5), "share"), ((0.0, 5), "share"), ((0.4, 1), "context")):
+        with pytest.raises(InputError) as error:
+            Mix(*arguments)
+        assert error.value.field == field

@@ -50,6 +50,7 @@ def small_config(texts):
     config.train.learning_rate = 1e-3
     config.train.global_batch = 8
     config.train.accumulation = 1
+    config.train.mix = 0.5
     config.train.checkpoint_every = 2
     config.eval.max_tokens = 2_000
     config.eval.position_tokens = 2_000

@@ -11,12 +11,14 @@ from configs import defaults
 from experiments import build
 from rope_jax.commands.cards import described
 from rope_jax.commands.source import Source
+from rope_jax.data.mixed import Mix
 from rope_jax.data.positions import Skips
 from rope_jax.errors import InputError
 from rope_jax.interop.hf_config import SourceConfig
 from rope_jax.model.config import LlamaConfig
 from rope_jax.model.llama import abstract_params
 from rope_jax.rope.embedding import identity
+from rope_jax.rope.measure import Measure
 from rope_jax.sharding import make_mesh
 from rope_jax.training.update import Training
 
@@ -89,7 +91,7 @@ def test_full_size_step_has_consistent_shapes(name, model):
     params = abstract_params(source.model)
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
     assert count == {4096: 6_738_415_616, 5120: 13_015_864_320}[model.hidden_size]  # as published
-    tuning = build.tuning(config, config.context.target)
+    tuning = build.tuning(config, build.measure(config, source.model.context))
     training = Training(source.model, tuning, make_mesh(1, 1, 1, jax.devices()[:1]))
     before = training.abstract_state(source.own)
     after, metrics = training.trace(source.own).out_info
@@ -147,11 +149,22 @@ def test_explicit_factors_come_from_a_file(tmp_path):
 
 
 def test_sequences_of_fine_tuning():
-    config = defaults.get_config()
-    assert build.tuning(config, 16384).length == 16384 and build.tuning(config, 16384).skips is None
+    config, contexts = defaults.get_config(), Measure(4096, 16384)
+    plain = build.tuning(config, contexts)
+    assert plain.length == 16384 and plain.skips is None and plain.mix is None
     config.train.length = 2048
-    assert described(build.tuning(config, 16384)) == "sequences of 2,048 tokens"
+    assert described(build.tuning(config, contexts)) == "sequences of 2,048 tokens"
     config.train.positions = "skip"
-    tuning = build.tuning(config, 16384)
+    tuning = build.tuning(config, contexts)
     assert tuning.length == 2048 and tuning.skips == Skips(16384, 2)
     assert described(tuning) == "sequences of 2,048 tokens whose positions skip up to 16,384"
+    config.train.mix = 0.25
+    mixed = build.tuning(config, contexts)
+    assert mixed.mix == Mix(0.25, 4096)
+    assert described(mixed) == (
+        f"{described(tuning)}; 0.25 of them hold documents of at most 4,096 tokens, under the original scale vector"
+    )
+    config.train.steps, config.train.accumulation = 3, 1
+    with pytest.raises(InputError, match="3 microbatches, none of which") as error:
+        build.tuning(config, contexts)
+    assert error.value.field == "config.train.mix"

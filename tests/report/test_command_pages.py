@@ -51,7 +51,7 @@ def extension():
         "extension": {"intervals": 360},
         "model": {"parameters": 1234, "description": "2 layers", "head_dim": 4},
         "data": {"description": "texts"},
-        "train": {"steps": 1, "tokens_per_step": 1024, "length": 64, "reach": 512},
+        "train": {"steps": 1, "tokens_per_step": 1024, "length": 64, "reach": 512, "mix": 0.25},
         "eval": {"stride": 32},
         "methods": {
             "dprope": {
@@ -87,7 +87,7 @@ def test_extension_compares_methods_before_and_after(extension):
     for shown in (
         "NLL in nats per token less that of DPRoPE",
         "DPRoPE",
-        "in sequences of 64, whose positions skip up to 512",
+        "in sequences of 64, whose positions skip up to 512; 0.25 of the microbatches hold documents of at most 64",
         "1 document, 2,000 scored",
         "0.500 to 0.500",
         "python -m it --flag",

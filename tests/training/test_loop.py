@@ -11,16 +11,20 @@ import numpy as np
 import optax
 import pytest
 
+from rope_jax.data.mixed import Mix
 from rope_jax.errors import InputError
 from rope_jax.model.llama import Llama
+from rope_jax.rope.embedding import ScaleVector
 from rope_jax.training import update
 from rope_jax.training.checkpoints import losses
 from rope_jax.training.config import OptimizerConfig, make_optimizer
 from rope_jax.training.finite import NonFiniteLoss
-from rope_jax.training.state import create_state
-from rope_jax.training.step import train_step
+from rope_jax.training.learn import LearnConfig
+from rope_jax.training.state import Variables, create_state
+from rope_jax.training.step import summed_loss, train_step
+from rope_jax.training.update import Training
 from tests.processes import python
-from tests.training.helpers import CONFIG, ROPE, RUN, Batches, fit, identical, initial, loss_of, mesh_of, steps
+from tests.training.helpers import CONFIG, ONE, ROPE, RUN, Batches, fit, identical, initial, loss_of, mesh_of, steps
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +75,31 @@ def test_eight_devices_equal_one(whole, tmp_path, sizes):
         assert other["loss"] == pytest.approx(one["loss"], rel=1e-5)
         assert other["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-4)
         assert other["tokens"] == one["tokens"]
+
+
+def test_short_documents_are_trained_under_the_original_vector():
+    """The gradient of a step of mixed microbatches is that of both halves, each computed under its own vector."""
+    original, batches = ScaleVector.create(np.ones(4)), Batches()
+    long, short = next(batches), next(batches)
+    config = dataclasses.replace(RUN, mix=Mix(0.5, 16), learn=LearnConfig(attention_factor=True))
+    training, base = Training(CONFIG, config, ONE), Variables(initial(), ROPE, original=original)
+    trained, frozen = training.objective.start(base), training.objective.frozen(base)
+    stacked = {name: np.stack([long[name], short[name]]) for name in long} | {"short": np.array([False, True])}
+    state = create_state(trained, optax.sgd(1.0))
+    after, metrics = jax.jit(partial(train_step, loss=training.loss(frozen), optimizer=optax.sgd(1.0)))(state, stacked)
+
+    def reference(params, rope):
+        halves = [summed_loss(Variables(params, r), rows, CONFIG, 10) for r, rows in ((rope, long), (original, short))]
+        (a, m), (b, n) = halves
+        return (a + b) / (m + n)
+
+    loss, (of_weights, of_rope) = jax.jit(jax.value_and_grad(reference, argnums=(0, 1)))(base.params, ROPE)
+    assert float(metrics["loss"]) == pytest.approx(float(loss), rel=1e-6)
+    moved = jax.tree.map(lambda a, b: a - b, trained, after.params)
+    # Sums of some hundred float32 terms in another order. A logarithm's gradient is its number's times the number.
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), moved["weights"], of_weights)
+    expected = jax.tree.map(lambda a, b: a * b, of_rope, ROPE)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), moved["rope"], expected)
 
 
 def test_bfloat16_compute_keeps_float32_masters(whole):
@@ -152,7 +181,7 @@ def test_weights_of_16_bits_are_trained_as_float32(tmp_path):
     assert identical(fit(tmp_path / "b", model=model, load=lambda: start).model.params, narrow(expected))
     assert losses(tmp_path / "a") == losses(tmp_path / "b")
     for dtype in ("float16", "bfloat16"):
-        training = update.Training(dataclasses.replace(CONFIG, param_dtype=dtype), RUN, mesh_of(1, 1, 1))
+        training = Training(dataclasses.replace(CONFIG, param_dtype=dtype), RUN, mesh_of(1, 1, 1))
         state = jax.tree.leaves(training.abstract_state(ROPE))
         assert {leaf.dtype.name for leaf in state} == {"float32", "int32"}
 
