@@ -59,8 +59,8 @@ def export(job: Job, wanted: Formats, folder: Path, reporter: Reporter) -> dict:
     if "gguf" in wanted.formats:
         base, target = job.recipe.geometry.base, job.recipe.measure.target
         verify_gguf(folder / "model.gguf", rope, base=base, context=target)
-        reporter.say("verified: model.gguf has rope_freqs.weight, the base and the context, and no further scaling")
-        results["model.gguf"] = "rope_freqs.weight"
+        reporter.say("verified: model.gguf gives llama.cpp the vector and the context, and no further scaling")
+        results["model.gguf"] = "the vector"
     write_json(folder / "verify.json", results)
     return results
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import jax
@@ -74,7 +74,8 @@ def verify(probe: Probe, engine: str, python: str, folder: Path, reporter: Repor
     version, [theirs] = ask(engine, [Question(probe.path, probe.tokens, probe.columns)], python)
     if isinstance(theirs, str):
         raise InputError(f"{version} refuses {probe.path}: {theirs}")
-    result = {"engine": version, "model": str(probe.path)} | compare(probe, scores(probe), theirs, reporter)
+    ours = scores(probe, candidates(probe.own, probe.model, probe.original))
+    result = {"engine": version, "model": str(probe.path)} | compare(probe, ours, theirs, reporter)
     write_json(folder / "engine.json", result)
     verdict = _verdict(result, probe.tolerance)
     if result["applied"] != OWN:
@@ -83,8 +84,8 @@ def verify(probe: Probe, engine: str, python: str, folder: Path, reporter: Repor
     return result
 
 
-def scores(probe: Probe) -> dict[str, np.ndarray]:
-    """Log probabilities by this package under every vector that an engine may apply: float64, nats, by its name."""
+def scores(probe: Probe, vectors: Iterable[tuple[str, ScaleVector]]) -> dict[str, np.ndarray]:
+    """Log probabilities by this package under each of the named vectors: float64, nats, by name."""
     params = read_model(probe.path, param_dtype=probe.model.param_dtype).params
     score = make_token_nll(probe.model, chunk=256)
     tokens = probe.tokens[None].astype(np.int32)
@@ -94,7 +95,7 @@ def scores(probe: Probe) -> dict[str, np.ndarray]:
     with jax.default_matmul_precision("highest"):
         return {
             name: -np.asarray(score(params, rope, tokens, wanted), np.float64)[0, probe.columns - 1]
-            for name, rope in candidates(probe.own, probe.model, probe.original)
+            for name, rope in vectors
         }
 
 

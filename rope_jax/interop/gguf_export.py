@@ -1,6 +1,7 @@
 """A scale vector in a GGUF file: a converted Hugging Face folder, or a copy of a GGUF file, quantised or not.
 
-The vector is written as the tensor `rope_freqs.weight`, and no scaling type is set.
+The vector is written as the tensor `rope_freqs.weight`, or as another rotary base where llama.cpp reads no such tensor,
+and no scaling type is set.
 """
 
 from __future__ import annotations
@@ -17,18 +18,22 @@ import numpy as np
 
 from rope_jax.errors import InputError
 from rope_jax.gguf_reader import GgufFile, import_gguf, is_gguf, read_gguf
+from rope_jax.interop import gguf_model
 from rope_jax.interop.arrays import cast
 from rope_jax.interop.atomic import check_space, check_target, counter, write_atomically
 from rope_jax.interop.gguf_files import (
     ARCHITECTURES,
     ATTENTION_FACTOR,
     FACTORS,
+    PROVENANCE_KEY,
     READS_FACTORS,
     SCALING_KEYS,
     gguf_rope,
 )
 from rope_jax.interop.gguf_vocabulary import add_vocabulary
+from rope_jax.interop.hf_keys import BASE_KEY
 from rope_jax.interop.model_folder import inspect
+from rope_jax.interop.native_rope import rotary_base
 from rope_jax.interop.tensor_files import DTYPES
 from rope_jax.model.config import LlamaConfig
 from rope_jax.rope.embedding import ScaleVector
@@ -50,12 +55,7 @@ def check_gguf(config: LlamaConfig, rope: ScaleVector, context: int) -> None:
             "layers: export one vector for the whole model",
             field="rope",
         )
-    if ARCHITECTURES[kind] not in READS_FACTORS and not np.all(factors == 1):
-        raise InputError(
-            f"llama.cpp reads no scale vector for a {kind} model, so its GGUF file would keep the old frequencies: "
-            "serve the Hugging Face folder",
-            field="rope",
-        )
+    _stored(rope, config.rope_base, ARCHITECTURES[kind])
     if config.sliding_window is not None and config.sliding_window < context:
         raise InputError(
             f"this model attends to {config.sliding_window} tokens, and llama.cpp's {ARCHITECTURES[kind]} to all "
@@ -106,7 +106,8 @@ def write_gguf(
     if dtype is not None and dtype not in kinds:
         raise InputError(f"`dtype` is {dtype!r}: use {', '.join(map(repr, kinds))}", field="dtype")
     check_target(target, overwrite)
-    architecture, factors = ARCHITECTURES[config.architecture], _stored_factors(rope)
+    architecture = ARCHITECTURES[config.architecture]
+    base, factors = _stored(rope, config.rope_base, architecture)
     names = gguf.get_tensor_name_map(
         next(number for number, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture), config.num_layers
     )
@@ -130,6 +131,7 @@ def write_gguf(
         writer.add_type("model")
         writer.add_name(target.stem)
         _add_shape(writer, config, context)
+        writer.add_rope_freq_base(base)
         writer.add_file_type(gguf.LlamaFileType["ALL_F32" if mostly == "F32" else f"MOSTLY_{mostly}"])
         writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
         if rope.attention_factor != 1:
@@ -138,8 +140,8 @@ def write_gguf(
             add_vocabulary(writer, folder, config.vocab_size)
         else:
             writer.add_tokenizer_model("no_vocab")
-        served = factors if architecture in READS_FACTORS and not np.all(factors == 1) else None
-        _write_content(writer, provenance, served, planned, values(), progress=progress)
+        recorded = _recorded(provenance, config.rope_base, base)
+        _write_content(writer, recorded, factors, planned, values(), progress=progress)
 
     check_space(target, sum(size for _, _, _, size, _ in planned))
     write_atomically(target, write)
@@ -158,10 +160,9 @@ def _check_extendable(file: GgufFile, rope: ScaleVector, base: float) -> None:
     existing, found = file.path, gguf_rope(file)
     if found.splits > 1:
         raise InputError(f"{existing} is one of several files: join them first (`llama-gguf-split --merge`)")
-    if found.architecture not in READS_FACTORS:
+    if found.architecture not in gguf_model.ARCHITECTURES:
         raise InputError(
-            f"{existing} is a {found.architecture} model, for which llama.cpp reads no scale vector: only "
-            f"{', '.join(READS_FACTORS)} can be extended"
+            f"{existing} is a {found.architecture} model: only {', '.join(gguf_model.ARCHITECTURES)} can be extended"
         )
     # GGUF keeps the base as float32.
     if np.float32(found.base) != np.float32(base):
@@ -171,6 +172,7 @@ def _check_extendable(file: GgufFile, rope: ScaleVector, base: float) -> None:
             f"{existing} rotates {found.dimensions} dimensions, but the factors have shape "
             f"{list(np.shape(rope.factors))}: they are of two models, or differ from layer to layer"
         )
+    _stored(rope, base, found.architecture)
 
 
 def add_factors(
@@ -184,7 +186,7 @@ def add_factors(
     overwrite: bool = False,
     progress: Callable[[int, int], object] | None = None,
 ) -> None:
-    """Copies a GGUF file and adds a scale vector; other tensors, quantised or not, stay equal to the byte.
+    """Copies a GGUF file under a scale vector; other tensors, quantised or not, stay equal to the byte.
 
     Args:
         target: file to create; it appears whole or not at all.
@@ -201,43 +203,63 @@ def add_factors(
     _check_extendable(file, rope, base)
     check_target(target, overwrite)
     architecture = file.values["general.architecture"]
-    factors, attention_factor = _stored_factors(rope), float(rope.attention_factor)
+    attention_factor = float(rope.attention_factor)
+    raised, factors = _stored(rope, base, architecture)
     kept = [tensor for tensor in file.tensors.values() if tensor.name != FACTORS]
     tensors = [
         (t.name, (*t.shape[:-1], t.row_bytes), np.dtype(np.uint8), t.bytes, gguf.GGMLQuantizationType(t.kind))
         for t in kept
     ]
-    scaling = {f"{architecture}.{key}" for key in (*SCALING_KEYS, ATTENTION_FACTOR)}
-    length = f"{architecture}.context_length"
+    replaced = {f"{architecture}.{key}" for key in (*SCALING_KEYS, ATTENTION_FACTOR, "context_length")}
+    if raised != base:
+        replaced.add(f"{architecture}.rope.freq_base")
     endianess = gguf.GGUFEndian.BIG if file.big_endian else gguf.GGUFEndian.LITTLE
 
     def write(place: Path) -> None:
         writer = gguf.GGUFWriter(place, architecture, endianess=endianess)
         writer.data_alignment = file.alignment
         for key, value in file.values.items():
-            if key in scaling or key == "general.architecture" or key.startswith("rope_jax."):
-                continue
-            if key == length:
-                writer.add_context_length(context)
+            if key in replaced or key == "general.architecture" or key.startswith("rope_jax."):
                 continue
             kind, *element = map(gguf.GGUFValueType, file.types[key])
             if element and not value:
                 continue  # an empty array has no element type to write
             writer.add_key_value(key, value, kind, sub_type=element[0] if element else None)
+        writer.add_context_length(context)
+        if raised != base:
+            writer.add_rope_freq_base(raised)
         if attention_factor != 1:
             writer.add_rope_scaling_attn_factors(attention_factor)
         values = (file.data(tensor) for tensor in kept)
-        _write_content(writer, provenance, factors, tensors, values, endianess=endianess, progress=progress)
+        recorded = _recorded(provenance, base, raised)
+        _write_content(writer, recorded, factors, tensors, values, endianess=endianess, progress=progress)
 
     check_space(target, existing.stat().st_size)
     write_atomically(target, write)
 
 
-def _stored_factors(rope: ScaleVector) -> np.ndarray:
+def _stored(rope: ScaleVector, base: float, architecture: str) -> tuple[float, np.ndarray | None]:
+    """The rotary base and the factors from which llama.cpp computes a vector of a base; factors None for no tensor."""
     factors = np.ascontiguousarray(rope.factors, np.float32)
     if not (np.isfinite(factors) & (factors > 0)).all():
         raise InputError("the factors of `rope` hold an entry that is not a positive finite number", field="rope")
-    return factors
+    if np.all(factors == 1):
+        return base, None
+    if architecture in READS_FACTORS:
+        return base, factors
+    raised = rotary_base(factors, base)
+    if raised is None:
+        raise InputError(
+            f"llama.cpp reads no scale vector for a {architecture} model, and no other rotary base has the frequencies "
+            "of `rope`: serve the Hugging Face folder, or take a method that changes the base, such as ntk",
+            field="rope",
+        )
+    return raised, None
+
+
+def _recorded(provenance: Mapping, base: float, written: float) -> dict:
+    """The provenance, with the base that the vector is relative to where another one is written."""
+    return {**provenance, **({} if written == base else {BASE_KEY: base})}
 
 
 def _write_content(
@@ -255,7 +277,7 @@ def _write_content(
     `tensors` are the arguments of `GGUFWriter.add_tensor_info` (name, shape, dtype, bytes, GGML's type) for the other
     tensors. Each of their `values` is asked for when it is written; `endianess` None is this machine's byte order.
     """
-    writer.add_string("rope_jax.provenance", json.dumps(dict(provenance)))
+    writer.add_string(PROVENANCE_KEY, json.dumps(dict(provenance)))
     if factors is not None:
         writer.add_tensor_info(FACTORS, factors.shape, factors.dtype, factors.nbytes)
     for tensor in tensors:
@@ -284,7 +306,6 @@ def _add_shape(writer: Any, config: LlamaConfig, context: int) -> None:
     writer.add_value_length(config.head_dim)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_rope_dimension_count(config.head_dim)
-    writer.add_rope_freq_base(config.rope_base)
 
 
 def _interleaved(name: str, value: np.ndarray, config: LlamaConfig) -> np.ndarray:

@@ -17,8 +17,12 @@ from rope_jax.gguf_reader import GgufFile, GgufTensor, read_gguf
 
 FACTORS = "rope_freqs.weight"
 
-# Hugging Face's `model_type` -> llama.cpp's architecture. Of these only llama's graph reads `rope_freqs.weight`; it
-# also adds biases to q, k and v where a file has them, which makes a Qwen2 a llama.
+# Of this package: what a scale vector was made from, as JSON.
+PROVENANCE_KEY = "rope_jax.provenance"
+
+# Hugging Face's `model_type` -> llama.cpp's architecture. Every graph reads a rotary base and a factor on cos and sin;
+# of these only llama's reads `rope_freqs.weight`. That one also adds biases to q, k and v where a file has them, which
+# makes a Qwen2 a llama.
 ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "llama", "qwen3": "qwen3"}
 READS_FACTORS = ("llama",)
 

@@ -17,8 +17,9 @@ import numpy as np
 from rope_jax.errors import InputError
 from rope_jax.files import Fields
 from rope_jax.gguf_reader import GgufFile, GgufTensor, import_gguf, read_gguf
-from rope_jax.interop.gguf_files import ATTENTION_FACTOR, FACTORS, architecture_fields, gguf_rope
+from rope_jax.interop.gguf_files import ATTENTION_FACTOR, FACTORS, PROVENANCE_KEY, architecture_fields, gguf_rope
 from rope_jax.interop.hf_config import SourceConfig
+from rope_jax.interop.hf_keys import BASE_KEY
 from rope_jax.interop.tensor_files import DTYPES, StoredTensor
 from rope_jax.interop.weights import TABLES
 from rope_jax.model.config import LlamaConfig
@@ -27,7 +28,7 @@ from rope_jax.rope.embedding import ScaleVector, identity
 from rope_jax.rope.methods.by_parts import yarn
 from rope_jax.rope.methods.explicit import explicit
 from rope_jax.rope.methods.interpolation import position_interpolation
-from rope_jax.rope.relative import compose
+from rope_jax.rope.relative import compose, rebased
 
 # llama.cpp's architectures that are read. Mistral is stored as llama, and a Qwen2 may be: llama's graph adds biases.
 ARCHITECTURES = ("llama", "qwen2", "qwen3")
@@ -130,10 +131,11 @@ def read_gguf_model(file: Path) -> tuple[SourceConfig, dict[str, StoredTensor], 
     if opened.values.get("split.count", 1) != 1:
         raise InputError(f"{file} is one of several files: join them first (`llama-gguf-split --merge`)")
     _check_keys(fields)
-    config, rope = _model(opened, architecture, fields)
+    provenance = _provenance(opened)
+    config, rope = _model(opened, architecture, fields, provenance)
     names, unknown = _names(opened, architecture, config)
     weights = _weights(opened, names, config.head_dim if architecture == "llama" else 0)
-    return SourceConfig(config, rope, _provenance(opened), _carried(opened)), weights, unknown
+    return SourceConfig(config, rope, provenance, _carried(opened)), weights, unknown
 
 
 def trained_context(file: Path) -> int | None:
@@ -155,7 +157,9 @@ def _check_keys(fields: Fields) -> None:
             raise fields.error(key, f"only {harmless} is supported here")
 
 
-def _model(opened: GgufFile, architecture: str, fields: Fields) -> tuple[LlamaConfig, ScaleVector]:
+def _model(
+    opened: GgufFile, architecture: str, fields: Fields, provenance: dict | None
+) -> tuple[LlamaConfig, ScaleVector]:
     tensors = opened.tensors
     embedding, query = (_matrix(opened, name) for name in ("token_embd.weight", "blk.0.attn_q.weight"))
     heads, hidden = fields.integer("attention.head_count"), fields.integer("embedding_length")
@@ -192,7 +196,11 @@ def _model(opened: GgufFile, architecture: str, fields: Fields) -> tuple[LlamaCo
             context=context,
         )
         check_base(config.rope_base)
-        return config, _rope(opened, fields, config)
+        rope = _rope(opened, fields, config)
+        if not provenance or BASE_KEY not in provenance:
+            return config, rope
+        base = Fields(opened.path, provenance, f"{PROVENANCE_KEY}.").number(BASE_KEY)
+        return dataclasses.replace(config, rope_base=base), rebased(rope, config.rope_base, base)
     except InputError as error:
         # The model's and the scaling's own checks know neither the file nor its keys.
         message = str(error.renamed({name: fields.prefix + key for name, key in _KEYS.items()}))
@@ -286,7 +294,7 @@ def _halves(values: np.ndarray, head_dim: int) -> np.ndarray:
 
 def _provenance(opened: GgufFile) -> dict | None:
     """What an export of this package recorded about its scale vector."""
-    text = opened.values.get("rope_jax.provenance")
+    text = opened.values.get(PROVENANCE_KEY)
     if text is None:
         return None
     try:
@@ -294,7 +302,7 @@ def _provenance(opened: GgufFile) -> dict | None:
     except (TypeError, ValueError, RecursionError):
         found = None
     if not isinstance(found, dict):
-        raise InputError(f"{opened.path}: rope_jax.provenance is no JSON object: convert the model again")
+        raise InputError(f"{opened.path}: {PROVENANCE_KEY} is no JSON object: convert the model again")
     return found
 
 

@@ -20,6 +20,9 @@ from rope_jax.rope.embedding import ScaleVector
 
 CARD = "README.md"
 
+# What is said of `longrope` with an attention factor other than 1, where that is served in another way.
+_SCALED = "longrope with an attention factor"
+
 # Engine -> `rope_type` -> whether it serves that. Where nothing was tried, the engine's source was read (2026-11).
 ENGINES = {
     "transformers, from 4.44": {
@@ -34,7 +37,11 @@ ENGINES = {
     },
     "SGLang": {"proportional": "unknown", "other": "yes"},
     "sglang-jax": {"default": "yes", "longrope": "refuses it", "other": "unknown"},
-    "mlx-lm": {"longrope": "yes, but no attention factor", "proportional": "unknown", "other": "yes"},
+    "mlx-lm": {
+        _SCALED: "**no: it leaves out the attention factor, without a word**",
+        "proportional": "newer releases",
+        "other": "yes",
+    },
     "llama.cpp": {
         **dict.fromkeys(("default", "llama3"), "yes, converted by its own script"),
         "longrope": "no, its converter drops the factors; a GGUF file exported by rope-jax has them",
@@ -186,16 +193,20 @@ def _kind(folder: Path) -> str | None:
 def _gguf() -> list[str]:
     return [
         "llama.cpp divides each frequency by its factor, the tensor `rope_freqs.weight`, and multiplies cos and sin by "
-        "the attention factor, the key `rope.scaling.attn_factor`."
+        "the attention factor, the key `rope.scaling.attn_factor`. In a file without that tensor, the rotary base, the "
+        "key `rope.freq_base`, is the whole vector."
     ]
 
 
 def _engines(kind: str, attention_factor: float) -> list[str]:
     """Which engines serve the frequencies of a `rope_type` as they are meant: a table of docs/export.md."""
     says = "`rope_theta` alone" if kind == "default" else f"`rope_type: {kind}`"
+    scaled = kind == "longrope" and attention_factor != 1
+    kinds = (_SCALED, kind, "other") if scaled else (kind, "other")
     lines = [f"`config.json` says this as {says}.", "", "| engine | serves it |", "|---|---|"]
-    lines += [f"| {engine} | {answers.get(kind, answers['other'])} |" for engine, answers in ENGINES.items()]
-    if kind == "longrope" and attention_factor != 1:
+    for engine, answers in ENGINES.items():
+        lines.append(f"| {engine} | {next(answers[name] for name in kinds if name in answers)} |")
+    if scaled:
         lines += ["", "transformers warns of `short_mscale` and `long_mscale`, which vLLM and SGLang read."]
     return lines
 

@@ -40,7 +40,7 @@ def describe_rope(
         The rotary base to write, and the block without it; None for plain rotation.
     """
     factors, attention_factor = np.asarray(scale.factors), float(scale.attention_factor)
-    if attention_factor == 1 and (raised := _base(factors, base)) is not None:
+    if attention_factor == 1 and (raised := rotary_base(factors, base)) is not None:
         return raised, None
     for block in _words(scale, context, originals, own):
         original = block.get("original_max_position_embeddings", context)
@@ -87,8 +87,8 @@ def _words(scale: ScaleVector, context: int, originals: tuple[int, ...], own: Ma
         yield dict(own)
 
 
-def _base(factors: np.ndarray, base: float) -> float | None:
-    """The rotary base whose frequencies are those of `base` over the factors; None if there is none."""
+def rotary_base(factors: np.ndarray, base: float) -> float | None:
+    """The rotary base whose frequencies are those of `base` over factors, float32 ``[D/2]``; None if there is none."""
     if np.all(factors == 1):
         return base
     # Each factor is (base'/base)^(2i/D), rounded: base' lies where all of their intervals meet.

@@ -19,6 +19,7 @@ from rope_jax.interop.huggingface import read_model
 from rope_jax.interop.model_folder import read_source
 from rope_jax.model.llama import Llama, head_kernel, logits
 from rope_jax.rope.embedding import ScaleVector
+from rope_jax.rope.relative import rebased
 
 # Largest difference of a logit, as a share of the largest logit. float32 sums in another order differ by some 1e-6 per
 # product, and some dozen layers let that grow; bfloat16 rounds every product to 8 bits.
@@ -65,21 +66,24 @@ def verify_config(folder: Path, rope: ScaleVector) -> None:
 
 
 def verify_gguf(file: Path, rope: ScaleVector, *, base: float, context: int) -> None:
-    """Checks the rotary positions of a GGUF file."""
+    """Checks that a GGUF file has llama.cpp rotate by a scale vector of a rotary base, and nothing on top."""
     found = read_gguf_rope(file)
+    if found.factors is not None and found.architecture not in READS_FACTORS:
+        raise VerificationError(f"{file}: llama.cpp reads no rope_freqs.weight for a {found.architecture} model")
     expected = np.asarray(rope.factors, np.float32)
     factors = np.ones_like(expected) if found.factors is None else found.factors
+    # GGUF keeps the base as float32.
+    if np.float32(found.base) != np.float32(base):
+        factors = np.asarray(rebased(ScaleVector.create(factors), found.base, base).factors)
+        factors = np.where(np.isclose(factors, expected, rtol=4 * np.finfo(np.float32).eps, atol=0), expected, factors)
     for what, ours, theirs in (
-        ("rope_freqs.weight", expected, factors),
-        ("the rotary base", np.float32(base), np.float32(found.base)),
+        (f"the scale vector of rotary base {base:g}", expected, factors),
         ("the context length", context, found.context),
         ("the attention factor", np.float32(rope.attention_factor), np.float32(found.attention_factor)),
         ("keys for a further scaling", (), found.scaling),
     ):
         if not np.array_equal(ours, theirs):
             raise VerificationError(f"{file}: {what} is {theirs} where {ours} was to be written")
-    if found.factors is not None and found.architecture not in READS_FACTORS:
-        raise VerificationError(f"{file}: llama.cpp reads no rope_freqs.weight for a {found.architecture} model")
 
 
 def verify_logits(

@@ -19,7 +19,17 @@ from tests.interop.references import write_random_llama
 SMOLLM2 = "ROPE_JAX_SMOLLM2"
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
-METHODS = ("yarn", "dprope", "fine-tuned")
+
+# Name -> fields of configs/export.py; None for DPRope after some steps of training.
+ZERO_SHOT = {
+    "ntk": {"rope__method": "ntk"},
+    "yarn": {"rope__method": "yarn"},
+    "dprope": {"rope__method": "dprope"},
+    "dprope+af": {"rope__method": "dprope", "rope__attention_factor": "1.2"},
+}
+METHODS = {**ZERO_SHOT, "fine-tuned": None}
+# The base alone is told in one place; a Qwen3's GGUF file holds no more.
+TINY = [(family, name) for family in FAMILIES for name in METHODS if name != "ntk" or family == "qwen3"]
 ORIGINAL, TARGET = 1024, 2048
 
 
@@ -29,10 +39,11 @@ class Export:
 
     Attributes:
         family: `model_type`, or SmolLM2.
-        method: name of the method; 'fine-tuned' is DPRope after some steps of training.
+        method: one of `METHODS`.
         folder: in Hugging Face's format.
         gguf: the same for llama.cpp; a text says why there is none.
         original: tokens that it was trained on before.
+        quantised: whether `gguf` is: llama.cpp multiplies such weights with activations of 8 bits.
     """
 
     family: str
@@ -40,12 +51,13 @@ class Export:
     folder: Path
     gguf: Path | str
     original: int
+    quantised: bool = False
 
 
 def tiny_exports(place: Path) -> list[Export]:
-    """Every family under every method, below `place`."""
+    """`TINY`, below `place`."""
     texts = write_texts(place / "texts")
-    return [tiny_export(place, texts, family, method) for family in FAMILIES for method in METHODS]
+    return [tiny_export(place, texts, family, method) for family, method in TINY]
 
 
 def tiny_export(place: Path, texts: Path, family: str, method: str) -> Export:
@@ -57,13 +69,14 @@ def tiny_export(place: Path, texts: Path, family: str, method: str) -> Export:
         write_random_llama(source, architecture=family, max_position_embeddings=ORIGINAL, **sizes)
         ByteTokenizer().save(source)
     target = place / family / method
-    if method == "fine-tuned":
+    fields = METHODS[method]
+    if fields is None:
         run = extend(fine_tuning(source, texts), target / "run", "run", reporter=Silent()) and target / "run"
         written = {"export__run": str(run)}
     else:
-        written = {"model__path": str(source), "rope__method": method, "context__target": TARGET}
+        written = {"model__path": str(source), "context__target": TARGET, **fields}
     export(config_of(**written), target, "export", reporter=Silent())
-    folder = target / "run" / "export" if method == "fine-tuned" else target / "export"
+    folder = target / "run" / "export" if fields is None else target / "export"
     return Export(family, method, folder, in_gguf(written, target), ORIGINAL)
 
 
@@ -79,12 +92,12 @@ def smollm2_exports(place: Path) -> list[Export]:
     """SmolLM2 zero-shot at twice its context; none without its file."""
     file = os.environ.get(SMOLLM2)
     found = []
-    for method in ("yarn", "dprope") if file else ():
+    for method in ("yarn", "dprope", "dprope+af") if file else ():
         target = place / "smollm2" / method
-        written = {"model__path": file, "rope__method": method, "context__target": 16_384}
+        written = {"model__path": file, "context__target": 16_384, **ZERO_SHOT[method]}
         formats = ("hf", "gguf")
         export(config_of(**written, export__formats=formats), target, "export", reporter=Silent())
-        found.append(Export("SmolLM2-135M", method, target / "export", target / "model.gguf", 8192))
+        found.append(Export("SmolLM2-135M", method, target / "export", target / "model.gguf", 8192, quantised=True))
     return found
 
 

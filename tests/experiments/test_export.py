@@ -290,7 +290,7 @@ def test_verification_sees_what_differs(model, tmp_path):
     with pytest.raises(VerificationError, match="the factors is"):
         verify_config(tmp_path / "export", identity(16))
     write_gguf(tmp_path / "model.gguf", model, rope, context=256, provenance={})
-    with pytest.raises(VerificationError, match=r"rope_freqs\.weight is \[1"):
+    with pytest.raises(VerificationError, match=r"scale vector of rotary base 10000 is \[1"):
         verify_gguf(tmp_path / "model.gguf", identity(16), base=10000.0, context=256)
 
 
@@ -321,6 +321,6 @@ def test_verification_compares_with_the_source(model, tmp_path, monkeypatch):
 
 def test_an_overwritten_export_is_not_verified_any_more(model, tmp_path):
     config = config_of(model__path=str(model), rope__method="pi", export__overwrite=True)
-    (tmp_path / "verify.json").write_text('{"export": {"logits": []}, "model.gguf": "rope_freqs.weight"}')
-    assert export(config, tmp_path, "export") == {"model.gguf": "rope_freqs.weight"}
-    assert json.loads((tmp_path / "verify.json").read_text()) == {"model.gguf": "rope_freqs.weight"}
+    (tmp_path / "verify.json").write_text('{"export": {"logits": []}, "model.gguf": "the vector"}')
+    assert export(config, tmp_path, "export") == {"model.gguf": "the vector"}
+    assert json.loads((tmp_path / "verify.json").read_text()) == {"model.gguf": "the vector"}

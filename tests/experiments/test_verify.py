@@ -50,7 +50,8 @@ def misread(folder, place, **parameters):
 
 @functools.cache
 def ours(folder):
-    return procedure.scores(probe(config_of(folder), folder.parent))
+    question = probe(config_of(folder), folder.parent)
+    return procedure.scores(question, procedure.candidates(question.own, question.model, question.original))
 
 
 def asked(folder, asked_of):

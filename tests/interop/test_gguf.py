@@ -18,8 +18,11 @@ from rope_jax.errors import InputError
 from rope_jax.interop.gguf_export import add_factors, check_gguf, write_gguf
 from rope_jax.interop.gguf_files import read_gguf_rope
 from rope_jax.interop.hf_config import read_config
+from rope_jax.interop.model_folder import read_source
 from rope_jax.interop.new_folder import rescale_folder
+from rope_jax.interop.verify import VerificationError, verify_gguf
 from rope_jax.rope.embedding import ScaleVector, identity
+from rope_jax.rope.methods.interpolation import ntk
 from tests.interop.llama_cpp import log_probabilities, tokenized
 from tests.interop.references import reference_logits, write_random_llama
 
@@ -109,14 +112,28 @@ def test_other_models(tmp_path, options):
     np.testing.assert_allclose(found, reference(tmp_path / "b"), atol=1e-4)
 
 
-def test_qwen3_without_factors(tmp_path):
-    """Its graph has no place for them; a model that needs none converts."""
+@pytest.mark.parametrize("how", ["source", "existing"])
+def test_qwen3_takes_another_base(tmp_path, how):
+    """Its graph has no place for factors; a vector that is another base needs none."""
     folder = write_random_llama(tmp_path / "a", vocab_size=VOCAB, hidden_size=64, architecture="qwen3", head_dim=32)
     ByteTokenizer().save(folder)
     refused(folder, tmp_path, "reads no scale vector for a qwen3 model", rope=ScaleVector.create(np.full(16, 2.0)))
-    file = converted(folder, tmp_path / "a.gguf", identity(32))
+    rope = ScaleVector.create(ntk(32, 4.0).factors, 1.2)
+    if how == "source":
+        file = converted(folder, tmp_path / "a.gguf", rope)
+    else:
+        plain, file = converted(folder, tmp_path / "plain.gguf", identity(32)), tmp_path / "a.gguf"
+        add_factors(file, plain, rope, base=1e4, context=256, provenance={})
+        assert read_gguf_rope(plain).base == 1e4
+    verify_gguf(file, rope, base=1e4, context=256)
+    with pytest.raises(VerificationError, match="scale vector of rotary base 10000 is"):
+        verify_gguf(file, identity(32), base=1e4, context=256)
+    own = read_source(file)
+    assert own.config.rope_base == 1e4
+    np.testing.assert_allclose(own.rope.factors, rope.factors, rtol=4e-7)  # GGUF keeps the base as float32
+    rescale_folder(folder, tmp_path / "b", rope, context=256, provenance={})
     found = log_probabilities(file, TOKENS[0].tolist(), VOCAB, 256)
-    np.testing.assert_allclose(found, reference(folder), atol=1e-4)
+    np.testing.assert_allclose(found, reference(tmp_path / "b"), atol=1e-4)
 
 
 @pytest.mark.parametrize(("dtype", "kind", "bits"), [("float16", "F16", 11), ("bfloat16", "BF16", 8)])
@@ -180,7 +197,8 @@ def test_an_existing_file_keeps_every_other_byte(plain, tmp_path):
     assert new["llama.context_length"] == 256
     assert new["llama.rope.scaling.attn_factor"] == np.float32(1.3)
     # Once more: the tensor is replaced, not doubled.
-    add_factors(tmp_path / "twice.gguf", tmp_path / "new.gguf", identity(16), base=1e4, context=128, provenance={})
+    other = ScaleVector.create(np.full(8, 2.0))
+    add_factors(tmp_path / "twice.gguf", tmp_path / "new.gguf", other, base=1e4, context=128, provenance={})
     assert read_gguf_rope(tmp_path / "twice.gguf").attention_factor == 1
     assert list(tensors(tmp_path / "twice.gguf")).count("rope_freqs.weight") == 1
 

@@ -9,6 +9,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from rope_jax.interop.export_config import describe_export
 from rope_jax.interop.hf_config import read_config
+from rope_jax.interop.model_card import CardFacts, write_card
 from rope_jax.model.config import LlamaConfig
 from rope_jax.rope.embedding import ScaleVector, frequencies, identity, periods
 from rope_jax.rope.geometry import Geometry
@@ -98,6 +99,18 @@ def test_longrope_is_served_to_the_bit(tmp_path):
         frequency, _ = served(tmp_path, length)
         # In the order of `rope.embedding.phases`.
         np.testing.assert_array_equal(frequency, 1 / (np.asarray(scale.factors) * periods(10000.0, 64)))
+
+
+@pytest.mark.parametrize(
+    ("attention_factor", "said"), [(1.0, "yes"), (1.2, "**no: it leaves out the attention factor")]
+)
+def test_the_card_says_which_engine_leaves_out_the_attention_factor(tmp_path, attention_factor, said):
+    """`pytest -m engines` reads that back from mlx-lm itself, and from others that they do not."""
+    scale = ScaleVector.create(np.linspace(1, 4, 32), attention_factor)
+    exported(tmp_path, shape(), scale, 8192)
+    write_card(tmp_path, CardFacts("t", "s", "explicit", scale, 4096, 8192), None)
+    text = (tmp_path / "README.md").read_text()
+    assert f"| mlx-lm | {said}" in text and "| vLLM on GPUs and CPUs | yes |" in text
 
 
 def test_words_are_decided_by_the_vector(tmp_path):
