@@ -96,7 +96,7 @@ def usage(config: ConfigDict, folder: Path, reporter: Reporter | None = None) ->
     with config_names(), renamed({"texts": "config.usage.texts", "tokens": "config.usage.tokens"}):
         build.check(config)
         if not config.model.path:
-            raise InputError("`model.path` is empty: name the model to measure", field="model.path")
+            raise InputError("`model.path` is empty: name the model to measure")
         source = build.source(config, folder)
         tokenizer, splits = build.tokenizer(config, source), build.corpus(config, folder)
         with reading("eval.split"):

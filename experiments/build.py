@@ -86,7 +86,7 @@ def check_geometry(config: ConfigDict, known: SourceConfig) -> None:
     for field, found in (("rope.base", known.config.rope_base), ("rope.head_dim", known.config.head_dim)):
         given = value(config, field)
         if given and given != found:
-            raise InputError(f"`{field}` is {given:g}, but the model's is {found:g}: set it to 0", field=field)
+            raise InputError(f"`{field}` is {given:g}, but the model's is {found:g}: set it to 0")
 
 
 def plan_source(config: ConfigDict) -> Source:
@@ -107,8 +107,7 @@ def _small_model(config: ConfigDict) -> SourceConfig:
         if given <= 0:
             raise InputError(
                 f"`{field}` is {given} and `model.path` is empty: name a Hugging Face folder in `model.path`, or set "
-                f"`{field}` to pre-train a model first",
-                field=field,
+                f"`{field}` to pre-train a model first"
             )
     with reading("pretrain.tokenizer"):
         tokenizer = load_tokenizer(p.tokenizer)
@@ -147,7 +146,7 @@ def method_names(config: ConfigDict, refused: Mapping[str, str]) -> tuple[str, .
     for field, names in (("rope.method", (config.rope.method,)), ("compare", config.compare)):
         for name in names:
             if name in refused:
-                raise InputError(f"`{field}` names '{name}': {refused[name]}", field=field)
+                raise InputError(f"`{field}` names '{name}': {refused[name]}")
     return tuple(dict.fromkeys((config.rope.method, *config.compare)))
 
 
@@ -233,6 +232,6 @@ def corpus(config: ConfigDict, folder: Path) -> Splits:
     """The splits of the texts; what they prepare goes to the run's folder."""
     name, path = config.data.name, config.data.path
     if name != "python_stdlib" and not path:
-        raise InputError("`data.path` is empty: name the folder of texts to train and evaluate on", field="data.path")
+        raise InputError("`data.path` is empty: name the folder of texts to train and evaluate on")
     with reading("data.path", name="config.data.name"):
         return open_corpus(name, path, folder / "data")

@@ -100,9 +100,9 @@ def wanted_benchmarks(config: ConfigDict) -> tuple[str, ...]:
     known = f"name some of {', '.join(BENCHMARKS)}, separated by commas"
     for name in names:
         if name not in BENCHMARKS:
-            raise InputError(f"`suite` has {name!r}: {known}", field="suite")
+            raise InputError(f"`suite` has {name!r}: {known}")
     if not names:
-        raise InputError(f"`suite` is empty: {known}", field="suite")
+        raise InputError(f"`suite` is empty: {known}")
     return names
 
 

@@ -61,9 +61,7 @@ def export(config: ConfigDict, folder: Path, name: str, reporter: Reporter | Non
 def zero_shot(config: ConfigDict, folder: Path) -> Job:
     """A model as it is under a method's scale vector."""
     if not config.model.path:
-        raise InputError(
-            "`model.path` and `export.run` are empty: name the model, or the run, to export", field="model.path"
-        )
+        raise InputError("`model.path` and `export.run` are empty: name the model, or the run, to export")
     learned = {LEARNED: "it takes texts: run experiments.extend and export that run"}
     return untrained_job(build.recipe(config, build.source(config, folder), build.NO_OWN | learned))
 
@@ -73,7 +71,7 @@ def finished_run(config: ConfigDict) -> Job:
     fields = config.export
     folder = Path(os.path.realpath(os.path.expanduser(fields.run)))
     if not os.path.isfile(folder / "config.json"):
-        raise InputError(f"`run` is {fields.run}: that is no folder of a run (it has no config.json)", field="run")
+        raise InputError(f"`run` is {fields.run}: that is no folder of a run (it has no config.json)")
     ran = defaults.get_config()
     try:
         ran.update(_tuples(read_json(folder / "config.json")))

@@ -175,8 +175,7 @@ def check_devices(config: ConfigDict, recipe: Recipe, pretraining: TrainConfig |
     for rows in (recipe.tuning[recipe.exported].rows, pretraining.rows if pretraining else 0, learned):
         if rows % streams:
             raise InputError(
-                f"`data.streams` is {streams}, which does not divide the {rows} rows of a batch: use a divisor",
-                field="data.streams",
+                f"`data.streams` is {streams}, which does not divide the {rows} rows of a batch: use a divisor"
             )
 
 

@@ -48,13 +48,12 @@ def verify(config: ConfigDict, folder: Path, name: str, reporter: Reporter | Non
 def probe(config: ConfigDict, folder: Path) -> procedure.Probe:
     """The model and the tokens that an engine is asked about."""
     if not config.model.path:
-        raise InputError("`model.path` is empty: name the folder that the engine serves", field="model.path")
+        raise InputError("`model.path` is empty: name the folder that the engine serves")
     source = build.source(config, folder)
     if is_gguf(source.folder) != (config.engine.name == "llama.cpp"):
         raise InputError(
             f"`engine.name` is {config.engine.name!r} and the model {source.folder}: llama.cpp serves a .gguf file, "
-            "and the others a folder",
-            field="engine.name",
+            "and the others a folder"
         )
     with reading("model.path"):
         original = config.context.original or trained_context(source.folder, source.known)

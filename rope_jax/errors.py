@@ -7,24 +7,27 @@ from collections.abc import Mapping
 
 # Characters of a message. A file that is not trusted may hold names and values of any length.
 _LONGEST = 4000
+_QUOTED = re.compile(r"`([\w.]+)`")
 
 
 class InputError(ValueError):
     """An input that cannot be used, and how to correct it.
 
     The message names arguments of the function that raises it in backticks:
-    ``InputError(f"`target` is {target}, not above `original` ({original})", field="target")``.
+    ``InputError(f"`target` is {target}, not above `original` ({original})")``.
     A command knows an argument as a config field and renames it.
 
     Attributes:
-        field: the argument at fault; empty if a file or a text is at fault.
+        field: the argument at fault, by default the one that the message begins with; empty if a file or a text is at
+            fault.
     """
 
     def __init__(self, message: str, field: str = ""):
         if len(message) > _LONGEST:
             message = f"{message[: _LONGEST // 2]} ... {message[-_LONGEST // 4 :]}"
         super().__init__(message)
-        self.field = field
+        begins = _QUOTED.match(message)
+        self.field = field or (begins[1] if begins else "")
 
     def renamed(self, names: Mapping[str, str]) -> InputError:
         """The same error under the caller's names.
@@ -36,11 +39,11 @@ class InputError(ValueError):
         Returns:
             The error, with every argument in backticks replaced in its message.
         """
-        message = re.sub(r"`([\w.]+)`", lambda quoted: names.get(quoted[1], quoted[0]), str(self))
+        message = _QUOTED.sub(lambda quoted: names.get(quoted[1], quoted[0]), str(self))
         return InputError(message, names.get(self.field, self.field))
 
 
 def require(owner: object, field: str, condition: object, fix: str) -> None:
     """Raises `InputError` with the value of a field of `owner` and how to correct it, unless the condition holds."""
     if not condition:
-        raise InputError(f"`{field}` is {getattr(owner, field)!r}: {fix}", field=field)
+        raise InputError(f"`{field}` is {getattr(owner, field)!r}: {fix}")

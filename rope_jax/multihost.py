@@ -115,27 +115,24 @@ class Processes:
         missing = [name for name, value in absent.items() if getattr(self, name) == value]
         named = [name for name in absent if name not in missing]
         if self.auto and named:
-            raise InputError(f"`{named[0]}` and `auto` are both set: use one of them", field=named[0])
+            raise InputError(f"`{named[0]}` and `auto` are both set: use one of them")
         if not self.auto and not named and self.local_devices:
-            raise InputError("`local_devices` is set without `coordinator` or `auto`: set one", field="local_devices")
+            raise InputError("`local_devices` is set without `coordinator` or `auto`: set one")
         if not named:
             return
         if missing:
             raise InputError(
                 f"`{missing[0]}` is missing: several processes need `coordinator`, `processes` and `process`, or "
-                "`auto`=True under Slurm, Open MPI, Kubernetes or on Cloud TPU",
-                field=missing[0],
+                "`auto`=True under Slurm, Open MPI, Kubernetes or on Cloud TPU"
             )
         host, _, port = self.coordinator.rpartition(":")
         if not host or not port.isdecimal():
             raise InputError(
-                f"`coordinator` is {self.coordinator!r}: use HOST:PORT, the address of process 0 and a free port there",
-                field="coordinator",
+                f"`coordinator` is {self.coordinator!r}: use HOST:PORT, the address of process 0 and a free port there"
             )
         if not 0 <= self.process < self.processes:
             raise InputError(
-                f"`process` is {self.process}: use 0 to {self.processes - 1}, another number in every process",
-                field="process",
+                f"`process` is {self.process}: use 0 to {self.processes - 1}, another number in every process"
             )
 
     def connect(self, several: bool = True) -> None:
@@ -147,7 +144,7 @@ class Processes:
             return
         field = "auto" if self.auto else "coordinator"
         if not several:
-            raise InputError(f"`{field}` is set, but this command runs in one process: start it on one host", field)
+            raise InputError(f"`{field}` is set, but this command runs in one process: start it on one host")
         try:
             jax.distributed.initialize(
                 # What is None is detected.
@@ -162,8 +159,7 @@ class Processes:
         except ValueError as error:  # JAX's detection leaves empty what it does not find
             raise InputError(
                 f"`auto` is set, but no Slurm, Open MPI, Kubernetes or Cloud TPU names other processes ({error}): set "
-                "`coordinator`, `processes` and `process`",
-                field="auto",
+                "`coordinator`, `processes` and `process`"
             ) from error
         except RuntimeError as error:
             raise InputError(

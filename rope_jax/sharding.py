@@ -54,9 +54,9 @@ def make_mesh(data: int, fsdp: int, tensor: int, devices=None, *, context: int =
     names = ", ".join(f"`{axis}`" for axis in AXES)
     for axis, size in fixed.items():
         if size < 1:
-            raise InputError(f"`{axis}` is {size}: it must be positive, or -1 for the devices that are left", axis)
+            raise InputError(f"`{axis}` is {size}: it must be positive, or -1 for the devices that are left")
     if len(free) > 1:
-        raise InputError(f"`{free[1]}` is -1: at most one of {names} may be -1", field=free[1])
+        raise InputError(f"`{free[1]}` is -1: at most one of {names} may be -1")
     taken = math.prod(fixed.values())
     if free and len(devices) % taken == 0:
         sizes[free[0]] = len(devices) // taken
@@ -67,8 +67,7 @@ def make_mesh(data: int, fsdp: int, tensor: int, devices=None, *, context: int =
         largest = max(fixed, key=fixed.__getitem__)
         raise InputError(
             f"`{largest}` is {sizes[largest]} in a mesh of {sizes}, which takes {wanted}, but there are "
-            f"{len(devices)}: {fix}",
-            field=largest,
+            f"{len(devices)}: {fix}"
         )
     return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
 
@@ -82,8 +81,7 @@ def shardings_of(abstract, specs, mesh: Mesh):
             if axis is not None and size % mesh.shape[axis]:
                 raise InputError(
                     f"`{axis}` is {mesh.shape[axis]}, which does not divide the {size} of axis '{name}' in "
-                    f"{jax.tree_util.keystr(path)}: choose a divisor of {size}",
-                    field=axis,
+                    f"{jax.tree_util.keystr(path)}: choose a divisor of {size}"
                 )
         return sharding
 
@@ -173,8 +171,7 @@ def check_batch(mesh: Mesh, rows: int, field: str, axis: str = "batch") -> None:
     if rows < 1 or rows % count:
         raise InputError(
             f"`{field}` is {rows}, but the mesh spreads rows over {' x '.join(ROWS[axis])} = {count} devices: "
-            f"make it a multiple of {count}",
-            field=field,
+            f"make it a multiple of {count}"
         )
 
 

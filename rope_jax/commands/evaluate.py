@@ -61,10 +61,7 @@ class EvaluationJob:
 
     def __post_init__(self):
         if self.reference and self.reference not in self.vectors:
-            raise InputError(
-                f"`reference` is {self.reference!r}: name one of the methods, {', '.join(self.vectors)}",
-                field="reference",
-            )
+            raise InputError(f"`reference` is {self.reference!r}: name one of the methods, {', '.join(self.vectors)}")
 
 
 def evaluate(job: EvaluationJob, folder: RunFolder, reporter: Reporter) -> dict:
@@ -185,12 +182,12 @@ def _results(job: EvaluationJob, evaluation: Evaluation, suites: Mapping[str, Ma
 def model_folder(path: str, revision: str, reporter: Reporter) -> Path:
     """The folder of a model, which is a folder or a Hub id, or of what the run in a folder has exported."""
     if not path:
-        raise InputError("`path` is empty: name a Hugging Face folder, a hub id or a run of extend", field="path")
+        raise InputError("`path` is empty: name a Hugging Face folder, a hub id or a run of extend")
     run = Path(path).expanduser()
     if not (run / "methods").is_dir():
         return resolve_model(path, revision)
     if not (run / "export").is_dir():
-        raise InputError(f"`path`: the run in {run} has not exported a model yet; run its command again", field="path")
+        raise InputError(f"`path`: the run in {run} has not exported a model yet; run its command again")
     reporter.say(f"{run} is a run: its export is evaluated")
     return run / "export"
 

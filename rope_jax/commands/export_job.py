@@ -55,9 +55,9 @@ class Formats:
     def __post_init__(self):
         unknown = [format for format in self.formats if format not in EXPORT_FORMATS]
         if unknown or not self.formats:
-            raise InputError(f"`formats` is {self.formats}: name some of {', '.join(EXPORT_FORMATS)}", field="formats")
+            raise InputError(f"`formats` is {self.formats}: name some of {', '.join(EXPORT_FORMATS)}")
         if self.verify_dtype not in TOLERANCES:
-            raise InputError(f"`verify_dtype` is {self.verify_dtype!r}: use {' or '.join(TOLERANCES)}", "verify_dtype")
+            raise InputError(f"`verify_dtype` is {self.verify_dtype!r}: use {' or '.join(TOLERANCES)}")
         if self.gguf and "gguf" not in self.formats:
             raise InputError("`gguf` is set, but `formats` has no 'gguf': add it", field="formats")
 
@@ -107,8 +107,7 @@ def check(job: Job, wanted: Formats, folder: Path) -> None:
     if np.ndim(rope.factors) == 2:
         raise InputError(
             "`factors` differ from layer to layer, which no stock config.json and no GGUF file can say: export a "
-            "method of one vector",
-            field="factors",
+            "method of one vector"
         )
     if "gguf" in wanted.formats:
         check_gguf(known.config, rope, job.recipe.measure.target)
@@ -117,12 +116,12 @@ def check(job: Job, wanted: Formats, folder: Path) -> None:
             check_extendable(existing, rope, known.config.rope_base)
             if wanted.dtype:
                 raise InputError(
-                    f"`dtype` is {wanted.dtype!r}, and a copy of {existing} keeps its dtypes: leave it empty", "dtype"
+                    f"`dtype` is {wanted.dtype!r}, and a copy of {existing} keeps its dtypes: leave it empty"
                 )
     if "adapter" in wanted.formats:
         lora = job.trained and job.trained.training.config.lora
         if not lora:
-            raise InputError("`formats` has 'adapter', which only a run with LoRA (`rank`) has", field="formats")
+            raise InputError("`formats` has 'adapter', which only a run with LoRA (`rank`) has")
         check_adapter(known.config, lora)
     for target in (folder / name for format in wanted.formats for name in TARGETS[format]):
         if os.path.lexists(target) and not wanted.overwrite:
@@ -154,7 +153,7 @@ def trained_job(recipe: Recipe, run: Path, method: str, step: int, mesh: Mesh) -
     """
     method = method or recipe.exported
     if method not in recipe.methods:
-        raise InputError(f"`method` is {method!r}: the run in {run} has {', '.join(recipe.methods)}", field="method")
+        raise InputError(f"`method` is {method!r}: the run in {run} has {', '.join(recipe.methods)}")
     place, records = run / "methods" / method, RunFolder(run / "methods" / method)
     scale = records.recorded("scale")
     if scale is None:
@@ -183,9 +182,9 @@ def checkpoint_step(checkpoints: Path, step: int) -> int:
     if step == BEST:
         known = losses(checkpoints)
         if not known:
-            raise InputError(f"`step` asks for the best of {checkpoints}, which has none", field="step")
+            raise InputError(f"`step` asks for the best of {checkpoints}, which has none")
         return min(known, key=lambda step: (known[step], -step))
     steps = sorted(int(path.name) for path in checkpoints.iterdir() if path.name.isdigit())
     if not steps or (step and step not in steps):
-        raise InputError(f"`step` is {step}: {checkpoints} has {steps or 'none'}", field="step")
+        raise InputError(f"`step` is {step}: {checkpoints} has {steps or 'none'}")
     return step or steps[-1]

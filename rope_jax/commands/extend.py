@@ -104,8 +104,7 @@ def solve(run: Run, method: str, reporter: Reporter) -> ScaleVector:
         if not np.array_equal(given.factors, scale.factors) or given.attention_factor != scale.attention_factor:
             raise InputError(
                 f"`factors` have changed since the run in {run.folder.path} began: choose another `folder`, or name "
-                "the old ones",
-                field="factors",
+                "the old ones"
             )
     return scale
 
@@ -284,8 +283,7 @@ def check_exportable(recipe: Recipe) -> None:
     if isinstance(method, Explicit) and np.ndim(method.factors) == 2:
         raise InputError(
             "`factors` holds a vector per layer, which no stock config.json can say, so that it cannot be "
-            "exported: give one vector, or compare this method with another that is exported",
-            field="factors",
+            "exported: give one vector, or compare this method with another that is exported"
         )
 
 

@@ -78,20 +78,19 @@ class Field:
         else:
             fits, expected = _is(value, kind), f"of type {kind.__name__}"
         if not fits:
-            raise InputError(f"`{self.name}` is {_shown(value)}: it must be {expected}", field=self.name)
+            raise InputError(f"`{self.name}` is {_shown(value)}: it must be {expected}")
         number = self.element if kind is tuple else kind
         if number in LARGEST and not (self.check and self.check.most is not None):
             items: Any = value if kind is tuple else (value,)
             for item in items:
                 if not abs(item) <= LARGEST[number]:  # NaN too
                     raise InputError(
-                        f"`{self.name}` is {_shown(value)}: it must be finite, and at most {LARGEST[number]:.10g}",
-                        field=self.name,
+                        f"`{self.name}` is {_shown(value)}: it must be finite, and at most {LARGEST[number]:.10g}"
                     )
         if self.check and not self.check.accepts(tuple(value) if kind is tuple else value):
             offered = tuple(choice for choice in self.check.more if choice in known)
             check = dataclasses.replace(self.check, choices=(*self.check.choices, *offered))
-            raise InputError(f"`{self.name}` is {_shown(value)}: {check}", field=self.name)
+            raise InputError(f"`{self.name}` is {_shown(value)}: {check}")
 
 
 def at_least(least: float, most: float | None = None) -> Check:

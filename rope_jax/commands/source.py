@@ -98,8 +98,7 @@ class Source:
         if found.vocab_size > self.model.vocab_size:
             raise InputError(
                 f"`tokenizer` has {found.vocab_size} ids and the model in {self.folder} only "
-                f"{self.model.vocab_size}: use the tokenizer that the model was trained with",
-                field="tokenizer",
+                f"{self.model.vocab_size}: use the tokenizer that the model was trained with"
             )
         return found
 

@@ -69,6 +69,5 @@ def _long_texts(job: UsageJob) -> list[np.ndarray]:
             return rows
     raise InputError(
         f"`texts` is {job.texts}, and {len(rows)} of the {len(job.documents)} documents hold {job.tokens:,} tokens: "
-        "lower it or `tokens`, or give longer texts",
-        field="texts",
+        "lower it or `tokens`, or give longer texts"
     )

@@ -57,7 +57,7 @@ def open_corpus(name: str, path: str | Path, cache_dir: str | Path) -> Splits:
         InputError: if the folder, a file in it or the prepared copy is unusable.
     """
     if name in ("text_folder", "pg19") and not str(path):  # an empty path would be the working directory
-        raise InputError(f"`path` is empty: name the folder of the {name} corpus", field="path")
+        raise InputError(f"`path` is empty: name the folder of the {name} corpus")
     if name == "pg19":
         return pg19.open_pg19(path)
     groups: dict[str | None, tuple[Path, ...]]
@@ -69,7 +69,7 @@ def open_corpus(name: str, path: str | Path, cache_dir: str | Path) -> Splits:
         groups = {None: files}
         read, title = stdlib.read_sources, "the Python standard library"
     else:
-        raise InputError(f"`name` is {name!r}: it must be one of {', '.join(NAMES)}", field="name")
+        raise InputError(f"`name` is {name!r}: it must be one of {', '.join(NAMES)}")
 
     data_dir = Path(cache_dir) / f"{name}-{_fingerprint(root, groups)}"
     digest = _prepared_digest(data_dir)
@@ -118,16 +118,16 @@ def _text_folder_splits(path: Path) -> tuple[Path, dict[str | None, tuple[Path, 
     """The folder, and its files by split; by None if it names no splits."""
     endings = ", ".join(text_files.ENDINGS)
     if not os.path.exists(path):
-        raise InputError(f"`path`: {path} does not exist; name a folder of {endings} files", field="path")
+        raise InputError(f"`path`: {path} does not exist; name a folder of {endings} files")
     if not os.path.isdir(path):
-        raise InputError(f"`path`: {path} is not a folder; name the folder that holds it", field="path")
+        raise InputError(f"`path`: {path} is not a folder; name the folder that holds it")
     root = path.resolve()
     groups: dict[str | None, list[Path]] = {}
     for file in text_files.list_text_files(root):
         top, *rest = file.relative_to(root).parts
         groups.setdefault(top if rest and top in SPLITS else None, []).append(file)
     if not groups:
-        raise InputError(f"`path`: {root} holds no file ending in {endings}; add some", field="path")
+        raise InputError(f"`path`: {root} holds no file ending in {endings}; add some")
     named = [split for split in SPLITS if split in groups]
     if named and None in groups:
         raise InputError(
@@ -159,7 +159,7 @@ def _plan(documents: Mapping[str | None, Documents], title: str) -> tuple[dict[s
             digest.update(json.dumps([split, document.id, len(data)]).encode() + data)
         if not sizes:
             place = f" in {split}" if split else ""
-            raise InputError(f"`path`: {title} has no text{place}, only whitespace; add some", field="path")
+            raise InputError(f"`path`: {title} has no text{place}, only whitespace; add some")
         parts = {split: range(len(sizes))} if split else _held_out([name for name, _ in sizes])
         if parts is None:
             plans = {part: SplitPlan(functools.partial(_part_of_one, read, title, part), (1,)) for part in SPLITS[:2]}
@@ -188,7 +188,7 @@ def _part_of_one(read: Documents, title: str, part: str) -> Iterator[Document]:
     for document in read():
         length = len(document.text)
         if length < 2:
-            raise InputError(f"`path`: {title} is a single character; add text", field="path")
+            raise InputError(f"`path`: {title} is a single character; add text")
         cut = min(max(1, round((1 - VALIDATION_SHARE) * length)), length - 1)
         yield Document(document.id, document.text[cut:] if part == "validation" else document.text[:cut])
 

@@ -28,7 +28,7 @@ class Mix:
     def __post_init__(self):
         require(self, "share", 0 < self.share < 1, "it must lie between 0 and 1")
         if self.context < 2:
-            raise InputError(f"`context` is {self.context}: a document needs 2 tokens or more", field="context")
+            raise InputError(f"`context` is {self.context}: a document needs 2 tokens or more")
 
     def __call__(self, batch: Mapping[str, np.ndarray], number: int) -> dict[str, np.ndarray]:
         """The batch of that number, from 0; short ones are spread evenly."""

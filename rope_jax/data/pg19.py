@@ -22,20 +22,16 @@ def open_pg19(path: str | Path) -> Splits:
     root = Path(path).absolute()
     # Without a copy TFDS would return a builder that can only download.
     if not os.path.isdir(root) or not list(root.glob("pg19/*/dataset_info.json")):
-        raise InputError(f"`path`: {root} has no prepared copy of PG19; {_how_to_prepare(root)}", field="path")
+        raise InputError(f"`path`: {root} has no prepared copy of PG19; {_how_to_prepare(root)}")
     builder = tfds.builder("pg19", data_dir=root)
     if not builder.is_prepared() or not builder.info.splits:
-        raise InputError(
-            f"`path`: {root} has another version of PG19 than {builder.version}; {_how_to_prepare(root)}",
-            field="path",
-        )
+        raise InputError(f"`path`: {root} has another version of PG19 than {builder.version}; {_how_to_prepare(root)}")
     formats = {file_format.value for file_format in builder.info.available_file_formats()}
     if "array_record" not in formats:
         raise InputError(
             f"`path`: the copy of PG19 in {root} is in the format {', '.join(sorted(formats))}, which "
             f"has no random access; {_how_to_prepare(root.with_name(root.name + '-array-record'))} "
-            "and set `path` to that folder",
-            field="path",
+            "and set `path` to that folder"
         )
     # Reading all books would take minutes: of each split, the sizes of its files.
     splits = {name: [split.num_bytes, *split.shard_lengths] for name, split in builder.info.splits.items()}

@@ -130,19 +130,17 @@ def training_batches(
     """
     for name, value in (("batch_size", batch_size), ("length", length), ("streams", streams)):
         if value < 1:
-            raise InputError(f"`{name}` is {value}: it must be at least 1", field=name)
+            raise InputError(f"`{name}` is {value}: it must be at least 1")
     if not 0 <= seed < 2**32:
-        raise InputError(f"`seed` is {seed}: it must be from 0 to 2^32 - 1", field="seed")
+        raise InputError(f"`seed` is {seed}: it must be from 0 to 2^32 - 1")
     if batch_size % streams:
         raise InputError(
-            f"`streams` is {streams}, which does not divide the {batch_size} rows of a microbatch: choose a divisor",
-            field="streams",
+            f"`streams` is {streams}, which does not divide the {batch_size} rows of a microbatch: choose a divisor"
         )
     if len(source) < streams:
         raise InputError(
             f"`streams` is {streams}, and there are only {len(source)} documents: lower it, or split documents into "
-            "several files",
-            field="streams",
+            "several files"
         )
     share = batch_size // streams
     kept: dict[int, list[int]] = {}
@@ -220,7 +218,7 @@ def token_documents(
         Id and int32 `[tokens]` of each document that is not empty.
     """
     if max_tokens < 1:
-        raise InputError(f"`max_tokens` is {max_tokens}: it must be at least 1", field="max_tokens")
+        raise InputError(f"`max_tokens` is {max_tokens}: it must be at least 1")
     documents: list[tuple[str, np.ndarray]] = []
     for document in source:
         tokens = tokenizer.encode(document["text"])[:per_document][:max_tokens]

@@ -27,7 +27,7 @@ class Skips:
 
     def __post_init__(self):
         if self.chunks < 2:
-            raise InputError(f"`chunks` is {self.chunks}: positions skip between 2 or more", field="chunks")
+            raise InputError(f"`chunks` is {self.chunks}: positions skip between 2 or more")
 
     def __call__(self, row: Mapping[str, np.ndarray], rng: np.random.Generator) -> dict[str, np.ndarray]:
         """A packed row of Grain, with its positions skipped."""

@@ -49,8 +49,7 @@ class Splits(dict[str, TextSource]):
     def __missing__(self, split: str) -> TextSource:
         raise InputError(
             f"`split` is {split!r}, and {self.corpus} has only {', '.join(self)}; "
-            f"name one of these, or add a sub-folder {split!r} of text files",
-            field="split",
+            f"name one of these, or add a sub-folder {split!r} of text files"
         )
 
 

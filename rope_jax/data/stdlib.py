@@ -29,8 +29,7 @@ def list_sources() -> tuple[Path, tuple[Path, ...]]:
     if not found:
         raise InputError(
             f"`name` is 'python_stdlib', but this Python has no sources at {root}; "
-            "use an interpreter that ships them, or a text_folder",
-            field="name",
+            "use an interpreter that ships them, or a text_folder"
         )
     return root, tuple(sorted(found, key=lambda path: path.relative_to(root).as_posix()))
 

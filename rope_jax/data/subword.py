@@ -22,9 +22,7 @@ def train_subword(folder: Path, texts: Iterable[str], vocab_size: int, symbols: 
     """
     merged = vocab_size - symbols - 2
     if merged < 256:
-        raise InputError(
-            f"`vocab_size` is {vocab_size}: 256 bytes, 2 special tokens and {symbols} symbols need more", "vocab_size"
-        )
+        raise InputError(f"`vocab_size` is {vocab_size}: 256 bytes, 2 special tokens and {symbols} symbols need more")
     tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = tokenizers.decoders.ByteLevel()

@@ -68,8 +68,7 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     if not os.path.isdir(path):
         raise InputError(
             f"`path` is {path}, neither 'bytes', nor a folder, nor a sentencepiece .model file; download the tokenizer "
-            "of a hub first (hf download NAME --include 'token*' --local-dir FOLDER)",
-            field="path",
+            "of a hub first (hf download NAME --include 'token*' --local-dir FOLDER)"
         )
     if any((path / name).exists() for name in ("tokenizer.json", "tokenizer_config.json")):
         return HuggingFaceTokenizer(path)
@@ -77,8 +76,7 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
         return SentencePieceTokenizer(path / "tokenizer.model")
     raise InputError(
         f"`path`: {path} has no tokenizer.json, tokenizer_config.json or tokenizer.model; "
-        "name the folder that has one of them, or 'bytes'",
-        field="path",
+        "name the folder that has one of them, or 'bytes'"
     )
 
 
@@ -88,7 +86,7 @@ def _load_gguf(file: Path) -> Tokenizer:
         undo.callback(folder.cleanup)
         write_gguf_tokenizer(file, Path(folder.name))
         if not any(Path(folder.name).iterdir()):
-            raise InputError(f"`path` is {file}, which holds no tokenizer: name one, or 'bytes'", field="path")
+            raise InputError(f"`path` is {file}, which holds no tokenizer: name one, or 'bytes'")
         tokenizer = load_tokenizer(folder.name)
         undo.pop_all()
     # A tokenizer is saved as a copy of its files.

@@ -66,7 +66,7 @@ class Setting:
 
     def __post_init__(self):
         if min(self.lengths) < 2:
-            raise InputError(f"`lengths` is {self.lengths}: use numbers of tokens of at least 2", field="lengths")
+            raise InputError(f"`lengths` is {self.lengths}: use numbers of tokens of at least 2")
         for field in ("batch", "generate_batch", "chunk"):
             check_positive(self, field)
 
@@ -236,4 +236,4 @@ def check_positive(value: Any, *fields: str) -> None:
     """Raises an InputError for the first of these attributes that is below 1."""
     for field in fields:
         if getattr(value, field) < 1:
-            raise InputError(f"`{field}` is {getattr(value, field)}: it must be at least 1", field=field)
+            raise InputError(f"`{field}` is {getattr(value, field)}: it must be at least 1")

@@ -29,7 +29,7 @@ def read_texts(folder: Path, what: str, command: str) -> Iterator[str]:
 def named_path(owner: Any, field: str, what: str, command: str) -> Path:
     """The path that an attribute names; InputError with the shell command that gets it if the attribute is empty."""
     if not getattr(owner, field):
-        raise InputError(f"`{field}` is empty: name {what}. Get it with\n  {command}", field=field)
+        raise InputError(f"`{field}` is empty: name {what}. Get it with\n  {command}")
     return Path(getattr(owner, field)).expanduser()
 
 

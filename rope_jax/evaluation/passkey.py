@@ -97,8 +97,7 @@ def passkey_samples(spec: SampleSpec, depths: int = 10, new_tokens: int = 10) ->
     if least > budget:
         raise InputError(
             f"`lengths` has {spec.length}, too few tokens for the question without garbage: it takes {least} and the "
-            f"answer {new_tokens}, so use lengths of at least {least + new_tokens}",
-            field="lengths",
+            f"answer {new_tokens}, so use lengths of at least {least + new_tokens}"
         )
     # Depth and key shift the count by a few tokens, so one search serves all samples.
     most = _largest(lambda n: count(int(keys[0]), n, 0.5) <= budget)

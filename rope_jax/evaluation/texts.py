@@ -67,7 +67,7 @@ class TextSelection:
     def open(self, cache: Path, tokenizer: Tokenizer) -> Texts:
         """Opens the corpus, which prepares its files in `cache`, and tokenizes the documents."""
         if self.name != "python_stdlib" and not self.path:
-            raise InputError("`path` is empty: name the folder of texts (.txt, .jsonl) to measure on", field="path")
+            raise InputError("`path` is empty: name the folder of texts (.txt, .jsonl) to measure on")
         return self.tokenize(self._documents(cache), tokenizer)
 
     def _documents(self, cache: Path) -> Iterable[Mapping[str, str]]:

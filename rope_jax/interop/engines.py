@@ -62,8 +62,7 @@ def ask(
         except OSError as error:
             raise InputError(
                 f"`python` is {python}, which cannot be run ({error}): give the interpreter of an environment with "
-                f"{engine}",
-                field="python",
+                f"{engine}"
             ) from None
         except subprocess.TimeoutExpired:
             raise InputError(f"{engine} gave no answer within {timeout:g} s", field="engine") from None

@@ -50,9 +50,7 @@ def describe_export(
     try:
         json.dumps(provenance, allow_nan=False)
     except (TypeError, ValueError) as error:
-        raise InputError(
-            f"`provenance` cannot be written as JSON ({error}): give strings and numbers", field="provenance"
-        ) from None
+        raise InputError(f"`provenance` cannot be written as JSON ({error}): give strings and numbers") from None
     known = ARCHITECTURES[config.architecture]
     model: dict = {
         "architectures": [known.name],
@@ -82,8 +80,7 @@ def source_config(source: Path, config: LlamaConfig) -> SourceConfig | None:
     if known.config.vocab_size != config.vocab_size:
         raise InputError(
             f"`source` {source} has vocab_size {known.config.vocab_size} and the model {config.vocab_size}: give the "
-            "folder that the model was made from",
-            field="source",
+            "folder that the model was made from"
         )
     return known
 
@@ -115,10 +112,9 @@ def _one_vector(rope: ScaleVector, config: LlamaConfig) -> ScaleVector:
 
 def _check_context(context, config):
     if isinstance(context, bool) or not isinstance(context, int) or context < 1:
-        raise InputError(f"`context` is {context}: give a positive number of tokens", field="context")
+        raise InputError(f"`context` is {context}: give a positive number of tokens")
     if config.architecture == "llama" and config.hidden_size % config.num_heads:
         raise InputError(
             f"`hidden_size` is {config.hidden_size} and `num_heads` {config.num_heads}: transformers loads only LLaMAs "
-            "whose sizes divide, even where head_dim is given",
-            field="hidden_size",
+            "whose sizes divide, even where head_dim is given"
         )

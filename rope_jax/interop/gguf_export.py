@@ -97,14 +97,14 @@ def write_gguf(
     gguf = import_gguf()
     target, folder = Path(os.path.abspath(target)), Path(folder)
     if is_gguf(folder):
-        raise InputError(f"`folder` {folder} is a GGUF file already: copy it with `add_factors`", field="folder")
+        raise InputError(f"`folder` {folder} is a GGUF file already: copy it with `add_factors`")
     known, tensors = inspect(folder)
     config = known.config
     check_gguf(config, rope, context)
     # GGML and safetensors have the same names of these dtypes.
     kinds = {kept.name: kind for kind, kept in DTYPES.items()}
     if dtype is not None and dtype not in kinds:
-        raise InputError(f"`dtype` is {dtype!r}: use {', '.join(map(repr, kinds))}", field="dtype")
+        raise InputError(f"`dtype` is {dtype!r}: use {', '.join(map(repr, kinds))}")
     check_target(target, overwrite)
     architecture = ARCHITECTURES[config.architecture]
     base, factors = _stored(rope, config.rope_base, architecture)

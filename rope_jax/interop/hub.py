@@ -60,13 +60,13 @@ def resolve_model(path: str | Path, revision: str = "") -> Path:
     """
 
     def error(why: str) -> InputError:
-        return InputError(f"`path` is {path}: {why}", field="path")
+        return InputError(f"`path` is {path}: {why}")
 
     folder = Path(os.path.expanduser(path))
     # Of os.path, because a name may be too long for the file system.
     if os.path.isdir(folder) or is_gguf(folder):
         if revision:
-            raise InputError(f"`revision` is {revision!r}, but {path} is on this machine: leave it empty", "revision")
+            raise InputError(f"`revision` is {revision!r}, but {path} is on this machine: leave it empty")
         return folder
     if os.path.exists(folder):
         raise error("that is a file; give the folder that holds config.json, or a .gguf file")

@@ -228,7 +228,7 @@ class _Reader:
 def _check_dtype(dtype: str, field: str, what: str = "") -> None:
     names = [known.name for known in DTYPES.values()]
     if dtype not in names:
-        raise InputError(f"`{field}` {what}is {dtype!r}: use one of {', '.join(names)}", field=field)
+        raise InputError(f"`{field}` {what}is {dtype!r}: use one of {', '.join(names)}")
 
 
 def _check_params(params, config):
@@ -237,16 +237,13 @@ def _check_params(params, config):
     unexpected = ["/".join(path) for path in params if path not in rows]
     if missing or unexpected:
         parts = [f"{word} {listed(names)}" for word, names in (("lacks", missing), ("holds", unexpected)) if names]
-        raise InputError(
-            f"`params` {' and '.join(parts)}: give the parameters of a model of this config", field="params"
-        )
+        raise InputError(f"`params` {' and '.join(parts)}: give the parameters of a model of this config")
     for path, leaf in params.items():
         shape = rows[path].kept_shape(config)
         if leaf.shape != shape:
             raise InputError(
                 f"`params` {'/'.join(path)} has shape {list(leaf.shape)} where config asks for {list(shape)}: "
-                "give the parameters of a model of this config",
-                field="params",
+                "give the parameters of a model of this config"
             )
         _check_dtype(leaf.dtype.name, "params", f"{'/'.join(path)} ")
 

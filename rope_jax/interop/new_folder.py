@@ -40,7 +40,7 @@ def check_folder(folder: Path, source: Path | None, overwrite: bool) -> None:
     """Checks that a model folder may be created, or replaced: it must not be or hold the `source` that is read."""
     if source is not None:
         if not os.path.isdir(source) and not is_gguf(source):
-            raise InputError(f"`source` {source} is not a folder: give a model folder", field="source")
+            raise InputError(f"`source` {source} is not a folder: give a model folder")
         inside, outside = (Path(os.path.realpath(path)) for path in (source, folder))
         if inside == outside or outside in inside.parents:
             raise InputError(f"{folder} holds the source model {source}: write to another folder")

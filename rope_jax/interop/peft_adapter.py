@@ -29,8 +29,7 @@ def check_adapter(config: LlamaConfig, lora: LoraConfig) -> None:
     if "embedding" in lora.targets and config.tie_embeddings:
         raise InputError(
             "`targets` has 'embedding', which in this model is also the head; a PEFT adapter would change one of the "
-            "two: export the merged model",
-            field="targets",
+            "two: export the merged model"
         )
 
 

@@ -49,8 +49,7 @@ def ring_kernel(config: LlamaConfig) -> Callable | None:
     if config.sliding_window is not None:
         raise InputError(
             f"`attention` is 'splash', which has no sliding window (`sliding_window` is {config.sliding_window}) over "
-            "sequences that are cut over devices: use 'cpu', or leave sequences whole",
-            field="attention",
+            "sequences that are cut over devices: use 'cpu', or leave sequences whole"
         )
     return splash_piece
 

@@ -132,7 +132,7 @@ def bucket_length(length: int) -> int:
 
 def _require(condition, argument, problem):
     if not condition:
-        raise InputError(f"`{argument}` {problem}", field=argument)
+        raise InputError(f"`{argument}` {problem}")
 
 
 @dataclasses.dataclass(frozen=True)

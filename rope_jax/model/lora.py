@@ -49,7 +49,7 @@ class LoraConfig:
         known = (*PROJECTIONS, *WHOLE)
         for target in self.targets:
             if target not in known:
-                raise InputError(f"`targets` names {target!r}: use some of {', '.join(known)}", field="targets")
+                raise InputError(f"`targets` names {target!r}: use some of {', '.join(known)}")
         projections = set(self.targets) & set(PROJECTIONS)
         require(self, "targets", projections, f"name a projection, {', '.join(PROJECTIONS)}")
 
@@ -57,8 +57,7 @@ class LoraConfig:
         """Raises InputError if `targets` names a head that the model has not, or `rank` exceeds the model's width."""
         if "head" in self.targets and model.tie_embeddings:
             raise InputError(
-                "`targets` names 'head', which this model does not have (its embeddings are tied): name 'embedding'",
-                field="targets",
+                "`targets` names 'head', which this model does not have (its embeddings are tied): name 'embedding'"
             )
         require(self, "rank", self.rank <= model.hidden_size, f"lower it to the model's width, {model.hidden_size}")
 

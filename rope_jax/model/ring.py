@@ -39,8 +39,7 @@ def zigzag(length: int, devices: int) -> np.ndarray:
     if length % (2 * devices):
         raise InputError(
             f"`length` is {length}, and {devices} `devices` cut sequences into {2 * devices} equal pieces: make it a "
-            f"multiple of {2 * devices}",
-            field="length",
+            f"multiple of {2 * devices}"
         )
     pieces = np.arange(length, dtype=np.int32).reshape(2 * devices, -1)
     return np.concatenate([pieces[[i, 2 * devices - 1 - i]].reshape(-1) for i in range(devices)])

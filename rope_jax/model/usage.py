@@ -54,7 +54,7 @@ def measure_usage(
         for means, found in zip((energy, attention), jax.device_get(measured)):
             means.append(found.astype(np.float64))
     if len(lengths) != 1:
-        raise InputError("`texts` must be at least one, all of the same number of tokens", field="texts")
+        raise InputError("`texts` must be at least one, all of the same number of tokens")
     about = {**about, "texts": len(energy), "tokens": len(energy) * lengths.pop()}
     return Usage(np.mean(energy, axis=0), edges, np.mean(attention, axis=0), about)
 

@@ -16,22 +16,21 @@ def whole(field: str, value: int) -> int:
     try:
         return operator.index(value)
     except TypeError:
-        raise InputError(f"`{field}` is {value!r}: it must be a whole number", field=field) from None
+        raise InputError(f"`{field}` is {value!r}: it must be a whole number") from None
 
 
 def check_head_dim(head_dim: int) -> None:
     """Requires a head dimension that splits into pairs."""
     if head_dim < 2 or head_dim % 2:
         raise InputError(
-            f"`head_dim` is {head_dim}: rotary embedding rotates pairs, so it must be a positive even number",
-            field="head_dim",
+            f"`head_dim` is {head_dim}: rotary embedding rotates pairs, so it must be a positive even number"
         )
 
 
 def check_base(base: float) -> None:
     """Requires a rotary base that gives decreasing frequencies."""
     if not 1 < base < LARGEST:
-        raise InputError(f"`base` is {base}: it must be above 1 and finite (LLaMA2 uses 10000)", field="base")
+        raise InputError(f"`base` is {base}: it must be above 1 and finite (LLaMA2 uses 10000)")
 
 
 def check_extension(extension: float) -> None:
@@ -39,8 +38,7 @@ def check_extension(extension: float) -> None:
     if not 1 <= extension < LARGEST:
         raise InputError(
             f"`extension` is {extension}: it is the extended context over the original one, so it must be finite and"
-            " at least 1",
-            field="extension",
+            " at least 1"
         )
 
 
@@ -49,14 +47,11 @@ def check_attention_factor(attention_factor: float) -> None:
     if not 1 / LARGEST_ATTENTION_FACTOR <= attention_factor <= LARGEST_ATTENTION_FACTOR:
         raise InputError(
             f"`attention_factor` is {attention_factor}: it must be above 0, and at most {LARGEST_ATTENTION_FACTOR:g} "
-            "(YaRN's is 1.07 for twice the context)",
-            field="attention_factor",
+            "(YaRN's is 1.07 for twice the context)"
         )
 
 
 def check_original(original: int, least: int = 2) -> None:
     """Requires an original context of at least some tokens."""
     if original < least:
-        raise InputError(
-            f"`original` is {original}: give the context that the model was trained with, in tokens", field="original"
-        )
+        raise InputError(f"`original` is {original}: give the context that the model was trained with, in tokens")

@@ -57,12 +57,11 @@ class DistanceHistogram:
         edges, mass = np.asarray(self.edges, float), np.asarray(self.mass, float)
         rising = len(edges) >= 2 and edges[0] == 0 and (np.diff(edges) >= 1).all() and (edges == np.round(edges)).all()
         if not rising:
-            raise InputError("`edges` must be whole numbers that rise from 0, at least two", field="edges")
+            raise InputError("`edges` must be whole numbers that rise from 0, at least two")
         usable = np.isfinite(mass).all() and (mass >= 0).all() and mass.sum() > 0
         if mass.shape != (len(edges) - 1,) or not usable:
             raise InputError(
-                f"`mass` must be {len(edges) - 1} finite numbers of at least 0, one per bin, not all of them 0",
-                field="mass",
+                f"`mass` must be {len(edges) - 1} finite numbers of at least 0, one per bin, not all of them 0"
             )
 
     def up_to(self, length: int) -> DistanceWeights:
@@ -86,7 +85,7 @@ class DistanceHistogram:
         size = np.diff(edges)
         level = np.asarray(self.mass, np.float64) / widths
         if not (size @ level) > 0:
-            raise InputError("`mass` is 0 at every distance within the context: measure longer texts", field="mass")
+            raise InputError("`mass` is 0 at every distance within the context: measure longer texts")
         kept = size > 0
         numbers = (edges[:-1][kept], size[kept], level[kept] / (size @ level), np.zeros(kept.sum()))
         return DistanceWeights(*(x.astype(np.float32) for x in numbers))

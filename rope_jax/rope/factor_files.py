@@ -28,7 +28,7 @@ def read_factors(path: str | Path) -> Explicit:
     """
     path = Path(path)
     if not path.name:
-        raise InputError("`path` is empty: name a JSON or CSV file of factors", field="path")
+        raise InputError("`path` is empty: name a JSON or CSV file of factors")
     text = read_text(path, _LARGEST)
     return _from_csv(path, text) if path.suffix.lower() == ".csv" else factors_of(path, parse_json(path, text))
 

@@ -39,14 +39,12 @@ class Geometry:
         shape = np.shape(self.own.factors)
         if len(shape) == 2:
             raise InputError(
-                "`own` is one scale vector per layer already: extend the model that this one was made from",
-                field="own",
+                "`own` is one scale vector per layer already: extend the model that this one was made from"
             )
         if shape != (self.head_dim // 2,):
             raise InputError(
                 f"`own` has factors of shape {list(shape)}: a head dimension of {self.head_dim} needs"
-                f" [{self.head_dim // 2}]",
-                field="own",
+                f" [{self.head_dim // 2}]"
             )
 
     def theta(self) -> Float32[np.ndarray, " pairs"]:

@@ -59,27 +59,23 @@ class Measure:
         if target <= original:
             raise InputError(
                 f"`target` is {target}, not longer than `original` ({original}): nothing is extended; set `target`"
-                f" above {original}, for example {2 * original}",
-                field="target",
+                f" above {original}, for example {2 * original}"
             )
         if whole("intervals", self.intervals) < 2:
-            raise InputError(
-                f"`intervals` is {self.intervals}: at least 2 are needed (the paper uses 360)", field="intervals"
-            )
+            raise InputError(f"`intervals` is {self.intervals}: at least 2 are needed (the paper uses 360)")
         for field, values in (("distance", DISTANCES), ("arithmetic", tuple(LONGEST))):
             if getattr(self, field) not in values:
-                raise InputError(f"`{field}` is {getattr(self, field)!r}: use one of {', '.join(values)}", field=field)
+                raise InputError(f"`{field}` is {getattr(self, field)!r}: use one of {', '.join(values)}")
         if target > LONGEST[self.arithmetic]:
             why = (
                 "float32 skips positions above 2^24; use `arithmetic` exact, or " if self.arithmetic == FLOAT32 else ""
             )
-            raise InputError(f"`target` is {target}: {why}set it to {LONGEST[self.arithmetic]} or less", field="target")
+            raise InputError(f"`target` is {target}: {why}set it to {LONGEST[self.arithmetic]} or less")
         # Divided by a context length, a smaller one would underflow in float32 and its logarithm be infinite.
         if not (math.isfinite(self.pseudo_count) and self.pseudo_count >= 1e-30):
             raise InputError(
                 f"`pseudo_count` is {self.pseudo_count}: use a finite number of at least 1e-30 (the authors use"
-                f" {PSEUDO_COUNT:.1e})",
-                field="pseudo_count",
+                f" {PSEUDO_COUNT:.1e})"
             )
 
     @property

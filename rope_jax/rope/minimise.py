@@ -49,9 +49,9 @@ class Search:
     def __post_init__(self):
         for field, least in (("coarse", 2), ("fan", 1), ("finalists", 1)):
             if getattr(self, field) < least:
-                raise InputError(f"`{field}` is {getattr(self, field)}: it must be at least {least}", field=field)
+                raise InputError(f"`{field}` is {getattr(self, field)}: it must be at least {least}")
         if not all(math.isfinite(step) and 0 < step < 1 for step in self.steps):
-            raise InputError(f"`steps` is {self.steps}: each must lie between 0 and 1", field="steps")
+            raise InputError(f"`steps` is {self.steps}: each must lie between 0 and 1")
 
     @property
     def candidates(self) -> int:

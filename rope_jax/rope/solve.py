@@ -33,10 +33,7 @@ class Threshold:
 
     def __post_init__(self):
         if not (math.isfinite(self.threshold) and self.threshold >= 0):
-            raise InputError(
-                f"`threshold` is {self.threshold}: it must be a finite number, 0 (the argmin) or above",
-                field="threshold",
-            )
+            raise InputError(f"`threshold` is {self.threshold}: it must be a finite number, 0 (the argmin) or above")
 
     def leaving(self, gain: Float32[Array, " pairs"]) -> Bool[Array, " pairs"]:
         """The pairs that leave row 0, given what each gains, `D_i(1) - D_i(s)`."""
@@ -56,8 +53,7 @@ class Count:
     def __post_init__(self):
         if whole("n_hat", self.n_hat) % 2:
             raise InputError(
-                f"`n_hat` is {self.n_hat}: dimensions come in pairs; use {self.n_hat - 1} or {self.n_hat + 1}",
-                field="n_hat",
+                f"`n_hat` is {self.n_hat}: dimensions come in pairs; use {self.n_hat - 1} or {self.n_hat + 1}"
             )
 
     def leaving(self, gain: Float32[Array, " pairs"]) -> Bool[Array, " pairs"]:
@@ -69,9 +65,7 @@ class Count:
     def check(self, head_dim: int) -> None:
         """Requires that a head has as many dimensions."""
         if not 0 <= self.n_hat <= head_dim:
-            raise InputError(
-                f"`n_hat` is {self.n_hat}: use an even number from 0 to the head dimension, {head_dim}", field="n_hat"
-            )
+            raise InputError(f"`n_hat` is {self.n_hat}: use an even number from 0 to the head dimension, {head_dim}")
 
 
 @jax.tree_util.register_dataclass
@@ -119,11 +113,10 @@ def select(
     if rows.ndim != 2 or len(rows) < 2 or rows.shape[1] != len(theta):
         raise InputError(
             f"`candidates` has shape {list(rows.shape)}: a default row and at least one other are needed, each of D/2 ="
-            f" {len(theta)} factors",
-            field="candidates",
+            f" {len(theta)} factors"
         )
     if not (np.isfinite(rows).all() and (rows > 0).all()):
-        raise InputError("`candidates` has a factor that is not a finite number above 0", field="candidates")
+        raise InputError("`candidates` has a factor that is not a finite number above 0")
     if isinstance(rule, Count):
         rule.check(head_dim=2 * len(theta))
     disturbance = disturbances(theta, rows, measure)  # Eq. 8

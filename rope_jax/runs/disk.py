@@ -29,6 +29,5 @@ def check_disk(folder: RunFolder, needed: int) -> None:
     if free < needed:
         raise InputError(
             f"`folder` is {folder.path}, with {free / 1e9:.1f} GB free; checkpoints and export need "
-            f"{needed / 1e9:.1f} GB: free some, choose another folder, or compare fewer methods",
-            field="folder",
+            f"{needed / 1e9:.1f} GB: free some, choose another folder, or compare fewer methods"
         )

@@ -91,8 +91,7 @@ class RunFolder:
                 except Locked as error:
                     raise InputError(
                         f"`folder` is {self.path}, where another command is running ({error}): wait for it, stop it, "
-                        "or choose another",
-                        field="folder",
+                        "or choose another"
                     ) from None
                 except OSError as error:
                     raise self._not_writable(error) from error
@@ -156,8 +155,7 @@ class RunFolder:
             more = f" (and {', '.join(f'`{name}`' for name in differing[1:])})" if differing[1:] else ""
             raise InputError(
                 f"`{field}` is {new.get(field)!r}, but the run in {self.path} has {old.get(field)!r}{more}: choose "
-                "another `folder`, or delete this one to start over",
-                field=field,
+                "another `folder`, or delete this one to start over"
             )
 
     def check_texts(self, digest: str) -> None:
@@ -166,8 +164,7 @@ class RunFolder:
         if began is not None and began["digest"] != digest:
             raise InputError(
                 f"`path`: these are not the texts that the run in {self.path} began with, whatever their names: bring "
-                "those back, or begin a run in another folder",
-                field="path",
+                "those back, or begin a run in another folder"
             )
 
     def claim(self, config: Mapping[str, Any], texts: str = "") -> None:
@@ -195,9 +192,7 @@ class RunFolder:
         return _jsonable(value)
 
     def _not_writable(self, error: OSError) -> InputError:
-        return InputError(
-            f"`folder` is {self.path}, which cannot be written to ({error.strerror}): choose another", field="folder"
-        )
+        return InputError(f"`folder` is {self.path}, which cannot be written to ({error.strerror}): choose another")
 
 
 def _jsonable(value: Mapping[str, Any]) -> dict:

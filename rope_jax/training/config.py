@@ -99,15 +99,13 @@ class TrainConfig:
             require(self, field, getattr(self, field) >= 1, "it must be at least 1")
         if self.skips and self.skips.reach <= self.length:
             raise InputError(
-                f"`length` is {self.length}, and positions that skip reach {self.skips.reach}: train on shorter rows",
-                field="length",
+                f"`length` is {self.length}, and positions that skip reach {self.skips.reach}: train on shorter rows"
             )
         microbatches = self.optimizer.steps * self.accumulation
         if self.mix and int(self.mix.share * microbatches) == 0:
             raise InputError(
                 f"`mix` is {self.mix.share:g}, and the run has {microbatches} microbatches, none of which would hold "
-                "short documents: raise it, or leave it at 0",
-                field="mix",
+                "short documents: raise it, or leave it at 0"
             )
         require(self, "keep_best", self.keep_best >= 0, "it must be at least 0")
         if self.global_batch % self.accumulation:

@@ -50,8 +50,7 @@ def check_length(mesh: Mesh, length: int) -> None:
     if _cut(mesh) and length % pieces:
         raise InputError(
             f"`length` is {length}, but the mesh axis `context` = {devices} cuts sequences into {pieces} equal "
-            f"pieces: make it a multiple of {pieces}",
-            field="length",
+            f"pieces: make it a multiple of {pieces}"
         )
 
 

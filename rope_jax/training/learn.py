@@ -77,7 +77,7 @@ def learn(
         state, loss = _step(state, base.params, rows, model=model, config=config, mesh=mesh)
         losses.append(loss)
     if not losses:
-        raise InputError("`batches` is empty: give at least one batch to learn from", field="batches")
+        raise InputError("`batches` is empty: give at least one batch to learn from")
     scale, found = from_logarithms(state.params), np.array(jax.device_get(losses), np.float32)
     if not np.all(np.isfinite(found)) or not all_finite(finite(scale)):
         raise NonFiniteLoss(

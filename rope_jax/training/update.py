@@ -144,6 +144,5 @@ def check_host_memory(mesh: Mesh, field: str) -> None:
     kinds = [memory.kind for memory in device.addressable_memories()]
     if HOST not in kinds:
         raise InputError(
-            f"`{field}` needs the memory '{HOST}', and a {device.device_kind} has {', '.join(kinds)}: turn it off",
-            field=field,
+            f"`{field}` needs the memory '{HOST}', and a {device.device_kind} has {', '.join(kinds)}: turn it off"
         )

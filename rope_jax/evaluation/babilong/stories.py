@@ -36,7 +36,7 @@ def read_stories(folder: Path, task: str) -> tuple[Story, ...]:
     BABILong's own samples come from the larger train file.
     """
     if task not in TASKS:
-        raise InputError(f"`task` is {task!r}: use one of {', '.join(TASKS)}", field="task")
+        raise InputError(f"`task` is {task!r}: use one of {', '.join(TASKS)}")
     folder = Path(folder)
     # `glob` fails at a name that no file system has.
     kinds = ("test", "train") if os.path.isdir(folder) else ()

@@ -48,8 +48,7 @@ class LongBench(Questions):
             if most < 2:
                 raise InputError(
                     f"`max_length` is {self.max_length} and would cut prompts to {most} tokens, the longest of "
-                    "`lengths` less 500: set it",
-                    field="max_length",
+                    "`lengths` less 500: set it"
                 )
             rows = read_rows(folder, name)
             if self.rows:

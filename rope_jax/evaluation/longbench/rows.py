@@ -22,7 +22,7 @@ def read_rows(folder: Path, name: str) -> list[dict[str, Any]]:
     Rows have `input`, `context`, `answers`, `length`, `all_classes` and `_id`, and keep the order of the file.
     """
     if name not in SETS:
-        raise InputError(f"`name` is {name!r}: use one of {', '.join(SETS)}", field="name")
+        raise InputError(f"`name` is {name!r}: use one of {', '.join(SETS)}")
     folder = Path(folder)
     path = find_file(folder, f"{name}_e.jsonl")
     if path is None:

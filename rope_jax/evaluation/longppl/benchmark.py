@@ -60,8 +60,7 @@ class LongPpl(Measurement):
             raise InputError(
                 f"`evaluator` is {self.evaluator}, which reads {found.config.context} tokens, and the texts up to "
                 f"`lengths` = {max(setting.lengths)} take {most} of its tokens: name a model of a longer context, or "
-                "evaluate at shorter lengths",
-                field="evaluator",
+                "evaluate at shorter lengths"
             )
         return {}
 
@@ -110,8 +109,7 @@ class LongPpl(Measurement):
         if not self.evaluator:
             raise InputError(
                 "`evaluator` is empty: name the model whose losses tell which tokens need a long context, a folder or "
-                "hub id, the same for all models that are compared",
-                field="evaluator",
+                "hub id, the same for all models that are compared"
             )
         try:
             folder = resolve_model(self.evaluator)

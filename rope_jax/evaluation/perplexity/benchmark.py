@@ -33,9 +33,7 @@ class PerplexityBenchmark(Measurement):
         check_positive(self, "stride")
         for convention in self.conventions:
             if convention not in CONVENTIONS:
-                raise InputError(
-                    f"`conventions` has {convention!r}: use {', '.join(map(repr, CONVENTIONS))}", field="conventions"
-                )
+                raise InputError(f"`conventions` has {convention!r}: use {', '.join(map(repr, CONVENTIONS))}")
 
     def check(self, setting: Setting) -> dict[str, InputError]:
         window, documents = max(setting.lengths), setting.texts.position

@@ -78,12 +78,10 @@ def perplexity_by_position(
     powers of two. `seed` is the bootstrap's.
     """
     if window < 2:
-        raise InputError(f"`window` is {window}: it must be at least 2", field="window")
+        raise InputError(f"`window` is {window}: it must be at least 2")
     bounds = np.asarray(position_edges(window) if edges is None else edges)
     if bounds[0] != 1 or bounds[-1] != window or np.any(np.diff(bounds) < 1):
-        raise InputError(
-            f"`edges` is {bounds.tolist()}: use positions that ascend from 1 to the window, {window}", field="edges"
-        )
+        raise InputError(f"`edges` is {bounds.tolist()}: use positions that ascend from 1 to the window, {window}")
     held = window - (bos_id is not None)
     windows = [
         (index, Window(start, start + held, start + held - window + 1))
@@ -94,8 +92,7 @@ def perplexity_by_position(
         longest = max((len(document) for document in documents), default=0)
         raise InputError(
             f"`window` is {window}, and no document fills a window: the longest has {longest} tokens of the {held} "
-            "that it takes",
-            field="window",
+            "that it takes"
         )
 
     # Column t holds the NLL of the token at position t + 1; the last column holds none.

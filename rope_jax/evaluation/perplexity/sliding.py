@@ -37,8 +37,7 @@ def sliding_windows(n_tokens: int, window: int, stride: int, full_last: bool = T
     if not 1 <= stride <= window:
         raise InputError(
             f"`stride` is {stride} and a window holds {window} document tokens: use a stride of at least 1 that skips "
-            "no tokens",
-            field="stride",
+            "no tokens"
         )
     windows = []
     start, scored = 0, 0
@@ -144,19 +143,15 @@ def perplexity(
     the word-level perplexity; `seed` is the bootstrap's.
     """
     if convention not in CONVENTIONS:
-        raise InputError(
-            f"`convention` is {convention!r}: use one of {', '.join(map(repr, CONVENTIONS))}", field="convention"
-        )
+        raise InputError(f"`convention` is {convention!r}: use one of {', '.join(map(repr, CONVENTIONS))}")
     if document_bytes is not None and len(document_bytes) != len(documents):
         raise InputError(
-            f"`document_bytes` has {len(document_bytes)} entries for {len(documents)} documents: give one for each",
-            field="document_bytes",
+            f"`document_bytes` has {len(document_bytes)} entries for {len(documents)} documents: give one for each"
         )
     if not 1 <= stride < window:
         raise InputError(
             f"`stride` is {stride} and `window` {window}: use a stride of 1 .. {window - 1}, which leaves each token "
-            "some context",
-            field="stride",
+            "some context"
         )
     lead = 0 if bos_id is None else 1
     # Of each window the document's index, and what it scores.

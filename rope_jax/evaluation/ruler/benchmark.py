@@ -136,7 +136,7 @@ def ruler_samples(task: str, spec: SampleSpec, sources: Sources) -> Iterator[Sam
     samples than there are others. `details` holds the name of the list, `words`, where words were drawn.
     """
     if task not in TASKS:
-        raise InputError(f"`task` is {task!r}: use one of RULER's, {', '.join(TASKS)}", field="task")
+        raise InputError(f"`task` is {task!r}: use one of RULER's, {', '.join(TASKS)}")
     field = needed_file(task)
     if field and getattr(sources, field) is None:
         raise InputError(f"{task} of RULER needs {FILES[field][0]}. Get it with\n  {FILES[field][1]}", field=field)

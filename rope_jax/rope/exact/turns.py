@@ -42,10 +42,7 @@ class Turns:
         """
         turns = np.asarray(theta, np.float64) / (2 * np.pi)
         if not ((turns >= 0) & (turns < 0.5)).all():
-            raise InputError(
-                "`theta` has a frequency outside 0 .. pi: a pair makes less than half a turn per position",
-                field="theta",
-            )
+            raise InputError("`theta` has a frequency outside 0 .. pi: a pair makes less than half a turn per position")
         high = np.floor(turns * 2.0**32)
         low = np.floor((turns * 2.0**32 - high) * 2.0**32)
         return cls(high.astype(np.uint32), low.astype(np.uint32), rough)

@@ -45,12 +45,10 @@ class Adjusted(Method):
             try:
                 number = float(given)
             except (TypeError, ValueError):
-                raise InputError(
-                    f"`attention_factor` is {given!r}: use a number, {YARN!r} or {LONGROPE!r}", field="attention_factor"
-                ) from None
+                raise InputError(f"`attention_factor` is {given!r}: use a number, {YARN!r} or {LONGROPE!r}") from None
             check_attention_factor(number)
         if self.taper < 0:
-            raise InputError(f"`taper` is {self.taper}: use a number of pairs, or 0", field="taper")
+            raise InputError(f"`taper` is {self.taper}: use a number of pairs, or 0")
 
     def check(self, geometry: Geometry, measure: Measure) -> None:
         self.method.check(geometry, measure)

@@ -153,8 +153,7 @@ def llama3(
     if not 0 < low_frequency_factor < high_frequency_factor:
         raise InputError(
             f"`low_frequency_factor` is {low_frequency_factor} and `high_frequency_factor` {high_frequency_factor}:"
-            " both must be positive, the first below the second (LLaMA: 1, 4)",
-            field="low_frequency_factor",
+            " both must be positive, the first below the second (LLaMA: 1, 4)"
         )
     keep = _ramp_over_periods(theta, original, low_frequency_factor, high_frequency_factor)
     return RelativeScale.create(1 / ((1 - keep) / extension + keep))
@@ -194,8 +193,7 @@ class Ramp:
         if not 0 < slow < fast:
             raise InputError(
                 f"`beta_slow` is {slow} and `beta_fast` {fast}: both must be positive, the first below the second "
-                "(YaRN uses 1 and 32)",
-                field="beta_slow",
+                "(YaRN uses 1 and 32)"
             )
 
     def ends(self) -> tuple[float, float]:

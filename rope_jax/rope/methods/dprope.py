@@ -77,8 +77,7 @@ class DPRopeRobust(Method):
     def __post_init__(self):
         if not (math.isfinite(self.resolution) and 0 < self.resolution < math.pi):
             raise InputError(
-                f"`resolution` is {self.resolution}: give an angle in radians between 0 and pi, such as 0.07",
-                field="resolution",
+                f"`resolution` is {self.resolution}: give an angle in radians between 0 and pi, such as 0.07"
             )
 
     def __call__(self, geometry: Geometry, measure: Measure) -> Solution:
@@ -114,6 +113,5 @@ def check_energy(energy: tuple[float, ...], geometry: Geometry) -> None:
     """Requires a weight for each pair of a model."""
     if len(energy) != geometry.head_dim // 2:
         raise InputError(
-            f"`energy` has {len(energy)} weights and the model {geometry.head_dim // 2} pairs: measure this model",
-            field="energy",
+            f"`energy` has {len(energy)} weights and the model {geometry.head_dim // 2} pairs: measure this model"
         )

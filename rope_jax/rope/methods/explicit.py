@@ -64,23 +64,20 @@ def explicit(
         values = values.astype(np.float64)
     except (TypeError, ValueError, OverflowError):
         raise InputError(
-            "`factors` is not an array of numbers: give one number per pair, in rows of equal length", field="factors"
+            "`factors` is not an array of numbers: give one number per pair, in rows of equal length"
         ) from None
     pairs = head_dim // 2
     shapes = [(pairs,)] if layers is None else [(pairs,), (layers, pairs)]
     if values.shape not in shapes:
         wanted = " or ".join(str(list(shape)) for shape in shapes)
-        raise InputError(
-            f"`factors` has shape {list(values.shape)}: a head dimension of {head_dim} needs {wanted}", field="factors"
-        )
+        raise InputError(f"`factors` has shape {list(values.shape)}: a head dimension of {head_dim} needs {wanted}")
     with np.errstate(over="ignore"):  # becomes infinite, which is reported below
         values = values.astype(np.float32)
     unusable = ~(np.isfinite(values) & (values > 0))
     if unusable.any():
         where = np.argwhere(unusable)[0].tolist()
         raise InputError(
-            f"`factors` has {values[tuple(where)]} at {where}: every factor must be a finite number above 0",
-            field="factors",
+            f"`factors` has {values[tuple(where)]} at {where}: every factor must be a finite number above 0"
         )
     return RelativeScale.create(values, attention_factor)
 

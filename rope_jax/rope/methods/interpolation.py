@@ -77,7 +77,7 @@ def ntk(head_dim: int, extension: float) -> RelativeScale:
     check_head_dim(head_dim)
     check_extension(extension)
     if head_dim == 2:
-        raise InputError("`head_dim` is 2: NTK spreads the extension over two or more pairs; use PI", field="head_dim")
+        raise InputError("`head_dim` is 2: NTK spreads the extension over two or more pairs; use PI")
     return RelativeScale.create(float(extension) ** (np.arange(0, head_dim, 2) / (head_dim - 2)))
 
 
@@ -93,8 +93,7 @@ class BaseChange(ClosedForm):
         if not (math.isfinite(self.new_base) and self.new_base >= base):
             raise InputError(
                 f"`new_base` is {self.new_base}: it must be finite and at least the model's base, {base:g}, to extend"
-                " it",
-                field="new_base",
+                " it"
             )
         return RelativeScale.create((self.new_base / base) ** (np.arange(0, head_dim, 2) / head_dim))
 
@@ -112,8 +111,7 @@ class CriticalBase(ClosedForm):
     def relative(self, geometry: Geometry, measure: Measure) -> RelativeScale:
         if measure.original <= 2 * math.pi:
             raise InputError(
-                f"`original` is {measure.original}: a critical base takes a context of a period, 7 tokens, or more",
-                field="original",
+                f"`original` is {measure.original}: a critical base takes a context of a period, 7 tokens, or more"
             )
         exponent = math.log(measure.target / (2 * math.pi)) / math.log(measure.original / (2 * math.pi))
         plain = BaseChange(geometry.base**exponent).relative(geometry, measure)
@@ -134,9 +132,7 @@ class PartialRope(ClosedForm):
 
     def __post_init__(self):
         if not 0 <= self.turning <= 1:
-            raise InputError(
-                f"`turning` is {self.turning}: it is the share of pairs that rotate, from 0 to 1", field="turning"
-            )
+            raise InputError(f"`turning` is {self.turning}: it is the share of pairs that rotate, from 0 to 1")
 
     def relative(self, geometry: Geometry, measure: Measure) -> RelativeScale:
         head_dim = geometry.head_dim

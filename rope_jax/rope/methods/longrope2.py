@@ -30,17 +30,13 @@ class LongRope2(ClosedForm):
     def __post_init__(self):
         if not (math.isfinite(self.stretch) and self.stretch >= 1):
             raise InputError(
-                f"`stretch` is {self.stretch}: below 1 the slow pairs leave the angles of pre-training; use 1 or more",
-                field="stretch",
+                f"`stretch` is {self.stretch}: below 1 the slow pairs leave the angles of pre-training; use 1 or more"
             )
 
     def relative(self, geometry: Geometry, measure: Measure) -> RelativeScale:
         pairs = np.arange(geometry.head_dim // 2)
         if not 0 <= self.critical_pair < len(pairs):
-            raise InputError(
-                f"`critical_pair` is {self.critical_pair}: use a pair from 1 to {len(pairs) - 1}, or 0",
-                field="critical_pair",
-            )
+            raise InputError(f"`critical_pair` is {self.critical_pair}: use a pair from 1 to {len(pairs) - 1}, or 0")
         critical = self.critical_pair
         if not critical:
             slow = measure.original * geometry.theta().astype(np.float64) <= 2 * math.pi

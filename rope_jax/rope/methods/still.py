@@ -29,8 +29,7 @@ class HardCut(ClosedForm):
         clipped = self.clipped or math.ceil(pairs * 20 / 64)
         if not 0 < clipped <= pairs:
             raise InputError(
-                f"`clipped` is {self.clipped}: use a number from 1 to {pairs}, the pairs of this model, or 0",
-                field="clipped",
+                f"`clipped` is {self.clipped}: use a number from 1 to {pairs}, the pairs of this model, or 0"
             )
         base = BaseChange(self.new_base or geometry.base).relative(geometry, measure)
         slowest = np.argsort(-geometry.theta(), stable=True)[-clipped:]

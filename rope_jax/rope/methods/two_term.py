@@ -35,10 +35,7 @@ class TwoTerm(ClosedForm):
 
     def __post_init__(self):
         if not (math.isfinite(self.unseen_weight) and self.unseen_weight >= 0):
-            raise InputError(
-                f"`unseen_weight` is {self.unseen_weight}: it must be a finite number of at least 0",
-                field="unseen_weight",
-            )
+            raise InputError(f"`unseen_weight` is {self.unseen_weight}: it must be a finite number of at least 0")
 
     def relative(self, geometry: Geometry, measure: Measure) -> RelativeScale:
         seen, extended = self.weights(measure)
@@ -58,8 +55,7 @@ class TwoTerm(ClosedForm):
         if distances.edges[-1] < measure.original:
             raise InputError(
                 f"`distances` end at {distances.edges[-1]:,} tokens, before the original context of "
-                f"{measure.original:,}: measure texts of that length",
-                field="distances",
+                f"{measure.original:,}: measure texts of that length"
             )
         return distances.up_to(measure.original), distances.stretched(measure.original, measure.target)
 
