@@ -55,10 +55,9 @@ SKIPS = ("cuDNN needs a GPU", "set ROPE_JAX_LONG=1")
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """A file's tests run in one worker, unless they are marked to share one with those of other files."""
-    for item in items:
-        if not item.get_closest_marker("xdist_group"):
-            item.add_marker(pytest.mark.xdist_group(str(item.path.relative_to(REPOSITORY))))
+    """Files with slow tests are run first, so that no worker is left with a long one at the end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
 
 
 def pytest_collection_finish():

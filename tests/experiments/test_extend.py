@@ -28,8 +28,6 @@ from rope_jax.training.checkpoints import Checkpoints
 from tests.experiments.helpers import run_small, small_config
 from tests.processes import forked
 
-pytestmark = pytest.mark.xdist_group("finished run")
-
 
 def test_steps_asked_for_are_traced(finished):
     folder, _ = finished

@@ -20,11 +20,8 @@ from rope_jax.rope.embedding import identity
 from rope_jax.sharding import make_mesh
 from tests.interop.references import write_random_llama
 
-pytestmark = [
-    # Of ml_collections, as it loads a config file.
-    pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning"),
-    pytest.mark.xdist_group("finished run"),
-]
+# Of ml_collections, as it loads a config file.
+pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]

@@ -11,8 +11,6 @@ from rope_jax.commands.reporter import Silent
 from rope_jax.errors import InputError
 from tests.experiments.helpers import assigned, small_config
 
-pytestmark = pytest.mark.xdist_group("finished run")
-
 
 def test_energies_and_distances_of_a_model_weigh_its_analysis(texts, finished, tmp_path):
     config = assigned(small_config(texts), {"model.path": str(finished[0] / "export"), "usage.tokens": 96})
