@@ -18,7 +18,7 @@ def get_config():
     config.angles.intervals = 90
 
     s = config.study
-    s.models = ("4x256:256:4000000", "4x256:512:4000000", "7x384:256:1500000")
+    s.models = ("2x128:256:2000000", "4x256:256:3000000", "4x256:512:3000000", "7x384:256:1500000")
     s.methods = (
         *("yarn", "extrapolation", "pi", "ntk", "mrrope_pro", "cope"),
         *("dprope_argmin", "dprope", "dprope_robust", "two_term", "minimal", "learned"),
@@ -40,8 +40,7 @@ def get_config():
     s.n_hats = (28, 32, 36, 40, 44, 48)
     s.intervals = (22, 45, 180, 360)
     s.random = 40
-    s.symbols = 128
-    s.recall_rows = 4
+    s.recall_rows = 6
 
     # Adam's step does not depend on the scale of the gradient: as the paper's, a fifteenth of the peak of pre-training.
     config.train.learning_rate = 2e-4
@@ -52,7 +51,7 @@ def get_config():
 def quick(config):
     """The same study, small enough for a quarter of an hour on two cores."""
     s = config.study
-    s.models = ("2x128:128:600000",)
+    s.models = ("2x128:128:1000000",)
     s.seeds = 2
     s.extensions, s.shares = (4,), (0.5,)
     s.random = 16

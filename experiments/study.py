@@ -27,6 +27,7 @@ from rope_jax.commands import study as procedure
 from rope_jax.commands.fields import DEFAULTS
 from rope_jax.commands.reporter import Reporter
 from rope_jax.commands.study import Study
+from rope_jax.data.recall import Symbols
 from rope_jax.model.config import LlamaConfig
 from rope_jax.runs.folder import RunFolder
 from rope_jax.runs.software import compilation_cache
@@ -75,7 +76,7 @@ def prepare(config: ConfigDict, folder: Path, name: str, held: contextlib.ExitSt
             design=design(config),
             texts=build.corpus(config, folder),
             vocab_size=s.vocab_size,
-            symbols=s.symbols,
+            symbols=Symbols(0, s.keys, s.values),
             recall_share=s.recall_share,
             model=model(config),
             intervals=config.angles.intervals,

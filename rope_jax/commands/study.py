@@ -70,7 +70,8 @@ class Study:
         settings: every field of its config, JSON-able.
         folder: everything is written here.
         texts: splits of the corpus; 'train' is trained on, and models are measured on all others.
-        vocab_size: ids of the tokenizer, `symbols` of them for recall.
+        vocab_size: ids of the tokenizer, those of `symbols` among them.
+        symbols: of synthetic recall, numbered from 0; the tokenizer has them last.
         recall_share: share of rows that are synthetic recall.
         model: the shape that all models share, apart from layers, widths and context.
         measure: how angles are counted; its contexts are those of the models.
@@ -88,7 +89,7 @@ class Study:
     design: Design
     texts: Splits
     vocab_size: int
-    symbols: int
+    symbols: Symbols
     recall_share: float
     model: LlamaConfig
     intervals: int
@@ -190,7 +191,7 @@ def prepare_material(study: Study, reporter: Reporter) -> Material:
     if not tokens.exists():
         reporter.say("training a tokenizer")
         train = [document["text"] for document in study.texts["train"]]
-        train_subword(place, train, study.vocab_size, study.symbols)
+        train_subword(place, train, study.vocab_size, study.symbols.count)
         tokenizer = load_tokenizer(place)
         held_out = [d["text"] for split, source in study.texts.items() if split != "train" for d in source]
         text = np.concatenate([tokenizer.encode(document) for document in train])
@@ -198,7 +199,7 @@ def prepare_material(study: Study, reporter: Reporter) -> Material:
         np.savez(temporary, text, *(tokenizer.encode(document) for document in held_out))
         temporary.replace(tokens)
     tokenizer = load_tokenizer(place)
-    symbols = Symbols(tokenizer.vocab_size - study.symbols, study.symbols)
+    symbols = dataclasses.replace(study.symbols, first=tokenizer.vocab_size - study.symbols.count)
     assert tokenizer.bos_id is not None
     with np.load(tokens) as arrays:
         text, *documents = (arrays[name] for name in arrays.files)

@@ -8,15 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from rope_jax.data.recall import Symbols, copies, needles, pair_stream
+from rope_jax.data.recall import Symbols, copies, facts, stream
 from rope_jax.errors import InputError, require
 
 # A recall row is a document, or two or four of them: near and far is then learned from the first step on.
 DOCUMENTS = (1, 1, 2, 4)
-# Shares of copies, pair streams, and texts with pairs. The first two have many answers to learn from, the last has them
-# at all distances.
-KINDS = (0.25, 0.35, 0.4)
-# Tokens of a text to each pair in it.
+# Shares of copies, streams, and texts with facts. The first two have many answers to learn from, the last has them at
+# all distances.
+KINDS = (0.2, 0.3, 0.5)
+# Tokens of a text to each fact in it.
 SPARSE = 16
 
 
@@ -72,9 +72,9 @@ class Mixture:
         if kind == 0:
             return copies(rng, length, self.symbols).tokens
         if kind == 1:
-            return pair_stream(rng, length, self.symbols).tokens
-        pairs = min(max(length // SPARSE, 2), len(self.symbols.keys))
-        return needles(rng, self.crop(rng, length), self.symbols, pairs).tokens
+            return stream(rng, length, self.symbols).tokens
+        count = min(max(length // SPARSE, 2), self.symbols.keys)
+        return facts(rng, self.crop(rng, length), self.symbols, count).tokens
 
 
 class MixtureBatches:

@@ -1,8 +1,10 @@
 """Synthetic recall: rows in which a token follows from an earlier place of the same row.
 
-Symbols are ids that no text has; the first half of them are keys, the second half values. Three kinds: pairs of a key
-and its value, each asked for again and again (multi-query recall, Arora et al., arXiv 2312.04927); a sequence that
-repeats (copying, Olsson et al., arXiv 2209.11895); and a text with pairs in it, each of which is asked for once.
+A fact is one token, an answer; it tells the value of a key. A question, one token for each key, is followed by the
+answer that the row has stated. Finding it takes one step of attention, by content, which models of a few million tokens
+learn; pairs of a key and a value in two tokens take two (Olsson et al., arXiv 2209.11895), which they do not. Three
+kinds: facts and questions in turn (multi-query recall, Arora et al., arXiv 2312.04927); a text with facts in it, each
+of which is asked for once; and a sequence that repeats (copying).
 """
 
 from __future__ import annotations
@@ -15,22 +17,27 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Symbols:
-    """Ids `first .. first + count - 1`; `count` is even and at least 4."""
+    """Ids that no text has, from `first` on: a question for each key, then `values` answers for each key in turn."""
 
     first: int
-    count: int
+    keys: int
+    values: int
 
     @property
-    def keys(self) -> np.ndarray:
-        return np.arange(self.first, self.first + self.count // 2, dtype=np.int32)
-
-    @property
-    def values(self) -> np.ndarray:
-        return self.keys + self.count // 2
+    def count(self) -> int:
+        return self.keys * (1 + self.values)
 
     @property
     def all(self) -> np.ndarray:
         return np.arange(self.first, self.first + self.count, dtype=np.int32)
+
+    def questions(self, keys: np.ndarray) -> np.ndarray:
+        return (self.first + keys).astype(np.int32)
+
+    def draw_answers(self, rng: np.random.Generator) -> np.ndarray:
+        """One answer for each key, int32 `[keys]`."""
+        places = self.values * np.arange(self.keys) + rng.integers(0, self.values, self.keys)
+        return (self.first + self.keys + places).astype(np.int32)
 
 
 class Recall(NamedTuple):
@@ -40,33 +47,24 @@ class Recall(NamedTuple):
     distances: np.ndarray
 
 
-def pair_stream(rng: np.random.Generator, length: int, symbols: Symbols) -> Recall:
-    """Keys and values in turn. Two fifths are new, until all keys are known; the others come again with their value.
-
-    What comes again is the pair of an earlier place, which is drawn uniformly, or so that the logarithm of how far back
-    it is, is uniform. Pairs are few, so most have come again since: distances are short, those of `needles` are not.
-    """
-    slots = length // 2
-    keys, values = rng.permutation(symbols.keys), rng.choice(symbols.values, symbols.count // 2)
-    logarithmic = rng.random() < 0.5
-    fresh, draws = rng.random(slots) < 0.4, rng.random(slots)
-    chosen = np.zeros(slots, np.int64)
-    distances = np.zeros(length, np.int32)
+def stream(rng: np.random.Generator, length: int, symbols: Symbols) -> Recall:
+    """Facts and questions in turn: three tenths are new facts, until all keys have one, the others questions."""
+    answers, keys = symbols.draw_answers(rng), rng.permutation(symbols.keys)
+    fresh, draws = rng.random(length) < 0.3, rng.random(length)
+    tokens, distances = np.zeros(length + 1, np.int32), np.zeros(length + 1, np.int32)
     last: dict[int, int] = {}
-    for slot in range(slots):
-        if not last or (fresh[slot] and len(last) < len(keys)):
-            pair = len(last)
+    place = 0
+    while place < length:
+        if not last or (fresh[place] and len(last) < len(keys)):
+            key = int(keys[len(last)])
         else:
-            back = int(slot ** draws[slot]) if logarithmic else 1 + int(slot * draws[slot])
-            pair = int(chosen[slot - min(max(back, 1), slot)])
-            distances[2 * slot + 1] = 2 * (slot - last[pair])
-        chosen[slot] = pair
-        last[pair] = slot
-    tokens = np.zeros(length, np.int32)
-    tokens[: 2 * slots : 2], tokens[1 : 2 * slots : 2] = keys[chosen], values[chosen]
-    if length % 2:
-        tokens[-1] = keys[0]
-    return Recall(tokens, distances)
+            key = int(keys[int(draws[place] * len(last))])
+            tokens[place] = symbols.questions(np.array(key))
+            place += 1
+            distances[place] = place - last[key]
+        tokens[place], last[key] = answers[key], place
+        place += 1
+    return Recall(tokens[:length], distances[:length])
 
 
 def copies(rng: np.random.Generator, length: int, symbols: Symbols) -> Recall:
@@ -78,39 +76,40 @@ def copies(rng: np.random.Generator, length: int, symbols: Symbols) -> Recall:
     return Recall(tokens, distances)
 
 
-def needles(rng: np.random.Generator, text: np.ndarray, symbols: Symbols, pairs: int) -> Recall:
-    """A text, int32 `[n]`, in which each of so many pairs stands twice; the second time asks for the value."""
-    length = len(text)
-    places = 2 * np.sort(rng.permutation(length // 2)[: 2 * pairs])
-    order = rng.permutation(np.repeat(np.arange(pairs), 2))
-    keys, values = rng.permutation(symbols.keys)[:pairs], rng.choice(symbols.values, pairs)
-    tokens, distances = text.copy(), np.zeros(length, np.int32)
+def facts(rng: np.random.Generator, text: np.ndarray, symbols: Symbols, count: int) -> Recall:
+    """A text, int32 `[n]`, in which so many facts stand and, at random places after them, are asked for."""
+    places = 2 * np.sort(rng.permutation(len(text) // 2)[: 2 * count])
+    order = rng.permutation(np.repeat(np.arange(count), 2))
+    keys, answers = rng.permutation(symbols.keys)[:count], symbols.draw_answers(rng)
+    tokens, distances = text.copy(), np.zeros(len(text), np.int32)
     stated: dict[int, int] = {}
-    for place, pair in zip(places.tolist(), order.tolist()):
-        tokens[place], tokens[place + 1] = keys[pair], values[pair]
-        if pair in stated:
-            distances[place + 1] = place - stated[pair]
-        stated[pair] = place
+    for place, key in zip(places.tolist(), keys[order].tolist()):
+        if key in stated:
+            tokens[place] = symbols.questions(np.array(key))
+            place += 1
+            distances[place] = place - stated[key]
+        tokens[place] = answers[key]
+        stated[key] = place
     return Recall(tokens, distances)
 
 
 def asked_at_the_end(
-    rng: np.random.Generator, text: np.ndarray, symbols: Symbols, pairs: int
+    rng: np.random.Generator, text: np.ndarray, symbols: Symbols, count: int
 ) -> tuple[Recall, np.ndarray]:
-    """A text with pairs at all depths and, at its end, all of them asked for; and the same without the pairs.
+    """A text with facts at all depths and, at its end, all of them asked for; and the same without the facts.
 
     Returns:
-        The row, and its tokens without the places that state the pairs: what the questions are worth without context.
+        The row, and its tokens without the facts: what the answers are worth without context.
     """
-    length, asked = len(text), 2 * pairs
-    depth = (np.arange(pairs) + rng.random(pairs)) / pairs
-    places = (depth * (length - asked - 2) / 2).astype(int) * 2
-    order = rng.permutation(pairs)
-    keys, values = rng.permutation(symbols.keys)[:pairs], rng.choice(symbols.values, pairs)
+    length, asked = len(text), 2 * count
+    edges = np.linspace(0, length - asked, count + 1).astype(int)
+    places = rng.integers(edges[:-1], edges[1:])
+    order = rng.permutation(count)
+    keys, answers = rng.permutation(symbols.keys)[:count], symbols.draw_answers(rng)
     tokens, distances = text.copy(), np.zeros(length, np.int32)
-    ends = length - asked + 2 * np.arange(pairs)
-    tokens[ends], tokens[ends + 1] = keys[order], values[order]
+    ends = length - asked + 2 * np.arange(count)
+    tokens[ends], tokens[ends + 1] = symbols.questions(keys[order]), answers[keys[order]]
     without = tokens.copy()
-    tokens[places], tokens[places + 1] = keys, values
-    distances[ends + 1] = ends - places[order]
+    tokens[places] = answers[keys]
+    distances[ends + 1] = ends + 1 - places[order]
     return Recall(tokens, distances), without

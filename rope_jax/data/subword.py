@@ -8,17 +8,19 @@ from pathlib import Path
 import tokenizers
 
 from rope_jax.data.huggingface_tokenizer import write_tokenizer
-from rope_jax.data.recall import Symbols
 from rope_jax.errors import InputError
 
 
-def train_subword(folder: Path, texts: Iterable[str], vocab_size: int, symbols: int) -> Symbols:
+def train_subword(folder: Path, texts: Iterable[str], vocab_size: int, symbols: int) -> int:
     """Trains a tokenizer and writes it as a Hugging Face folder.
 
     Args:
         texts: training texts.
         vocab_size: ids in all: bytes, merges, `<s>`, `</s>`, and the symbols, which are last.
         symbols: ids that no text is encoded to.
+
+    Returns:
+        The first of the symbols.
     """
     merged = vocab_size - symbols - 2
     if merged < 256:
@@ -34,4 +36,4 @@ def train_subword(folder: Path, texts: Iterable[str], vocab_size: int, symbols: 
     special = ("<s>", "</s>", *(f"<|{i}|>" for i in range(symbols)))
     config = {"bos_token": "<s>", "eos_token": "</s>", "split_special_tokens": True}
     write_tokenizer(folder, tokenizer, special=special, bos=("<s>", first), config=config)
-    return Symbols(first + 2, symbols)
+    return first + 2

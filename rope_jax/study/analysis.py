@@ -44,7 +44,7 @@ QUALITIES: Mapping[str, Quality] = {
     "beyond": Quality("NLL beyond L", _documents(2)),
     "last": Quality("NLL, last quarter", _documents(3)),
     "short": Quality("NLL below L", _documents(0, 1), beyond=False),
-    "recall": Quality("recall NLL beyond L", lambda line: ratio(line["pairs"], "nll")[:, 1]),
+    "recall": Quality("recall NLL beyond L", lambda line: ratio(line["facts"], "nll")[:, 1]),
     "paired": Quality("paired context beyond L", _paired_context),
 }
 
@@ -122,7 +122,7 @@ def mean(lines: Sequence[Line], quality: str) -> float:
 
 def exact_recall(lines: Sequence[Line]) -> tuple[float, float]:
     """Share of exact answers of both kinds of recall, within and beyond L."""
-    of_all = [line[kind] for line in lines for kind in ("pairs", "asked")]
+    of_all = [line[kind] for line in lines for kind in ("facts", "asked")]
     counts, hits = (
         np.sum([np.sum(recall[name]["rows"], axis=0) for recall in of_all], axis=0) for name in ("count", "hits")
     )

@@ -170,7 +170,7 @@ def _recall(table: Table, extension: int, stage: str) -> list[Block]:
 
 
 def _recall_by_distance(lines: Sequence[Line]) -> np.ndarray:
-    counts, hits = (np.sum([line["pairs"][name]["distance"] for line in lines], axis=0) for name in ("count", "hits"))
+    counts, hits = (np.sum([line["facts"][name]["distance"] for line in lines], axis=0) for name in ("count", "hits"))
     return hits / np.maximum(counts, 1)
 
 
@@ -301,9 +301,9 @@ def _title(name: str) -> str:
 
 def _steps(lines: Sequence[Line], parts: int) -> list[float]:
     """Middles of the ranges of positions or distances, an eighth or a quarter of L wide."""
-    key = "position" if parts == 8 else "pairs"
+    key = "position" if parts == 8 else "facts"
     line = lines[0]
-    count = len(line["position"]) if key == "position" else len(line["pairs"]["count"]["distance"])
+    count = len(line["position"]) if key == "position" else len(line["facts"]["count"]["distance"])
     return [(i + 0.5) * line["context"] / parts for i in range(count)]
 
 

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rope_jax.data.recall import Symbols, asked_at_the_end, needles
+from rope_jax.data.recall import Symbols, asked_at_the_end, facts
 from rope_jax.errors import InputError
 from rope_jax.model.config import LlamaConfig
 from rope_jax.model.llama import Inputs, forward, head_kernel, logits
@@ -23,8 +23,8 @@ from rope_jax.rope.embedding import ScaleVector
 
 # Tokens that are scored at a time.
 BATCH_TOKENS = 8192
-# Tokens of a text to each pair in it, and pairs of a text that asks for them at its end.
-SPARSE, PAIRS = 16, 16
+# Tokens of a text to each fact in it.
+SPARSE = 16
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -33,11 +33,11 @@ class Probes:
 
     Attributes:
         original: L, tokens.
-        rows: int32 `[N, L']`: texts, then texts with pairs that come twice, then texts with pairs that are asked
-            for at the end, then the same without the pairs.
+        rows: int32 `[N, L']`: texts, then texts with facts that are asked for at random places, then texts with
+            facts that are asked for at the end, then the same without the facts.
         documents: int `[texts]`, the document of each text row.
-        distances: int32 `[pairs + asked, L']`, of the recall rows with answers; 0 where nothing is asked.
-        pairs: number of texts with pairs that come twice.
+        distances: int32 `[facts + asked, L']`, of the recall rows with answers; 0 where nothing is asked.
+        facts: number of texts with facts that are asked for at random places.
         asked: number of texts with questions at the end.
     """
 
@@ -45,7 +45,7 @@ class Probes:
     rows: np.ndarray
     documents: np.ndarray
     distances: np.ndarray
-    pairs: int
+    facts: int
     asked: int
 
     @property
@@ -55,10 +55,10 @@ class Probes:
 
 @dataclasses.dataclass(frozen=True)
 class ProbeSizes:
-    """Numbers of rows: `windows` texts of each document, and texts with `pairs` and with questions at the end."""
+    """Numbers of rows: `windows` texts of each document, and texts with `facts` asked for anywhere and at the end."""
 
     windows: int = 1
-    pairs: int = 8
+    facts: int = 8
     asked: int = 8
 
 
@@ -101,15 +101,15 @@ def make_probes(
         start = int(rng.integers(len(document) - held + 1))
         return document[start : start + held]
 
-    several = min(held // SPARSE, symbols.count // 2)
-    recalls = [needles(rng, text(i), symbols, several) for i in range(sizes.pairs)]
-    asked = [asked_at_the_end(rng, text(i), symbols, PAIRS) for i in range(sizes.asked)]
+    count = min(held // SPARSE, symbols.keys)
+    recalls = [facts(rng, text(i), symbols, count) for i in range(sizes.facts)]
+    asked = [asked_at_the_end(rng, text(i), symbols, count) for i in range(sizes.asked)]
     recalls += [recall for recall, _ in asked]
     without = [same for _, same in asked]
     rows = np.stack([*texts, *(recall.tokens for recall in recalls), *without])
     distances = np.stack([recall.distances for recall in recalls])
     rows = np.pad(rows, ((0, 0), (1, 0)), constant_values=bos_id).astype(np.int32)
-    return Probes(original, rows, np.array(places), np.pad(distances, ((0, 0), (1, 0))), sizes.pairs, sizes.asked)
+    return Probes(original, rows, np.array(places), np.pad(distances, ((0, 0), (1, 0))), sizes.facts, sizes.asked)
 
 
 def measure(params: Any, config: LlamaConfig, rope: ScaleVector, probes: Probes) -> dict:
@@ -117,19 +117,19 @@ def measure(params: Any, config: LlamaConfig, rope: ScaleVector, probes: Probes)
 
     Returns:
         JSON-able. `position`: mean NLL in nats of texts in steps of L / 8. `documents`: for each, in order, mean NLL at
-        positions below L / 2 and from there to L, and beyond L and in the last quarter of L'. `pairs` and `asked`: by
+        positions below L / 2 and from there to L, and beyond L and in the last quarter of L'. `facts` and `asked`: by
         distance in steps of L / 4, and for each row within and beyond L, counts, hits and summed NLL; of `asked` also
         the NLL without the answers in context.
     """
     nll, hits = scores(params, config, rope, probes.rows)
-    texts, (pairs, asked) = len(probes.documents), (probes.pairs, probes.asked)
-    first, second, third = texts, texts + pairs, texts + pairs + asked
+    texts, (stated, asked) = len(probes.documents), (probes.facts, probes.asked)
+    first, second, third = texts, texts + stated, texts + stated + asked
     without = nll[third:]
     return {
         "position": _rounded(_by_position(nll[:texts], probes)),
         "documents": _rounded(_by_document(nll[:texts], probes)),
-        "pairs": _recall(nll[first:second], hits[first:second], probes.distances[:pairs], probes),
-        "asked": _recall(nll[second:third], hits[second:third], probes.distances[pairs:], probes, without),
+        "facts": _recall(nll[first:second], hits[first:second], probes.distances[:stated], probes),
+        "asked": _recall(nll[second:third], hits[second:third], probes.distances[stated:], probes, without),
     }
 
 

@@ -4,44 +4,54 @@ import numpy as np
 import pytest
 
 from rope_jax.data.mixture import Mixture, MixtureBatches, skipped
-from rope_jax.data.recall import Symbols, asked_at_the_end, copies, needles, pair_stream
+from rope_jax.data.recall import Symbols, asked_at_the_end, copies, facts, stream
 from rope_jax.data.subword import train_subword
 from rope_jax.data.tokenizer import load_tokenizer
 from rope_jax.errors import InputError
 
-SYMBOLS = Symbols(100, 64)
+SYMBOLS = Symbols(100, 16, 3)
 TEXT = np.arange(90, dtype=np.int32)[np.random.default_rng(0).integers(0, 90, 4096)]
 
 
 def rows(kind, length, rng):
-    if kind == "pairs":
-        return pair_stream(rng, length, SYMBOLS)
+    if kind == "stream":
+        return stream(rng, length, SYMBOLS)
     if kind == "copies":
         return copies(rng, length, SYMBOLS)
-    if kind == "needles":
-        return needles(rng, TEXT[:length], SYMBOLS, 8)
+    if kind == "facts":
+        return facts(rng, TEXT[:length], SYMBOLS, 8)
     return asked_at_the_end(rng, TEXT[:length], SYMBOLS, 8)[0]
 
 
-@pytest.mark.parametrize("kind", ["pairs", "copies", "needles", "asked"])
+def key(token):
+    """Which key an answer belongs to."""
+    return (token - 116) // 3
+
+
+@pytest.mark.parametrize("kind", ["stream", "copies", "facts", "asked"])
 @pytest.mark.parametrize("length", [255, 256])
-def test_an_answer_stands_where_its_distance_says_with_the_same_token_before_it(kind, length):
+def test_an_answer_stands_where_its_distance_says(kind, length):
     for seed in range(20):
         tokens, distances = rows(kind, length, np.random.default_rng(seed))
         assert tokens.shape == distances.shape == (length,)
         places = np.flatnonzero(distances)
         assert len(places)
         sources = places - distances[places]
-        assert sources.min() >= 1
+        assert sources.min() >= 0
         np.testing.assert_array_equal(tokens[places], tokens[sources])
-        np.testing.assert_array_equal(tokens[places - 1], tokens[sources - 1])
-        if kind != "copies":  # the last place that answers: no later one has the key
-            for place, source in zip(places, sources):
-                assert tokens[place - 1] not in tokens[source + 1 : place - 1]
+        if kind == "copies":
+            np.testing.assert_array_equal(tokens[places - 1], tokens[sources - 1])
+            continue
+        np.testing.assert_array_equal(tokens[places - 1] - 100, key(tokens[places]))
+        # The last place that answers: no later one has the key. All answers of a key in a row are the same.
+        answers = np.where((tokens >= 116) & (tokens < 164), key(tokens), -1)
+        for place, source in zip(places, sources):
+            assert answers[place] not in answers[source + 1 : place]
+            assert len(set(tokens[answers == answers[place]])) == 1
 
 
-def test_pairs_in_a_text_are_asked_for_at_all_distances():
-    found = [needles(np.random.default_rng(i), TEXT[:512], SYMBOLS, 32).distances for i in range(30)]
+def test_facts_in_a_text_are_asked_for_at_all_distances():
+    found = [facts(np.random.default_rng(i), TEXT[:512], SYMBOLS, 16).distances for i in range(60)]
     distances = np.concatenate(found)
     counts = np.histogram(distances[distances > 0], bins=8, range=(0, 512))[0]
     # The distance of two random places of a row falls linearly.
@@ -49,15 +59,14 @@ def test_pairs_in_a_text_are_asked_for_at_all_distances():
     assert (abs(counts - expected) < 5 * np.sqrt(expected)).all()
 
 
-def test_without_the_pairs_only_the_questions_are_left():
+def test_without_the_facts_only_the_questions_are_left():
     recall, without = asked_at_the_end(np.random.default_rng(3), TEXT[:256], SYMBOLS, 8)
     np.testing.assert_array_equal(recall.tokens[-16:], without[-16:])
-    assert np.isin(recall.tokens[:-16], SYMBOLS.all).sum() == 16
+    assert np.isin(recall.tokens[:-16], SYMBOLS.all).sum() == 8
     assert not np.isin(without[:-16], SYMBOLS.all).any()
     changed = np.flatnonzero(recall.tokens != without)
-    assert len(changed) == 16
-    # The depths of the pairs cover the row.
-    assert np.diff(np.sort(changed)).max() < 2 * 240 / 8
+    # The depths of the facts cover the row.
+    assert len(changed) == 8 and np.diff(changed).max() < 2 * 240 / 8
 
 
 @pytest.fixture(scope="module")
@@ -101,13 +110,13 @@ def test_skipped_positions_meet_every_position_once_far_enough():
 
 def test_a_trained_tokenizer_keeps_its_symbols_for_recall(tmp_path):
     texts = ["the cat sat on the mat, the dog <|3|> lay by the door " * 20, "naïve café\n"]
-    symbols = train_subword(tmp_path, texts, 320, 16)
+    first = train_subword(tmp_path, texts, 320, 16)
     tokenizer = load_tokenizer(tmp_path)
-    assert tokenizer.vocab_size == symbols.first + symbols.count <= 320
+    assert tokenizer.vocab_size == first + 16 <= 320
     for text in texts:
         ids = tokenizer.encode(text)
         assert tokenizer.decode(ids) == text
-        assert ids.max() < symbols.first - 2 and len(ids) < len(text.encode())
+        assert ids.max() < first - 2 and len(ids) < len(text.encode())
     with pytest.raises(InputError) as caught:
         train_subword(tmp_path, texts, 256, 16)
     assert caught.value.field == "vocab_size"

@@ -38,7 +38,7 @@ def measured(shape, context, seed, extension, stage, vector):
     line = {"kind": "measured", "shape": shape, "context": context, "seed": seed, "extension": extension}
     line |= {"stage": stage, "vector": vector, "seconds": 1.0, "documents": documents.tolist()}
     line |= {"position": np.linspace(5, 4 + effect, 8 * extension).tolist()}
-    line |= {"pairs": recall(rng, 3, 0.5), "asked": recall(rng, 2, 0.25)}
+    line |= {"facts": recall(rng, 3, 0.5), "asked": recall(rng, 2, 0.25)}
     return line | (
         {} if stage == "zero_shot" else {"tokens": 1000, "losses": (4 + effect * np.arange(1, 0, -0.1)).tolist()}
     )

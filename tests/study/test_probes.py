@@ -12,9 +12,9 @@ from rope_jax.model.llama import Llama, init_params
 from rope_jax.rope.embedding import ScaleVector
 from rope_jax.study.probes import ProbeSizes, make_probes, measure, ratio
 
-SYMBOLS = Symbols(64, 64)
+SYMBOLS = Symbols(64, 16, 3)
 CONFIG = LlamaConfig(128, 16, 32, 1, 1, 1, 8, tie_embeddings=True, initializer_range=0.5)
-SIZES = ProbeSizes(windows=2, pairs=2, asked=3)
+SIZES = ProbeSizes(windows=2, facts=2, asked=3)
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def test_rows(probes):
     # The second document is shorter than a window.
     np.testing.assert_array_equal(probes.documents, [0, 0, 2, 2])
     assert not np.isin(probes.rows[:4], SYMBOLS.all).any()
-    assert (probes.distances > 64).any(axis=1).all() and probes.distances.max() < 128
+    assert (probes.distances[2:] > 64).any(axis=1).all() and probes.distances.max() < 128
     with pytest.raises(InputError) as caught:
         make_probes([np.zeros(100, np.int32)], (64, 128), SYMBOLS, 60, SIZES)
     assert caught.value.field == "documents"
@@ -55,7 +55,7 @@ def test_measurement(probes):
         for rows in ([0, 1], [2, 3])
     ]
     np.testing.assert_allclose(found["documents"], expected, **close)
-    for kind, rows, distances in (("pairs", [4, 5], probes.distances[:2]), ("asked", [6, 7, 8], probes.distances[2:])):
+    for kind, rows, distances in (("facts", [4, 5], probes.distances[:2]), ("asked", [6, 7, 8], probes.distances[2:])):
         distances = distances[:, 1:]
         far = distances > 64
         np.testing.assert_array_equal(np.array(found[kind]["count"]["rows"])[:, 1], far.sum(axis=1))
@@ -65,4 +65,4 @@ def test_measurement(probes):
         np.testing.assert_allclose(found[kind]["nll"]["distance"], bins, **close)
     far = probes.distances[2:, 1:] > 64
     np.testing.assert_allclose(np.array(found["asked"]["without"]["rows"])[:, 1], (nll[9:] * far).sum(axis=1), **close)
-    np.testing.assert_allclose(ratio(found["pairs"], "count"), 1)
+    np.testing.assert_allclose(ratio(found["asked"], "count"), 1)
