@@ -76,7 +76,7 @@ def prepare(config: ConfigDict, folder: Path, name: str, held: contextlib.ExitSt
             design=design(config),
             texts=build.corpus(config, folder),
             vocab_size=s.vocab_size,
-            symbols=Symbols(0, s.keys, s.values),
+            symbols=Symbols(0, s.recall_keys, s.recall_values),
             recall_share=s.recall_share,
             model=model(config),
             intervals=config.angles.intervals,

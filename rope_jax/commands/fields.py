@@ -333,8 +333,10 @@ FIELDS: tuple[Field, ...] = (
     Field("study.intervals", (), "numbers of intervals of 'dprope_argmin', without training", at_least(2), int),
     Field("study.random", 0, "random vectors, compared without training", at_least(0)),
     Field("study.vocab_size", 2048, "ids of the subword tokenizer that is trained", at_least(2)),
-    Field("study.keys", 8, "keys of synthetic recall, each of them and each value an id of its own", at_least(2)),
-    Field("study.values", 15, "values of each key", at_least(2)),
+    Field(
+        "study.recall_keys", 8, "keys of synthetic recall, each of them and each value an id of its own", at_least(2)
+    ),
+    Field("study.recall_values", 15, "values of each key", at_least(2)),
     Field("study.recall_share", 0.2, "share of training rows that are synthetic recall", Check(least=0, below=1)),
     Field("study.batch_tokens", 2048, "tokens of an update of pre-training", at_least(1)),
     Field("study.tune_batch_tokens", 2048, "tokens of an update of fine-tuning", at_least(1)),

@@ -25,7 +25,7 @@ def small(texts):
     s.seeds = 1
     s.extensions, s.shares = (2,), (0.5,)
     s.methods, s.zero_shot, s.n_hats, s.intervals, s.random = ("yarn", "extrapolation", "learned"), (), (), (), 2
-    s.vocab_size, s.keys, s.values = 300, 4, 3
+    s.vocab_size, s.recall_keys, s.recall_values = 300, 4, 3
     s.batch_tokens, s.tune_batch_tokens, s.tune_share = 256, 512, 0.5  # a row or more for each of eight devices
     s.recall_rows = 1
     return config
