@@ -8,8 +8,6 @@ from the page cache. Results are checked byte for byte, and everything is delete
 of disk and 15 GB of memory.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import filecmp
 import json

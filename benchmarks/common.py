@@ -1,7 +1,5 @@
 """What the benchmarks share: options, the line that describes the machine, timing, tables and peak memory."""
 
-from __future__ import annotations
-
 import argparse
 import multiprocessing
 import os

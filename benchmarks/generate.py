@@ -8,8 +8,6 @@ over which a mesh shards heads and vocabulary (mesh.tensor) or, for prefill, als
 XLA_FLAGS to choose the devices.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import os
 import sys

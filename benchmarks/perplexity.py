@@ -3,8 +3,6 @@
 python benchmarks/perplexity.py
 """
 
-from __future__ import annotations
-
 import os
 import sys
 from pathlib import Path

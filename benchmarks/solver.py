@@ -6,8 +6,6 @@ python benchmarks/solver.py --search=0      # without the continuous search
 Every case runs in its own process, so that its first call compiles and peak memory is its own.
 """
 
-from __future__ import annotations
-
 import os
 import statistics
 import sys

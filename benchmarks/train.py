@@ -13,8 +13,6 @@ token and key seen (`rope_jax.plan.flops.model_flops`). Recomputation does not c
 measured in the same run: a float32 product of 4096 x 4096 matrices in JAX.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import multiprocessing

@@ -10,8 +10,6 @@ the paper's ablations over interpolated dimensions and intervals, and lengths up
 the weights of a model and writes `usage.json`, which `config.solve.energy` and `config.solve.distances` take.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from absl import flags

@@ -1,7 +1,5 @@
 """From a config's fields to the benchmarks and what they share."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -1,7 +1,5 @@
 """From a config to the values that the library takes. The doors and this module alone know config fields."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import json

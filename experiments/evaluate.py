@@ -9,8 +9,6 @@ is made: interrupted anywhere, the same command resumes, and later ones may add 
 holds `report.md`, `results.json` with every number, and `predictions/`.
 """
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

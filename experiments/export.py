@@ -8,8 +8,6 @@ Hugging Face folder; `OUT/model.gguf`, its card beside it, is for llama.cpp; `OU
 `OUT/base`. `--config.verify=True` loads what was written and compares.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import logging
 import os

@@ -9,8 +9,6 @@ The procedure: load (or pre-train) a model, solve for the scale vectors, evaluat
 export. Interrupted anywhere, the same command resumes from the last finished stage or checkpoint.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import math

@@ -1,7 +1,5 @@
 """From a config to a method that needs no weights."""
 
-from __future__ import annotations
-
 import dataclasses
 import os
 from pathlib import Path

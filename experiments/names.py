@@ -1,7 +1,5 @@
 """Config fields by name: their values, and the arguments of the library that they set."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Iterator, Mapping
 from typing import Any

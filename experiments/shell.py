@@ -1,7 +1,5 @@
 """The command line: flags, exit status, bars and signals; what a user can fix is one message without a traceback."""
 
-from __future__ import annotations
-
 import ast
 import contextlib
 import errno

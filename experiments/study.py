@@ -8,8 +8,6 @@ Interrupted anywhere, the same command resumes from the last record or checkpoin
 `report.md` the analysis.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 from pathlib import Path

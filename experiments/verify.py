@@ -8,8 +8,6 @@ The folder may be any that this package reads, scaled by it or not. The engine r
 needs nothing of this package. Exit status 1: it applies another vector than the model's config says, or an unknown one.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Text and JSON files: written whole or not at all; read, however made, with errors that name the path."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import gzip

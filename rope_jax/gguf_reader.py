@@ -4,8 +4,6 @@ Every size that a file claims is checked against the file before anything of tha
 (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md): counts, metadata, tensor descriptions, padding, tensors.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 import mmap

@@ -1,7 +1,5 @@
 """Advisory locks, which the system releases when the process that holds one ends, however it ends."""
 
-from __future__ import annotations
-
 import contextlib
 import fcntl
 import json

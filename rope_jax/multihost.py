@@ -1,7 +1,5 @@
 """The processes of a run: how they find one another and what they send. A single process sends nothing."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Shardings: one table maps logical axes of arrays to axes of the device mesh."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from typing import Any

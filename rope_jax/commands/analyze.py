@@ -1,7 +1,5 @@
 """The command `analyze`: angle distributions and disturbance under every method, without weights."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """What an exported model says about itself: provenance for machines, facts for its card."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 from rope_jax.commands.run import Recipe

@@ -1,7 +1,5 @@
 """The command `evaluate`: a model on benchmarks, under one scale vector or several."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """The command `export`: a model with another scale vector, or a run of `extend`, for other engines."""
 
-from __future__ import annotations
-
 import dataclasses
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """What `export` exports and in which formats, with every check that comes before writing."""
 
-from __future__ import annotations
-
 import dataclasses
 import os
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The command `extend`: solve, evaluate, fine-tune, evaluate, export."""
 
-from __future__ import annotations
-
 import dataclasses
 import time
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """A field of a config: its name, default, meaning and check."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Iterable, Sequence

@@ -4,8 +4,6 @@ Defaults are the paper's recipe. `configs/defaults.py` makes a ConfigDict of thi
 be set, in a file or on the command line.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """One training of a run, with metrics on disk and progress for the user."""
 
-from __future__ import annotations
-
 import contextlib
 import time
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """The command `extend --plan`: memory, communication and hours of fine-tuning, without an accelerator."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Mapping

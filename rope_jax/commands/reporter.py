@@ -1,7 +1,5 @@
 """How a procedure reports while it runs. The command line draws bars; a library caller may stay silent."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol, TypeVar

@@ -1,7 +1,5 @@
 """What a run of `extend` is made of."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The model that a command starts from: its folder, and how this machine computes it."""
 
-from __future__ import annotations
-
 import dataclasses
 import os
 from collections.abc import Mapping

@@ -7,8 +7,6 @@ RUN/models/SHAPE-L-SEED/               a model, with records of its training and
 RUN/table.jsonl, RUN/report.md         all records, a line each; the page made from them
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import itertools

@@ -1,7 +1,5 @@
 """`analyze --usage`: how much a model uses its frequency pairs and distances, from one pass over a few texts."""
 
-from __future__ import annotations
-
 import dataclasses
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The command `verify`: which scale vector an engine applies to a model, read back from its log probabilities."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path

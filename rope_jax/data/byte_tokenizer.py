@@ -1,7 +1,5 @@
 """A tokenizer without files: a token is a byte of UTF-8."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

@@ -3,8 +3,6 @@
 It is sentencepiece's: the bytes of a double-array trie, the trie (darts-clone), and replacements that end in NUL.
 """
 
-from __future__ import annotations
-
 import base64
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Text corpora as random-access sources, prepared once as TFDS array records and read without TensorFlow."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import functools

@@ -1,7 +1,5 @@
 """The tokenizer in a GGUF file, as files that transformers loads."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

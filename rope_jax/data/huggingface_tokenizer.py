@@ -1,7 +1,5 @@
 """Tokenizers in Hugging Face folders, read and written."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

@@ -1,7 +1,5 @@
 """Mixed context windows: some batches hold short documents, for the original scale vector (arXiv 2502.20082)."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping
 

@@ -1,7 +1,5 @@
 """The PG19 benchmark (Rae et al., arXiv 1911.05507), read from a copy that TFDS prepared."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

@@ -1,7 +1,5 @@
 """Positions that jump, so that short rows reach every position of a long context (PoSE, arXiv 2309.10400)."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping
 

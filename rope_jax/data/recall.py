@@ -7,8 +7,6 @@ kinds: facts and questions in turn (multi-query recall, Arora et al., arXiv 2312
 of which is asked for once; and a sequence that repeats (copying).
 """
 
-from __future__ import annotations
-
 import dataclasses
 from typing import NamedTuple
 

@@ -1,7 +1,5 @@
 """A tokenizer from a bare sentencepiece model, such as LLaMA2's `tokenizer.model`."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any

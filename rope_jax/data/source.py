@@ -1,7 +1,5 @@
 """Random access to the documents of a prepared split."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, SupportsIndex

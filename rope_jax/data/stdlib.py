@@ -1,7 +1,5 @@
 """The Python standard library as a corpus that needs no download."""
 
-from __future__ import annotations
-
 import os
 import sysconfig
 import tokenize

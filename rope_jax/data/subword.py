@@ -1,7 +1,5 @@
 """A subword tokenizer trained on given texts: byte-level BPE (Sennrich et al., arXiv 1508.07909)."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from pathlib import Path
 

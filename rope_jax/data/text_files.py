@@ -1,7 +1,5 @@
 """Documents in a folder of text and JSON-lines files. Nothing in an untrusted file is executed."""
 
-from __future__ import annotations
-
 import dataclasses
 import gzip
 import json

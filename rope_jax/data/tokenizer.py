@@ -1,7 +1,5 @@
 """The interface of tokenizers, and loading one by its path."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import tempfile

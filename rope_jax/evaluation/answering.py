@@ -1,7 +1,5 @@
 """A model answers samples, and predictions are kept batch by batch."""
 
-from __future__ import annotations
-
 import dataclasses
 import sys
 import time

@@ -1,7 +1,5 @@
 """Comparing short answers as SQuAD's evaluation does (arXiv 1606.05250), which most benchmarks took over."""
 
-from __future__ import annotations
-
 import re
 import string
 from collections import Counter

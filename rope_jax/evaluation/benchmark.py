@@ -4,8 +4,6 @@ A benchmark is a frozen dataclass that derives from `Questions` or `Measurement`
 line in `rope_jax.evaluation.benchmarks`; the engine makes its samples, runs the model, resumes and tabulates.
 """
 
-from __future__ import annotations
-
 import abc
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence

@@ -4,8 +4,6 @@ Documents differ by whole nats and methods by hundredths, so that the interval t
 difference, not each method's own.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 

@@ -1,7 +1,5 @@
 """The data files of benchmarks: found, or named with the command that gets them."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Prompts whose filler can still grow, and filling them up to a length."""
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping

@@ -1,7 +1,5 @@
 """The engine: prepares benchmarks, runs them on a model under a scale vector, resumes them and tabulates them."""
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 import json

@@ -1,7 +1,5 @@
 """Running text as a haystack: words, and where sentences end among them."""
 
-from __future__ import annotations
-
 import bisect
 import dataclasses
 import itertools

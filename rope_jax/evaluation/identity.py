@@ -1,7 +1,5 @@
 """Digests of what a measurement depends on, by which one that was kept is told from one of another vector or model."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

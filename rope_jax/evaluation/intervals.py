@@ -1,7 +1,5 @@
 """Confidence intervals: Wilson's for shares of successes, the bootstrap for everything else."""
 
-from __future__ import annotations
-
 from functools import cache
 
 import numpy as np

@@ -1,7 +1,5 @@
 """What was measured, kept record by record in a file, so that an evaluation can stop at any moment."""
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 import json

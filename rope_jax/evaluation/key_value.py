@@ -4,8 +4,6 @@ The object is written as in the task's origin (Liu et al., "Lost in the Middle",
 worked examples as in HELMET.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 import uuid

@@ -3,8 +3,6 @@
 HELMET (Yen et al., arXiv 2410.02694) fixes the number of examples for each length; here as many are shown as fit.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import os
 import re

@@ -1,7 +1,5 @@
 """Negative log likelihoods of tokens under a model, without ever holding T x V logits."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 

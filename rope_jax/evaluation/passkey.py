@@ -5,8 +5,6 @@ more trials, spread evenly over depth, and seeded. With the LLaMA2 tokenizer and
 28000 and 56000 characters of garbage make prompts of 3807, 7539 and 15005 tokens, BOS included.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 import re

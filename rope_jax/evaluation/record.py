@@ -1,7 +1,5 @@
 """What a run keeps of a model before and after fine-tuning."""
 
-from __future__ import annotations
-
 from rope_jax.evaluation.benchmark import Subject
 from rope_jax.evaluation.engine import Evaluation
 from rope_jax.evaluation.passkey import Passkey, retrieval_grid

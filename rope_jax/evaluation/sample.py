@@ -1,7 +1,5 @@
 """A question of a benchmark, ready to be put to a model, and the answers that count."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping
 from typing import Any

@@ -1,7 +1,5 @@
 """Mean scores with confidence intervals: the table of a benchmark, and its grids of length and depth."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 

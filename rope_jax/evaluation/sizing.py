@@ -1,7 +1,5 @@
 """How many units of filler a prompt takes, and at which depths what it hides lies."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import cache
 

@@ -1,7 +1,5 @@
 """The texts that perplexities are measured on."""
 
-from __future__ import annotations
-
 import dataclasses
 import os
 from collections.abc import Iterable, Mapping, Sequence

@@ -1,7 +1,5 @@
 """Copies of arrays between memory layouts and dtypes, at the speed of the memory."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from rope_jax.errors import InputError

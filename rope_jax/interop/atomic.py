@@ -1,7 +1,5 @@
 """Large files and folders that appear whole or not at all."""
 
-from __future__ import annotations
-
 import glob
 import os
 import shutil

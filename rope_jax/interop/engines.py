@@ -1,7 +1,5 @@
 """Serving engines, each run in its own environment, as another program runs them."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import os

@@ -1,7 +1,5 @@
 """The `config.json` of an export."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from pathlib import Path

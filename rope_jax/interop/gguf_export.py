@@ -4,8 +4,6 @@ The vector is written as the tensor `rope_freqs.weight`, or as another rotary ba
 and no scaling type is set.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import os

@@ -4,8 +4,6 @@ llama.cpp drops `longrope` factors for LLaMA without an error. What it reads is 
 ``[D/2]``, by which it divides the frequency of each pair at all lengths, as for LLaMA-3.1.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from pathlib import Path
 

@@ -3,8 +3,6 @@
 Quantised tensors are dequantised as the `gguf` package does, to float32.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import json

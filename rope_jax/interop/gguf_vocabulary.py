@@ -4,8 +4,6 @@ Two kinds are known: sentencepiece BPE with bytes as a fallback ("llama"), and b
 text by one of the regular expressions that llama.cpp knows by name.
 """
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The shape of a model from Hugging Face's `config.json`."""
 
-from __future__ import annotations
-
 import dataclasses
 from pathlib import Path
 from typing import Any

@@ -5,8 +5,6 @@ changes nothing: an ignored key that matters gives a model that runs and is wron
 transformers, and is kept.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping
 from functools import partial

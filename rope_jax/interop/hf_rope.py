@@ -1,7 +1,5 @@
 """Rotary positions as `config.json` describes them: one base and one scale vector."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable
 from typing import Any

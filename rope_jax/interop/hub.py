@@ -1,7 +1,5 @@
 """A model by folder, by GGUF file, or by its name on the Hugging Face Hub."""
 
-from __future__ import annotations
-
 import os
 import re
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Reads model folders in Hugging Face's format, or GGUF files, into parameters; writes parameters as such folders."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import os

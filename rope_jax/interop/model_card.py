@@ -1,7 +1,5 @@
 """The README.md of an exported folder: what was done to the model, what it measured, and whose terms it is under."""
 
-from __future__ import annotations
-
 import dataclasses
 import os
 import re

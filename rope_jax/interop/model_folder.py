@@ -1,7 +1,5 @@
 """An untrusted model, a folder or a GGUF file: config and weights checked against each other."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping
 from pathlib import Path

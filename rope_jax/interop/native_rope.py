@@ -4,8 +4,6 @@ Engines implement some of these words and not others (docs/export.md), so the pl
 Which one does is decided from the vector: a word is taken if reading it gives the same float32 numbers.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """A model folder as it is written: weights, config, what is carried from its source, checksums."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

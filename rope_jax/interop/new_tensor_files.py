@@ -4,8 +4,6 @@ The safetensors library writes tensors that are all in memory, each contiguous; 
 gathered one by one. The format (https://github.com/huggingface/safetensors#format): length of header, JSON, bytes.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import hashlib

@@ -1,7 +1,5 @@
 """Low-rank factors in the format of the PEFT library, for engines that put adapters on a shared model."""
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """The tensors of a model folder, checked before one is read, and read some rows at a time."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import os

@@ -1,7 +1,5 @@
 """Whether an export computes elsewhere what it computes here, from its files alone."""
 
-from __future__ import annotations
-
 import dataclasses
 import gc
 from pathlib import Path

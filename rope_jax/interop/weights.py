@@ -1,7 +1,5 @@
 """One table between Hugging Face's tensors and our parameters: names, shapes and axes, both ways."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 import re

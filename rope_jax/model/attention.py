@@ -1,7 +1,5 @@
 """Causal attention over packed documents, and attention over a KV cache."""
 
-from __future__ import annotations
-
 from functools import partial
 
 import jax

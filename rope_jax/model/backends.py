@@ -5,8 +5,6 @@ for TPUs. All take grouped query heads, a sliding window and documents. An unava
 silent fallback.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import jax

@@ -1,7 +1,5 @@
 """The shape of a decoder of the LLaMA family and how it is computed, as one frozen dataclass."""
 
-from __future__ import annotations
-
 import dataclasses
 from functools import partial
 

@@ -3,8 +3,6 @@
 Measured with XLA's compiler of JAX 0.10 on two cores of an Intel Xeon.
 """
 
-from __future__ import annotations
-
 from functools import partial
 
 import jax

@@ -1,7 +1,5 @@
 """Greedy decoding over a KV cache: one compiled function for prompts, one for the steps after them."""
 
-from __future__ import annotations
-
 import dataclasses
 from functools import partial
 from operator import itemgetter

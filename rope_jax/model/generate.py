@@ -4,8 +4,6 @@ Prompts of a batch end in the same slot of the KV cache, with padding in front t
 prompts a chunk at a time and grows the cache as it fills, through few shapes, so that few functions are compiled.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 

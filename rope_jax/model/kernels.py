@@ -1,7 +1,5 @@
 """Attention by the kernels of accelerators, through their public interfaces."""
 
-from __future__ import annotations
-
 from functools import partial
 from typing import Literal
 

@@ -1,7 +1,5 @@
 """LLaMA, Mistral, Qwen2 and Qwen3: the parameters with their logical axes, one block, and the forward pass."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable
 from functools import partial

@@ -6,8 +6,6 @@ that low-rank updates alone do not close the gap to full fine-tuning at a longer
 and embedding trained too.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from typing import Any

@@ -1,7 +1,5 @@
 """Gradient checkpointing (arXiv 1604.06174): what a block keeps for its backward pass, by the name of a policy."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import jax

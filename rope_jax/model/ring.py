@@ -7,8 +7,6 @@ sequence is cut into twice as many pieces as there are devices and device i hold
 device has the same work in every step, two products of pieces, none of them masked away whole.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable
 from functools import partial

@@ -1,7 +1,5 @@
 """How much a model uses its frequency pairs and distances: energies and attention, from one forward pass a text."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any

@@ -1,7 +1,5 @@
 """Accelerators that a plan is compared with."""
 
-from __future__ import annotations
-
 import dataclasses
 
 GIB = 2**30

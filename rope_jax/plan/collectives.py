@@ -1,7 +1,5 @@
 """The communication of a compiled program, read from its text."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 import re

@@ -1,7 +1,5 @@
 """A plan as text."""
 
-from __future__ import annotations
-
 from rope_jax.plan.chips import CHIPS, EFFICIENCY, GIB, MARGIN, USABLE
 from rope_jax.plan.plan import Plan
 

@@ -4,8 +4,6 @@ XLA's cost analysis counts the body of a loop once, and most of a step is in loo
 needs, by formula, and what a traced program does, recomputation included.
 """
 
-from __future__ import annotations
-
 import math
 
 import jax

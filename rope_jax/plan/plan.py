@@ -1,7 +1,5 @@
 """A plan of a training run: its memory, communication and FLOPs, from the program that would run."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 import time

@@ -1,7 +1,5 @@
 """The page of `evaluate`."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from rope_jax.evaluation.scores import AVERAGE, AVERAGE_OF_RUN

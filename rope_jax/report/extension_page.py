@@ -1,7 +1,5 @@
 """The page of a run of `extend`."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 from rope_jax.report import figures

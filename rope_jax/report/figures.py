@@ -3,8 +3,6 @@
 Each has the `name` of its file, without the ending, and a `title` above all its panels.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Literal

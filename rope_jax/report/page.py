@@ -1,7 +1,5 @@
 """A report's page as plain data, and its Markdown."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path

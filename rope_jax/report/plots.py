@@ -1,7 +1,5 @@
 """Draws figures with Matplotlib."""
 
-from __future__ import annotations
-
 import io
 from pathlib import Path
 from typing import Any

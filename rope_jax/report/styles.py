@@ -1,7 +1,5 @@
 """Names and colours of the methods, the same in every table and figure."""
 
-from __future__ import annotations
-
 import itertools
 
 from rope_jax.rope.methods import METHODS

@@ -5,8 +5,6 @@ computed: float32, in radians per position, is rounded as the authors' solver an
 position are exact.
 """
 
-from __future__ import annotations
-
 import functools
 
 import jax

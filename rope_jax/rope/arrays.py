@@ -1,7 +1,5 @@
 """Array types of the signatures in this room."""
 
-from __future__ import annotations
-
 import jax
 import numpy as np
 

@@ -1,7 +1,5 @@
 """Checks of numbers that several functions of this room take."""
 
-from __future__ import annotations
-
 import operator
 
 from rope_jax.errors import InputError

@@ -1,7 +1,5 @@
 """How much distances between two tokens count: weights over 0, 1, 2, ... positions."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import jax

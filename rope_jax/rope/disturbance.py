@@ -1,7 +1,5 @@
 """The disturbance: how far an extension moves the rotary angle distribution (arXiv 2410.01490, Eq. 8)."""
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float32, Int32

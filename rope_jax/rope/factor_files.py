@@ -1,7 +1,5 @@
 """Scale vectors in files: a JSON list, a run's `scale.json`, or a LongRoPE CSV with a row per layer."""
 
-from __future__ import annotations
-
 import csv
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """What of a model context extension depends on: its rotary frequencies."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import numpy as np

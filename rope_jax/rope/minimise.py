@@ -8,8 +8,6 @@ A lower number is no achievement by itself: a change of 1e-5 moves an angle by h
 model can notice. Report perplexity or retrieval beside it, and the noise floor of the estimate.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import math

@@ -1,7 +1,5 @@
 """How far a disturbance is an accident of where the intervals begin."""
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32

@@ -4,8 +4,6 @@ A candidate is a row of factors, one per pair. Row 0 is the default, extrapolati
 the best of the other rows where that lowers its disturbance enough.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 

@@ -15,8 +15,6 @@ cosines over many radians is a Dirichlet kernel. A sum over few radians of somet
 by the midpoint rule of Euler and Maclaurin, which loses no digits where the cosine is near 1.
 """
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 import numpy as np

@@ -5,8 +5,6 @@ not has met an arc. Extension may take the second kind past the end of its arc. 
 seen, not from how samples fall into intervals.
 """
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 import numpy as np

@@ -1,7 +1,5 @@
 """How much a model uses its frequency pairs and its distances, measured once and kept in a file."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The circular Wasserstein distance between rotary angles: no intervals and no pseudo-count."""
 
-from __future__ import annotations
-
 import functools
 
 import jax

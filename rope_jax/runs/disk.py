@@ -1,7 +1,5 @@
 """Disk space that a run needs."""
 
-from __future__ import annotations
-
 import shutil
 
 from rope_jax.errors import InputError

@@ -1,7 +1,5 @@
 """Versions and compiled programs of a run."""
 
-from __future__ import annotations
-
 import importlib.metadata
 import platform
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What the table of a study says: comparisons with a reference, and what predicts quality."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """What a study varies, and where each of its records lies."""
 
-from __future__ import annotations
-
 import dataclasses
 import re
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """The page of a study, from the lines of its table alone."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import numpy as np

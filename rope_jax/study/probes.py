@@ -4,8 +4,6 @@ A row has L' tokens, with BOS. Texts are scored by position; so are those below 
 short texts. Recall is scored by the distance between a question and the place that answers it.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping, Sequence
 from functools import partial

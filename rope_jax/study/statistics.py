@@ -1,7 +1,5 @@
 """Paired comparisons over seeds and documents, and rank correlations, each with a 95% interval."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping
 

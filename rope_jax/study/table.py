@@ -1,7 +1,5 @@
 """The records of a study as lines of a table."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any
 

@@ -1,7 +1,5 @@
 """A short fine-tuning in memory, which keeps its loss after every update."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Scale vectors to compare: those of methods, random ones, and what is known of each without running a model."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 import re

@@ -1,7 +1,5 @@
 """The configuration of a training run, and its optimizer."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from functools import partial

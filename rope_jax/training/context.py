@@ -4,8 +4,6 @@ The training step lays each row out in the order of ring attention (`rope_jax.mo
 every device the same work. Positions and documents travel with their tokens, and targets are formed before.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 

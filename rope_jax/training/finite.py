@@ -4,8 +4,6 @@ The training step, if asked, looks at the loss, and at each gradient, layer by l
 is the forward pass repeated to find the layer that it began in.
 """
 
-from __future__ import annotations
-
 from functools import partial
 
 import jax

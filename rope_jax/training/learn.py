@@ -4,8 +4,6 @@ The rotary embedding is differentiable in its factors, so they can be learned on
 LongRoPE (arXiv 2402.13753) searches the same space with about a thousand perplexity evaluations.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Iterable

@@ -1,7 +1,5 @@
 """The training loop: resume, step, checkpoint, stop."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections import deque

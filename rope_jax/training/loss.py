@@ -4,8 +4,6 @@ Shapes: B rows, T tokens, E hidden size, V vocabulary, sharded over the mesh. Ch
 kernel is the head transposed, `[V, E]`, so that a range of the logits' columns is contiguous in its memory.
 """
 
-from __future__ import annotations
-
 from functools import partial
 
 import jax

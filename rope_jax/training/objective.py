@@ -1,7 +1,5 @@
 """The kinds of training: all weights, a low-rank update, and the scale vector together with either."""
 
-from __future__ import annotations
-
 import dataclasses
 from functools import partial
 from typing import Any

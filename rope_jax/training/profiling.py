@@ -1,7 +1,5 @@
 """Traces of training steps for TensorBoard and Perfetto."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator

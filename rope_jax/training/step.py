@@ -1,7 +1,5 @@
 """The training step."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import jax

@@ -1,7 +1,5 @@
 """A training run on its mesh: state, shardings, and the compiled update."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable
 from functools import partial

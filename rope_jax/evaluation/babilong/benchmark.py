@@ -1,7 +1,5 @@
 """BABILong (Kuratov et al., arXiv 2406.10149): facts of bAbI's stories scattered in books, and a question on them."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property

@@ -1,7 +1,5 @@
 """BABILong's prompts for bAbI's tasks 1 to 5, as its authors evaluate with (github.com/booydar/babilong)."""
 
-from __future__ import annotations
-
 import dataclasses
 
 TEMPLATE = "{instruction}\n\n{examples}\n\n{answer_format}\n\n<context>\n{context}\n</context>\n\nQuestion: {question}"

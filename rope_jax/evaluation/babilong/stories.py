@@ -1,7 +1,5 @@
 """The files that BABILong is made of: bAbI's stories, and books for background."""
 
-from __future__ import annotations
-
 import dataclasses
 import os
 from collections.abc import Iterator

@@ -1,8 +1,6 @@
 """The four tasks of the first Open LLM leaderboard that the paper reports: lm_eval's own definitions, from the hub or
 with the questions of a local folder."""
 
-from __future__ import annotations
-
 import csv
 import dataclasses
 import importlib.util

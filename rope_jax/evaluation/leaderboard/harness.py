@@ -4,8 +4,6 @@ lm = HarnessModel(subject)
 results = lm_eval.simple_evaluate(lm, tasks=[...])
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any

@@ -1,7 +1,5 @@
 """LongBench-E (Bai et al., arXiv 2308.14508): its rows as questions, truncated in the middle."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial

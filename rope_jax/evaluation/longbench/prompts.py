@@ -1,7 +1,5 @@
 """LongBench-E's prompt templates: from the official file, or from lm_eval with its lost white space restored."""
 
-from __future__ import annotations
-
 import importlib.util
 import re
 import string

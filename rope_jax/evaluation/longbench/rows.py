@@ -1,7 +1,5 @@
 """Rows of LongBench-E, from the files of the official data.zip."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

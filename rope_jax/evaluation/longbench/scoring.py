@@ -1,7 +1,5 @@
 """Scores of LongBench-E: of a prediction, of a set by bucket, of a folder of prediction files."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 import os

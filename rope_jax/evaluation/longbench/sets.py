@@ -4,8 +4,6 @@ Every metric takes a prediction, one answer and the classes of the row, and give
 quirks, because published scores have them.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import difflib
 import re

@@ -1,7 +1,5 @@
 """The benchmark LongPPL: key tokens by an evaluator, and the model's losses on them."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Mapping
 from functools import cache, partial

@@ -5,8 +5,6 @@ from a short context. The evaluated model's perplexity over the key tokens tells
 which its perplexity over all tokens hardly does. Models enter as functions from tokens to NLLs.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Sequence
 

@@ -1,7 +1,5 @@
 """The benchmark of perplexities: over a sliding window at every length, and by position at the longest."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Mapping
 from functools import partial

@@ -1,7 +1,5 @@
 """Perplexity as a function of position in the window."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 

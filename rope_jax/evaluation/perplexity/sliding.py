@@ -1,7 +1,5 @@
 """Perplexity of long documents over a sliding window."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple

@@ -1,8 +1,6 @@
 """RULER's aggregation tasks: the ten words that a long numbered list has most often, and the three most frequent words
 of a coded text with Zipf's frequencies."""
 
-from __future__ import annotations
-
 import math
 import string
 from itertools import islice

@@ -4,8 +4,6 @@ Samples are generated with `random.Random`, seeded by a text of task, length, se
 same on every machine and in every process, and each is independent of how many others there are.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 from collections.abc import Callable, Iterator, Mapping

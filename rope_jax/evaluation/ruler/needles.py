@@ -1,7 +1,5 @@
 """RULER's eight needle-in-a-haystack tasks."""
 
-from __future__ import annotations
-
 import dataclasses
 import uuid
 from random import Random

@@ -1,7 +1,5 @@
 """RULER's question answering: a question among many documents, from SQuAD or HotpotQA."""
 
-from __future__ import annotations
-
 import dataclasses
 import os
 from collections.abc import Callable, Iterator

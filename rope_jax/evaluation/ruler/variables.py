@@ -1,7 +1,5 @@
 """RULER's variable tracking: which variables come to have a value, through a chain of assignments."""
 
-from __future__ import annotations
-
 import string
 from collections.abc import Callable
 from itertools import pairwise

@@ -1,7 +1,5 @@
 """English words that RULER's tasks draw keys and lists from."""
 
-from __future__ import annotations
-
 import dataclasses
 import importlib.metadata
 import importlib.resources

@@ -10,8 +10,6 @@ dividend does not fit. Turns have 48 bits in two uint32 limbs. One limb of 30 bi
 of the cost; both share the recursion.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable
 

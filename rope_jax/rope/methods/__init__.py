@@ -3,8 +3,6 @@
 ``METHODS["dprope"](n_hat=80)(geometry, measure)`` gives a `Solution`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 from rope_jax.rope.methods.by_parts import Llama3, Yarn, YarnPaper, YarnResonance, YarnWavelength

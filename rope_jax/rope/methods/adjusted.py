@@ -1,7 +1,5 @@
 """Any method with another attention factor, or with its factors smoothed over neighbouring pairs."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 

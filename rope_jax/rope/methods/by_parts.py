@@ -1,7 +1,5 @@
 """Interpolation by parts: fast pairs are kept, slow ones interpolated, and a ramp lies between them."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from typing import Any

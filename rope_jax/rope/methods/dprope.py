@@ -1,7 +1,5 @@
 """Selection per pair between extrapolation and interpolation (arXiv 2410.01490, Section 3), and its variants."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 

@@ -1,7 +1,5 @@
 """Factors that are given as numbers."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 

@@ -1,7 +1,5 @@
 """Extrapolation, and interpolations that follow from the extension factor alone."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 

@@ -1,7 +1,5 @@
 """LongRoPE2's start: NTK up to a critical pair, interpolation from there on."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 

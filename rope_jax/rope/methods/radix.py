@@ -1,7 +1,5 @@
 """Interpolation by a power of s that rises from 0 to 1 over the pairs between 32 periods and 1 (mixed radix)."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 

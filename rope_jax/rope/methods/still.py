@@ -1,7 +1,5 @@
 """Methods under which the slowest pairs stand still."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 

@@ -1,7 +1,5 @@
 """The factor of each pair that weighs changed distances against unseen angles least."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 
