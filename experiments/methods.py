@@ -32,14 +32,16 @@ def solved_method(config: ConfigDict, name: str) -> Method:
     if "energy" in values:
         values["energy"] = energy(config)
     found = _explicit(config.rope.factors) if name == "explicit" else METHODS[name](**values)
-    attention_factor, taper = config.rope.attention_factor or None, config.rope.taper
-    return Adjusted(found, attention_factor, taper) if attention_factor or taper else found
+    adjustments = config.rope.attention_factor or None, config.rope.taper, tuple(config.rope.layers)
+    return Adjusted(found, *adjustments) if any(adjustments) else found
 
 
-def energy(config: ConfigDict) -> tuple[float, ...] | None:
-    """The weight of each pair, if a file of energies is named."""
+def energy(config: ConfigDict) -> tuple | None:
+    """The weight of each pair, by layer if the config says so, if a file of energies is named."""
     usage = _measured(config, "solve.energy")
-    return usage and usage.pair_weights()
+    if config.solve.by_layer and not usage:
+        raise InputError("`solve.by_layer` ranks pairs by energies, and `solve.energy` is empty: name a file of them")
+    return usage and (usage.layer_weights() if config.solve.by_layer else usage.pair_weights())
 
 
 def distances(config: ConfigDict) -> DistanceHistogram | None:
@@ -67,7 +69,8 @@ def _explicit(given: str) -> Explicit:
         if not os.path.isdir(given) and not is_gguf(Path(given)):
             found = read_factors(given)
             try:
-                check_attention_factor(found.attention_factor)
+                for factor in np.ravel(found.attention_factor):
+                    check_attention_factor(factor)
             except InputError as error:  # at fault is the file, and not `rope.attention_factor`
                 raise InputError(str(error.renamed({"attention_factor": f"{given}: attention_factor"}))) from None
             return found

@@ -31,7 +31,8 @@ MILLION = 2**20
 class Analysis:
     """What is analyzed: `methods` by name, 'pi' among them; `settings` are all config fields, JSON-able.
 
-    `energy` weighs pairs in totals, and `distances` are those of the two terms; None weighs all the same.
+    `energy` weighs pairs in totals, by layer if it has rows, and `distances` are those of the two terms; None weighs
+    all the same.
     """
 
     name: str
@@ -39,7 +40,7 @@ class Analysis:
     geometry: Geometry
     measure: Measure
     methods: Mapping[str, Method]
-    energy: Sequence[float] | None = None
+    energy: Sequence | None = None
     distances: DistanceHistogram | None = None
 
 
@@ -56,9 +57,10 @@ def analyze(analysis: Analysis, folder: Path, reporter: Reporter) -> dict:
     solutions = {name: method(geometry, measure) for name, method in analysis.methods.items()}
     per_pair = {name: two_terms(analysis, solution) for name, solution in solutions.items()}
     disturbances = {name: np.asarray(solution.disturbance, float) for name, solution in solutions.items()}
+    shifts = {name: solution.shifts for name, solution in solutions.items()}
     means, changed, unseen = (
-        {name: 1e3 * float(np.average(pairs, weights=analysis.energy)) for name, pairs in found.items()}
-        for found in (disturbances, *({name: terms[n] for name, terms in per_pair.items()} for n in (0, 1)))
+        {name: 1e3 * _total(rows, analysis.energy) for name, rows in found.items()}
+        for found in (shifts, *({name: terms[n] for name, terms in per_pair.items()} for n in (0, 1)))
     )
     width = max(len(NAMES[name]) for name in ("own", *solutions))
     weighted = "each pair by its energy" if analysis.energy else "all pairs alike"
@@ -88,15 +90,23 @@ def analyze(analysis: Analysis, folder: Path, reporter: Reporter) -> dict:
 
 
 def two_terms(analysis: Analysis, solution: Solution) -> np.ndarray:
-    """`[2, D/2]`: how much a solution changes familiar distances, and how far it goes beyond the angles seen."""
+    """`[2, rows, D/2]`: how much a solution changes familiar distances, and how far it goes beyond the angles seen.
+
+    A vector per layer has a row for each.
+    """
     geometry, measure = analysis.geometry, analysis.measure
     seen, extended = TwoTerm(distances=analysis.distances).weights(measure)
     theta, own = geometry.theta(), np.asarray(geometry.own.factors)
     rows = np.atleast_2d(np.asarray(solution.scale.factors)) / own
-    found = [
-        (changed_distances(theta, row, seen), unseen_angles(theta, row, measure.original, extended)) for row in rows
-    ]
-    return np.mean(found, axis=0, dtype=float)
+    changed = [changed_distances(theta, row, seen) for row in rows]
+    return np.asarray((changed, [unseen_angles(theta, row, measure.original, extended) for row in rows]), float)
+
+
+def _total(rows: np.ndarray, energy: Sequence | None) -> float:
+    """The mean over layers and pairs, weighted by energies, which may be those of all layers together."""
+    shape = np.broadcast_shapes(np.shape(rows), np.shape(energy or 1))
+    weights = None if energy is None else np.broadcast_to(energy, shape)
+    return float(np.average(np.broadcast_to(np.asarray(rows, float), shape), weights=weights))
 
 
 def _against(mean: float, reference: float) -> str:
@@ -129,10 +139,11 @@ def draw(folder: Path, geometry: Geometry, measure: Measure, solutions: Mapping[
 
 def _shares(geometry: Geometry, measure: Measure, solution: Solution | None = None) -> dict[str, list[float]]:
     """Shares of the intervals of two pairs: in pre-training, or at the extended context under a solution."""
-    theta, length = geometry.theta(), measure.original
+    thetas, length = [geometry.theta()], measure.original
     if solution:
-        theta, length = geometry.frequencies(factors=np.asarray(solution.scale.factors)), measure.target
-    rows = np.asarray(angle_histograms(theta, length, measure.intervals)) / length
+        layers, length = np.atleast_2d(np.asarray(solution.scale.factors)), measure.target
+        thetas = [geometry.frequencies(factors=row) for row in layers]
+    rows = np.mean([angle_histograms(theta, length, measure.intervals) for theta in thetas], axis=0) / length
     pairs = [pair * len(rows) // 64 for pair in PAIRS]
     return {f"pair {pair}": rows[pair].tolist() for pair in pairs}
 

@@ -161,7 +161,7 @@ def _results(job: EvaluationJob, evaluation: Evaluation, suites: Mapping[str, Ma
         "methods": {
             method: {
                 "factors": np.asarray(rope.factors, float).tolist(),
-                "attention_factor": float(rope.attention_factor),
+                "attention_factor": np.asarray(rope.attention_factor, float).tolist(),
             }
             for method, rope in job.vectors.items()
         },

@@ -29,7 +29,6 @@ from rope_jax.report.extension_page import extension_page
 from rope_jax.report.metrics import read_metrics
 from rope_jax.report.page import write_page
 from rope_jax.rope.embedding import ScaleVector, identity
-from rope_jax.rope.methods.adjusted import Adjusted
 from rope_jax.rope.methods.explicit import Explicit
 from rope_jax.runs.software import versions
 from rope_jax.training.loop import Start
@@ -99,7 +98,7 @@ def solve(run: Run, method: str, reporter: Reporter) -> ScaleVector:
     scale, chosen = ScaleVector.create(record["factors"], record["attention_factor"]), run.recipe.methods[method]
     if isinstance(chosen, Explicit):
         given = chosen(run.recipe.geometry, run.recipe.measure).scale
-        if not np.array_equal(given.factors, scale.factors) or given.attention_factor != scale.attention_factor:
+        if not all(map(np.array_equal, jax.tree.leaves(given), jax.tree.leaves(scale))):
             raise InputError(
                 f"`factors` have changed since the run in {run.folder.path} began: choose another `folder`, or name "
                 "the old ones"
@@ -117,7 +116,7 @@ def solution_record(run: Run, name: str, reporter: Reporter) -> dict:
         solution = method(run.recipe.geometry, run.recipe.measure)
     record |= {
         "factors": np.asarray(solution.scale.factors, float).tolist(),
-        "attention_factor": float(solution.scale.attention_factor),
+        "attention_factor": np.asarray(solution.scale.attention_factor, float).tolist(),
         "base": run.recipe.geometry.base,
         "disturbance": np.asarray(solution.disturbance, float).tolist(),
         "disturbance_e3": 1e3 * float(np.mean(solution.disturbance)),
@@ -187,8 +186,7 @@ def tune(run: Run, method: str, scale: ScaleVector, of: Mapping[str, str], repor
 def fine_tune(run: Run, method: str, scale: ScaleVector, reporter: Reporter) -> Variables:
     """Fine-tunes at the extended context under a scale vector (section 4.1 of the paper)."""
     training = Training(run.recipe.source.model, run.recipe.tuning[method], run.mesh)
-    own = run.recipe.geometry.own
-    original = ScaleVector.create(np.broadcast_to(own.factors, np.shape(scale.factors)), own.attention_factor)
+    original = jax.tree.map(lambda own, like: np.broadcast_to(own, np.shape(like)), run.recipe.geometry.own, scale)
     start = Start(scale, lambda: _read_source(run, reporter), original if training.config.mix else None)
     tuned = fit(run, training, start, run.method_folder(method), reporter)
     # On the host, like the vectors of other methods: evaluation compiles once for all of them.
@@ -274,13 +272,12 @@ def _comparisons(run: Run, methods: Mapping[str, Mapping], stage: str) -> dict[s
 
 
 def check_exportable(recipe: Recipe) -> None:
-    """Checks that the exported method has one scale vector for all layers; otherwise `factors` are at fault."""
+    """Checks that the exported method has one scale vector for all layers; names the parameter at fault."""
     method = recipe.methods[recipe.exported]
-    method = method.initial if isinstance(method, LearnedMethod) else method
-    method = method.method if isinstance(method, Adjusted) else method
-    if isinstance(method, Explicit) and np.ndim(method.factors) == 2:
+    field = (method.initial if isinstance(method, LearnedMethod) else method).layered
+    if field:
         raise InputError(
-            "`factors` holds a vector per layer, which no stock config.json can say, so that it cannot be "
+            f"`{field}` gives a vector per layer, which no stock config.json can say, so that it cannot be "
             "exported: give one vector, or compare this method with another that is exported"
         )
 

@@ -147,6 +147,13 @@ FIELDS: tuple[Field, ...] = (
         "'longrope' (sqrt(1 + ln s / ln L))",
     ),
     Field("rope.taper", 0, "of every method: pairs on either side that factors are averaged with", at_least(0, 1024)),
+    Field(
+        "rope.layers",
+        (),
+        "of every method: layers that are extended, from 0; the others keep the model's own scaling; empty for all",
+        at_least(0),
+        int,
+    ),
     Field("compare", (), "further methods, fine-tuned and evaluated in the same way", _METHOD),
     #
     Field("angles.intervals", 360, "intervals of [0, 2 pi) that angles are counted in", at_least(2, 100_000)),
@@ -163,6 +170,11 @@ FIELDS: tuple[Field, ...] = (
         "solve.energy",
         "",
         "method 'dprope': file of measured energies, which weigh pairs; experiments.analyze then weighs totals as well",
+    ),
+    Field(
+        "solve.by_layer",
+        False,
+        "method 'dprope': the energies of each layer rank its pairs, which gives a vector per layer",
     ),
     Field("solve.distances", "", "method 'two_term': file of measured distances; empty counts all pairs of positions"),
     Field("usage.texts", 4, "experiments.analyze --usage: texts to measure a model on", at_least(1, _SAMPLES)),

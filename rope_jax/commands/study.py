@@ -363,7 +363,7 @@ def vector_record(geometry: Geometry, measure: Measure, scale: ScaleVector) -> d
     """The content of a vector's record."""
     return {
         "factors": np.asarray(scale.factors, float).tolist(),
-        "attention_factor": float(scale.attention_factor),
+        "attention_factor": np.asarray(scale.attention_factor, float).tolist(),
         "costs": per_pair_costs(geometry, measure, scale),
     }
 

@@ -25,8 +25,10 @@ def digest(*parts: Any) -> str:
 
 
 def vector_digest(rope: ScaleVector, base: float) -> str:
-    """Digest of the rotary base, the factors and the attention factor."""
-    return digest(base, float(rope.attention_factor), np.asarray(rope.factors, np.float64).tobytes())
+    """Digest of the rotary base, the factors and the attention factors."""
+    return digest(
+        base, np.asarray(rope.attention_factor, float).tolist(), np.asarray(rope.factors, np.float64).tobytes()
+    )
 
 
 def weights_digest(folder: Path) -> str:

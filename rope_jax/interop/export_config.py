@@ -85,11 +85,10 @@ def source_config(source: Path, config: LlamaConfig) -> SourceConfig | None:
 
 def _one_vector(rope: ScaleVector, config: LlamaConfig) -> ScaleVector:
     factors = np.asarray(rope.factors, np.float32)
-    attention_factor = float(rope.attention_factor)
-    pairs = config.head_dim // 2
+    numbers, pairs = np.ravel(np.asarray(rope.attention_factor, float)), config.head_dim // 2
     if factors.shape == (config.num_layers, pairs) and (factors == factors[:1]).all():
         factors = factors[0]
-    if factors.shape == (config.num_layers, pairs):
+    if factors.shape == (config.num_layers, pairs) or len(np.unique(numbers)) > 1:
         raise InputError(
             "the factors of `rope` differ from layer to layer, which no stock config.json can say: export one vector "
             "for the whole model",
@@ -101,6 +100,7 @@ def _one_vector(rope: ScaleVector, config: LlamaConfig) -> ScaleVector:
         )
     if not (np.isfinite(factors) & (factors > 0)).all():
         raise InputError("the factors of `rope` hold an entry that is not a positive finite number", field="rope")
+    attention_factor = float(numbers[0])
     if not (np.isfinite(attention_factor) and attention_factor > 0):
         raise InputError(
             f"the attention factor of `rope` is {attention_factor}: it must be a finite number above 0", field="rope"

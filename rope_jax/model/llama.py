@@ -141,7 +141,7 @@ def forward(
     Args:
         params: parameters of `Llama`. Their `layers` are stacked, or, with a cache, a tuple of trees.
         config: model config.
-        rope: scale vector, factors `[D/2]` or `[layers, D/2]`.
+        rope: scale vector, for the model or per layer.
         inputs: tokens, positions and documents.
         lora: low-rank factors `a` and `b` of projections, a tree like `params`; `x a b` is added to the output of
             each projection that has them: two thin products instead of a changed kernel.
@@ -158,9 +158,9 @@ def forward(
     if lora:
         layers = unflatten_dict(flatten_dict(layers) | flatten_dict(lora["layers"]))
     attend = attend or partial(attend_by_config, config=c)
-    factors = jnp.broadcast_to(rope.factors, (c.num_layers, c.head_dim // 2))
+    scales = rope.by_layer(c.num_layers, c.head_dim // 2)
 
-    def layer(x, weights, factors, cached=None, tail=0):
+    def layer(x, weights, scale, cached=None, tail=0):
         def attention(query, key, value):
             if cached is None:
                 return attend(query, key, value, inputs.segment_ids), None
@@ -169,7 +169,7 @@ def forward(
 
         # Formed in each layer: D/2 sines per token are little beside 12 E^2 products, and one code path serves a
         # vector for the model and a vector per layer.
-        waves = waves_of(c, inputs.positions, factors, rope.attention_factor)
+        waves = waves_of(c, inputs.positions, scale)
         return block(weights, c, checkpoint_name(place(x), BLOCK_INPUT), waves, attention, tail=tail)
 
     x = embedded = jnp.take(params["embedding"], inputs.tokens, axis=0).astype(c.dtype)
@@ -177,24 +177,24 @@ def forward(
     if cache is not None:
         found = []
         for i, (weights, cached) in enumerate(zip(layers, cache.layers)):
-            x, cached = layer(x, weights, factors[i], cached, tail if i == last else 0)
+            x, cached = layer(x, weights, _numbered(scales, i), cached, tail if i == last else 0)
             found.append(cached)
         cache = Cache.of(found)
     elif tail:
 
         def numbered(x, i, tail=0):
             # Sliced by number: a scan over all but the last layer's weights would copy them.
-            return layer(x, jax.tree.map(lambda leaf: leaf[i], layers), factors[i], tail=tail)
+            return layer(x, _numbered(layers, i), _numbered(scales, i), tail=tail)
 
         x, _ = jax.lax.scan(numbered, x, jnp.arange(last))
         x, _ = numbered(x, last, tail)
     else:
 
-        def scanned(x, weights_and_factors):
-            x, _ = rematerialised(layer, c.remat)(x, *weights_and_factors)
+        def scanned(x, weights_and_scale):
+            x, _ = rematerialised(layer, c.remat)(x, *weights_and_scale)
             return x, inspect(x)
 
-        x, seen = jax.lax.scan(scanned, x, (layers, factors), unroll=min(c.scan_unroll, c.num_layers))
+        x, seen = jax.lax.scan(scanned, x, (layers, scales), unroll=min(c.scan_unroll, c.num_layers))
     x = rms_norm(place(x), params["norm"], c)
     return Pass(x, cache, (inspect(embedded), seen, inspect(x)))
 
@@ -256,14 +256,18 @@ def project(x: Float[Array, "*in"], weights: dict, contract: int = 1) -> Float[A
     return y
 
 
-def waves_of(config: LlamaConfig, positions, factors, attention_factor) -> tuple[Waves, Waves]:
-    """Cosine and sine of the rotary angles of one layer, times the attention factor."""
+def _numbered(stacked, number):
+    return jax.tree.map(lambda leaf: leaf[number], stacked)
+
+
+def waves_of(config: LlamaConfig, positions, scale: ScaleVector) -> tuple[Waves, Waves]:
+    """Cosine and sine of the rotary angles of one layer, times its attention factor."""
     if config.rotary == "exact":
-        angles = exact_phases(positions, exact_frequencies(config.rope_base, config.head_dim), factors)
+        angles = exact_phases(positions, exact_frequencies(config.rope_base, config.head_dim), scale.factors)
     else:
-        angles = phases(positions, periods(config.rope_base, config.head_dim), factors)
+        angles = phases(positions, periods(config.rope_base, config.head_dim), scale.factors)
     cos, sin = cpu.cos_and_sin(angles)
-    return attention_factor * cos, attention_factor * sin
+    return scale.attention_factor * cos, scale.attention_factor * sin
 
 
 class Llama(nn.Module):
@@ -281,7 +285,7 @@ class Llama(nn.Module):
 
         Args:
             tokens: int `[B, T]`.
-            rope: scale vector, factors `[D/2]` or `[layers, D/2]`.
+            rope: scale vector, for the model or per layer.
             positions: int `[B, T]`; default 0 .. T-1.
             segment_ids: int `[B, T]` documents of a packed row; default one document.
             project: False returns the final normalised states instead of logits.

@@ -74,21 +74,21 @@ def _measure(params, config, rope, tokens, picked):
     inputs = Inputs(tokens, positions, jnp.ones_like(tokens))
     embedded, outputs, _ = forward(params, config, rope, inputs, inspect=lambda states: states).inspected
     states = jnp.concatenate([embedded[None], outputs[:-1]])  # what each layer reads
-    factors = jnp.broadcast_to(rope.factors, (config.num_layers, config.head_dim // 2))
+    scales = rope.by_layer(config.num_layers, config.head_dim // 2)
 
     def layer(read):
-        x, weights, factors = read
+        x, weights, scale = read
         normed = rms_norm(x, weights["attention_norm"], config)
         query, key = queries_and_keys(weights["attention"], config, normed)
         group = config.num_heads // config.num_kv_heads
         energy = _pair_norms(query) * jnp.repeat(_pair_norms(key), group, axis=0)
-        cos, sin = waves_of(config, positions, factors, rope.attention_factor)
+        cos, sin = waves_of(config, positions, scale)
         at = jnp.asarray(picked)
         query = rotate(query[:, at], cos[:, at], sin[:, at])[0] * jnp.asarray(config.head_dim**-0.5, query.dtype)
         key = rotate(key, cos, sin)[0]
         return energy, _attention(query.reshape(len(picked), -1, group, config.head_dim), key, at, config)
 
-    return jax.lax.map(layer, (states, params["layers"], factors))
+    return jax.lax.map(layer, (states, params["layers"], scales))
 
 
 def _pair_norms(x) -> Float32[Array, "heads pairs"]:

@@ -24,7 +24,8 @@ class ScaleVector:
 
     Attributes:
         factors: float32 `[D/2]`, or `[layers, D/2]` for a vector per layer; 1 extrapolates, `s` interpolates.
-        attention_factor: float32 scalar that multiplies cos and sin; attention logits scale by its square.
+        attention_factor: float32 scalar, or `[layers]`, that multiplies cos and sin; attention logits scale by its
+            square.
     """
 
     factors: jax.Array
@@ -34,6 +35,11 @@ class ScaleVector:
     def create(cls, factors: ArrayLike, attention_factor: ArrayLike = 1.0) -> ScaleVector:
         """From anything array-like, as float32."""
         return cls(jnp.asarray(factors, jnp.float32), jnp.asarray(attention_factor, jnp.float32))
+
+    def by_layer(self, layers: int, pairs: int) -> ScaleVector:
+        """The same with numbers for each layer: factors `[layers, pairs]`, attention factors `[layers]`."""
+        factors = jnp.broadcast_to(self.factors, (layers, pairs))
+        return ScaleVector(factors, jnp.broadcast_to(self.attention_factor, layers))
 
 
 def identity(head_dim: int) -> ScaleVector:

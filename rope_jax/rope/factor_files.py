@@ -36,7 +36,8 @@ def factors_of(place: str | Path, value: Any) -> Explicit:
     if not isinstance(value, dict):
         return Explicit(_rows(place, value))
     fields = Fields(Path(place), value)
-    rows, attention_factor = _rows(place, value.get("factors")), fields.number("attention_factor", 1.0)
+    rows, given = _rows(place, value.get("factors")), value.get("attention_factor")
+    attention_factor = _rows(place, given) if isinstance(given, list) else fields.number("attention_factor", 1.0)
     base = fields.number("base") if "base" in value else 0.0
     return Explicit(rows, attention_factor, whole=True, base=base)
 

@@ -6,7 +6,7 @@ import dataclasses
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float, Float32
 from numpy.typing import ArrayLike
 
 from rope_jax.rope.checks import check_attention_factor, check_base
@@ -25,17 +25,19 @@ class RelativeScale:
 
     Attributes:
         factors: a row per layer, or one vector for all; 1 extrapolates, `s` interpolates.
-        attention_factor: multiplies cos and sin; attention logits scale by its square.
+        attention_factor: multiplies cos and sin, also one per layer; attention logits scale by its square.
     """
 
     factors: Float32[np.ndarray, "*layers pairs"]
-    attention_factor: float = 1.0
+    attention_factor: Float[np.ndarray, "*each"]
 
     @classmethod
-    def create(cls, factors: ArrayLike, attention_factor: float = 1.0) -> RelativeScale:
+    def create(cls, factors: ArrayLike, attention_factor: ArrayLike = 1.0) -> RelativeScale:
         """From anything array-like."""
-        check_attention_factor(attention_factor)
-        return cls(np.asarray(factors, np.float32), float(attention_factor))
+        numbers = np.asarray(attention_factor, np.float64)
+        for number in numbers.flat:
+            check_attention_factor(number)
+        return cls(np.asarray(factors, np.float32), numbers)
 
 
 def rebased(scale: ScaleVector, base: float, to: float) -> ScaleVector:
@@ -55,7 +57,7 @@ def compose(own: ScaleVector, extension: RelativeScale) -> ScaleVector:
         own: what the model's config carries; `identity` for nothing.
         extension: relative to that; may be per layer.
     """
-    attention_factor = own.attention_factor * np.float32(extension.attention_factor)
+    attention_factor = own.attention_factor * extension.attention_factor.astype(np.float32)
     # A pair that stands still is not slowed further, which would end in an infinite factor.
     slowest = jnp.maximum(own.factors, STANDSTILL)
     return ScaleVector.create(jnp.minimum(own.factors * extension.factors, slowest), attention_factor)

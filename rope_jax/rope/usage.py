@@ -33,8 +33,12 @@ class Usage:
 
     def pair_weights(self) -> tuple[float, ...]:
         """`[D/2]`, the mean energy of each pair over layers and heads; their mean is 1."""
-        mean = self.energy.mean(axis=(0, 1))
-        return tuple((mean / mean.mean()).tolist())
+        return tuple(np.mean(self.layer_weights(), axis=0).tolist())
+
+    def layer_weights(self) -> tuple[tuple[float, ...], ...]:
+        """`[layers, D/2]`, the mean energy of each pair over the heads of a layer; the mean of all is 1."""
+        mean = self.energy.mean(axis=1)
+        return tuple(map(tuple, (mean / mean.mean()).tolist()))
 
     def distances(self) -> DistanceHistogram:
         """Attention over distances, the mean over layers and heads."""

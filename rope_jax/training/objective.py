@@ -106,7 +106,7 @@ class WithScaleVector(Objective):
 
         def labels(trained):
             weights = jax.tree.map(lambda _: "weights", trained["weights"])
-            vector = jax.tree.map(lambda leaf: "factors" if leaf.ndim else "attention", trained["rope"])
+            vector = dataclasses.replace(trained["rope"], factors="factors", attention_factor="attention")
             return {"weights": weights, "rope": vector}
 
         weights = self.weights.optimizer(config)

@@ -10,6 +10,7 @@ import pytest
 from configs import defaults
 from experiments import build
 from rope_jax.commands.cards import described
+from rope_jax.commands.extend import check_exportable
 from rope_jax.commands.source import Source
 from rope_jax.data.mixed import Mix
 from rope_jax.data.positions import Skips
@@ -135,6 +136,15 @@ def test_explicit_factors_come_from_a_file(tmp_path):
     # A quarter of each neighbour, in logarithms.
     np.testing.assert_allclose(adjusted.scale.factors[4], 1.5**0.5 * 2**0.25, rtol=1e-6)
     config.rope.attention_factor, config.rope.taper = "", 0
+    config.rope.layers = (1,)
+    with pytest.raises(InputError, match="a vector per layer, which no stock") as caught:
+        check_exportable(build.recipe(config, source))
+    assert caught.value.field == "layers"
+    config.rope.layers = ()
+    config.solve.by_layer = True
+    with pytest.raises(InputError, match="is empty: name a file of them") as caught:
+        build.solved_method(config, "dprope")
+    assert caught.value.field == "solve.by_layer"
     (tmp_path / "factors.json").write_text("[1, 1, 1]")
     with pytest.raises(InputError, match=r"shape \[3\]") as caught:
         build.recipe(config, source)

@@ -28,6 +28,15 @@ def test_energies_and_distances_of_a_model_weigh_its_analysis(texts, finished, t
     for method in shown:
         weighted = np.average(result["per_pair"][method], weights=wanted.energy)
         assert result["disturbance_e3"][method] == pytest.approx(1e3 * weighted)
+    # Selected by layer: the energies of a layer rank and weigh its pairs.
+    layered = analysis(assigned(config, {"solve.by_layer": True}), "small", named=True)
+    rows, energies = layered.methods["dprope"](layered.geometry, layered.measure).shifts, found.energy.mean(axis=1)
+    assert rows.shape == (2, 8) and layered.methods["dprope"].energy == layered.energy
+    layered = dataclasses.replace(layered, methods={method: layered.methods[method] for method in shown})
+    by_layer = procedure.analyze(layered, tmp_path, Silent())
+    weighted = 1e3 * np.average(rows, weights=energies)
+    assert by_layer["disturbance_e3"]["dprope"] == pytest.approx(weighted)
+    assert by_layer["disturbance_e3"]["pi"] == pytest.approx(result["disturbance_e3"]["pi"])
     # What is not changed is familiar; what is interpolated fully stays among the angles that were seen.
     assert result["changed_e3"]["extrapolation"] == 0 < result["unseen_e3"]["extrapolation"]
     assert result["unseen_e3"]["pi"] < 1e-3 * result["changed_e3"]["pi"]

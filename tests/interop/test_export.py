@@ -75,6 +75,13 @@ def test_rows_per_layer_that_are_equal_are_one_vector(tmp_path, model):
     assert config["rope_scaling"] == {"rope_type": "linear", "factor": 2.0}
 
 
+@pytest.mark.parametrize("rope", [((1.0,) * 6, (2.0,) * 6), ((2.0,) * 6,) * 2], ids=["factors", "attention factors"])
+def test_a_vector_per_layer_is_refused(tmp_path, model, rope):
+    with pytest.raises(InputError, match="differ from layer to layer") as error:
+        export(tmp_path / "out", model, ScaleVector.create(rope, (1.0, 1.1)))
+    assert error.value.field == "rope" and not (tmp_path / "out").exists()
+
+
 def test_files_of_the_source_are_carried(tmp_path, source, model):
     config = export(tmp_path / "out", model, source=source)
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [

@@ -7,13 +7,19 @@ import jax
 import numpy as np
 import pytest
 import torch
+import transformers
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from rope_jax.interop.huggingface import check_model, read_model, write_model
 from rope_jax.model.llama import Llama
 from rope_jax.rope.embedding import ScaleVector, identity
+from rope_jax.rope.geometry import Geometry
+from rope_jax.rope.measure import Measure
+from rope_jax.rope.methods import METHODS
+from rope_jax.rope.methods.adjusted import Adjusted
 from rope_jax.rope.methods.by_parts import yarn
 from rope_jax.rope.relative import compose
-from tests.interop.references import reference_logits, write_random_llama
+from tests.interop.references import quiet_transformers, reference_logits, write_random_llama
 from tests.interop.test_round_trip import stored_bytes
 
 # Two float32 implementations that sum in different orders; logits are of order 1 to 10.
@@ -182,3 +188,30 @@ def test_bfloat16_is_as_close_to_float32_as_transformers_is(tmp_path):
     # makes itself. (It rounds cos, sin and the attention weights too, so ours is usually the smaller one.)
     theirs = np.sqrt(np.mean((reference_logits(folder, tokens, torch.bfloat16) - exact) ** 2))
     assert np.sqrt(np.mean((ours - exact) ** 2)) <= 1.25 * theirs
+
+
+def test_layers_that_are_extended_alone_equal_transformers(tmp_path):
+    """YaRN, its attention factor included, in two of four layers, by transformers' own rotary embeddings."""
+    folder = write_random_llama(tmp_path / "model", num_hidden_layers=4)
+    known = check_model(folder)
+    geometry = Geometry(known.config.rope_base, known.config.head_dim, known.rope, known.config.num_layers)
+    rope = Adjusted(METHODS["yarn"](), layers=(1, 3))(geometry, Measure(128, 512, intervals=16)).scale
+    tokens = random_tokens(300)
+    with quiet_transformers():
+        model = transformers.AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
+    scaled = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 128}
+    config = transformers.AutoConfig.from_pretrained(folder, rope_parameters=scaled, max_position_embeddings=512)
+    embedding = LlamaRotaryEmbedding(config)
+    waves = embedding(torch.zeros(1), torch.arange(300)[None])
+
+    def replaced(module, args, kwargs):
+        return args, {**kwargs, "position_embeddings": waves}
+
+    with torch.no_grad():
+        plain = model(torch.asarray(tokens, dtype=torch.long)).logits.numpy()
+        for layer in (1, 3):
+            model.model.layers[layer].self_attn.register_forward_pre_hook(replaced, with_kwargs=True)
+        expected = model(torch.asarray(tokens, dtype=torch.long)).logits.numpy()
+    assert embedding.attention_scaling > 1.1 and np.abs(expected - plain).max() > 0.1
+    ours = our_logits(known.config, read_model(folder).params, rope, tokens)
+    np.testing.assert_allclose(ours, expected, **TOLERANCE)

@@ -1,4 +1,4 @@
-"""Any method with another attention factor, or with its factors smoothed over neighbouring pairs."""
+"""Any method with another attention factor, with its factors smoothed over neighbouring pairs, or in some layers."""
 
 import dataclasses
 import math
@@ -30,12 +30,14 @@ class Adjusted(Method):
             "longrope" for `sqrt(1 + ln s / ln L)`; None keeps the method's own. It multiplies that of the model, unless
             the method replaces the model's scaling.
         taper: pairs on either side that a pair's factor is averaged with; 0 for none.
+        layers: layers that are extended, from 0; the others keep the model's own scaling. Empty for all.
     """
 
     title = "adjusted"
     method: Method
     attention_factor: float | str | None = None
     taper: int = 0
+    layers: tuple[int, ...] = ()
 
     def __post_init__(self):
         given = self.attention_factor
@@ -48,10 +50,19 @@ class Adjusted(Method):
         if self.taper < 0:
             raise InputError(f"`taper` is {self.taper}: use a number of pairs, or 0")
 
+    @property
+    def layered(self) -> str:
+        return "layers" if self.layers else self.method.layered
+
     def check(self, geometry: Geometry, measure: Measure) -> None:
         self.method.check(geometry, measure)
+        for layer in self.layers:
+            if not 0 <= layer < (geometry.layers or 0):
+                known = f"{geometry.layers} layers, from 0" if geometry.layers else "no known layers: name a model"
+                raise InputError(f"`layers` has {layer}, and there are {known}")
 
     def __call__(self, geometry: Geometry, measure: Measure) -> Solution:
+        self.check(geometry, measure)
         solution = self.method(geometry, measure)
         factors, attention_factor = solution.scale.factors, solution.scale.attention_factor
         if self.attention_factor is not None:
@@ -61,6 +72,8 @@ class Adjusted(Method):
         if self.taper:
             factors = geometry.own.factors * tapered(factors / geometry.own.factors, self.taper)
         scale = ScaleVector.create(factors, attention_factor)
+        if self.layers:
+            scale = in_layers(scale, geometry, self.layers)
         return Solution.measured(geometry, measure, scale, solution.selection)
 
     def _factor(self, measure: Measure) -> float:
@@ -70,6 +83,15 @@ class Adjusted(Method):
             return longrope_attention_factor(measure.extension, measure.original)
         assert self.attention_factor is not None
         return float(self.attention_factor)
+
+
+def in_layers(scale: ScaleVector, geometry: Geometry, layers: tuple[int, ...]) -> ScaleVector:
+    """A scale vector in some layers, and the model's own scaling in the others: factors `[layers, D/2]`."""
+    assert geometry.layers is not None
+    extended = np.isin(np.arange(geometry.layers), layers)
+    new, own = (vector.by_layer(geometry.layers, geometry.head_dim // 2) for vector in (scale, geometry.own))
+    factors = jnp.where(extended[:, None], new.factors, own.factors)
+    return ScaleVector.create(factors, jnp.where(extended, new.attention_factor, own.attention_factor))
 
 
 def tapered(factors: Float[AnyArray, "*layers pairs"], reach: int) -> Float[AnyArray, "*layers pairs"]:

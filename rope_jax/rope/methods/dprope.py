@@ -22,20 +22,24 @@ from rope_jax.rope.unseen import unseen_mass
 class DPRope(Method):
     """The paper's selection between extrapolation and interpolation, by Eq. 9 or by number of dimensions.
 
-    `energy` weighs what a pair gains by how much the model uses it, which ranks pairs otherwise. What a pair prefers
-    does not depend on it.
+    `energy` weighs what a pair gains by how much the model uses it, which ranks pairs otherwise; given by layer, each
+    layer ranks its own. What a pair prefers does not depend on it.
     """
 
     title = "DPRoPE"
     n_hat: int = parameter(0, "dimensions that are interpolated, even; 0 chooses by the threshold")
     threshold: float = parameter(0.0, "what interpolating a pair must gain, nats")
-    energy: tuple[float, ...] | None = dataclasses.field(
-        default=None, metadata={"help": "weight of each pair's disturbance; without, all weigh the same"}
+    energy: tuple | None = dataclasses.field(
+        default=None, metadata={"help": "weight of each pair's disturbance, or a row per layer; without, all the same"}
     )
 
     def __post_init__(self):
         Threshold(self.threshold)
         Count(self.n_hat)
+
+    @property
+    def layered(self) -> str:
+        return "energy" if np.ndim(self.energy or 0) == 2 else ""
 
     def check(self, geometry: Geometry, measure: Measure) -> None:
         Count(self.n_hat).check(geometry.head_dim)
@@ -46,10 +50,14 @@ class DPRope(Method):
         self.check(geometry, measure)
         rule = Count(self.n_hat) if self.n_hat else Threshold(self.threshold)
         theta, candidates = geometry.frequencies(measure.arithmetic), keep_or_interpolate(geometry, measure)
-        cost = None
-        if self.energy is not None:
-            cost = np.asarray(self.energy, np.float32) * disturbances(theta, candidates, measure)
-        return selected(geometry, measure, select(theta, candidates, measure, rule, cost))
+        if self.energy is None:
+            return selected(geometry, measure, select(theta, candidates, measure, rule))
+        plain, rows = disturbances(theta, candidates, measure), np.atleast_2d(np.asarray(self.energy, np.float32))
+        layers = [select(theta, candidates, measure, rule, row * plain) for row in rows]
+        if not self.layered:
+            return selected(geometry, measure, layers[0])
+        scale = compose(geometry.own, RelativeScale.create([layer.factors for layer in layers]))
+        return Solution.measured(geometry, measure, scale)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,9 +115,11 @@ def selected(geometry: Geometry, measure: Measure, selection: Selection) -> Solu
     return Solution.measured(geometry, measure, scale, selection)
 
 
-def check_energy(energy: tuple[float, ...], geometry: Geometry) -> None:
-    """Requires a weight for each pair of a model."""
-    if len(energy) != geometry.head_dim // 2:
-        raise InputError(
-            f"`energy` has {len(energy)} weights and the model {geometry.head_dim // 2} pairs: measure this model"
-        )
+def check_energy(energy: tuple, geometry: Geometry) -> None:
+    """Requires a weight for each pair of a model, or a row of them for each layer."""
+    shape, pairs = np.shape(energy), geometry.head_dim // 2
+    if shape[-1] != pairs:
+        raise InputError(f"`energy` has {shape[-1]} weights and the model {pairs} pairs: measure this model")
+    if len(shape) == 2 and len(energy) != geometry.layers:
+        layers = "an unknown number of" if geometry.layers is None else geometry.layers
+        raise InputError(f"`energy` has {len(energy)} layers and the model {layers}: name the model that was measured")

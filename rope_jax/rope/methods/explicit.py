@@ -21,9 +21,13 @@ class Explicit(ClosedForm):
 
     title = "explicit"
     factors: tuple = parameter((), "a number per pair, or a row of them per layer")
-    attention_factor: float = parameter(1.0, "on cos and sin")
+    attention_factor: float | tuple[float, ...] = parameter(1.0, "on cos and sin; with rows also one per layer")
     whole: bool = parameter(False, "the factors are of a base alone, and not of the model's own frequencies")
     base: float = parameter(0.0, "rotary base of whole factors; 0 for the model's")
+
+    @property
+    def layered(self) -> str:
+        return "factors" if np.ndim(self.factors) == 2 else ""
 
     def relative(self, geometry: Geometry, measure: Measure) -> RelativeScale:
         return explicit(self.factors, geometry.head_dim, geometry.layers, self.attention_factor)
@@ -38,7 +42,7 @@ class Explicit(ClosedForm):
 
 
 def explicit(
-    factors: ArrayLike, head_dim: int, layers: int | None = None, attention_factor: float = 1.0
+    factors: ArrayLike, head_dim: int, layers: int | None = None, attention_factor: ArrayLike = 1.0
 ) -> RelativeScale:
     """Factors that are given as numbers, for the whole model or per layer.
 
@@ -48,7 +52,7 @@ def explicit(
         factors: `[D/2]`, or `[layers, D/2]` when `layers` is given.
         head_dim: head dimension D, even.
         layers: number of layers of the model; None allows a single vector only.
-        attention_factor: on cos and sin.
+        attention_factor: on cos and sin; with rows also `[layers]`.
 
     Raises:
         InputError: naming the argument and the entry that cannot be used.
@@ -77,7 +81,13 @@ def explicit(
         raise InputError(
             f"`factors` has {values[tuple(where)]} at {where}: every factor must be a finite number above 0"
         )
-    return RelativeScale.create(values, attention_factor)
+    found = RelativeScale.create(values, attention_factor)
+    if found.attention_factor.shape not in ((), values.shape[:-1]):
+        raise InputError(
+            f"`attention_factor` has shape {list(found.attention_factor.shape)}, and `factors` {list(values.shape)}: "
+            "give one number, or one for each row"
+        )
+    return found
 
 
 def longrope_attention_factor(extension: float, original: int) -> float:

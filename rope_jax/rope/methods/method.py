@@ -23,15 +23,20 @@ class Solution:
 
     Attributes:
         scale: what the extended model takes, the model's own scaling included.
-        disturbance: `[D/2]`, nats; of a vector per layer, the mean over layers.
+        shifts: `[1, D/2]`, the disturbance of each pair, nats; of a vector per layer `[layers, D/2]`.
         interpolated_dimensions: dimensions whose frequency the extension changes.
         selection: the choice per pair, if there is one.
     """
 
     scale: ScaleVector
-    disturbance: Float32[np.ndarray, " pairs"]
+    shifts: Float32[np.ndarray, "rows pairs"]
     interpolated_dimensions: int
     selection: Selection | None = None
+
+    @property
+    def disturbance(self) -> Float32[np.ndarray, " pairs"]:
+        """The mean of `shifts` over layers, nats."""
+        return self.shifts.mean(axis=0)
 
     @classmethod
     def measured(
@@ -42,7 +47,7 @@ class Solution:
         theta = geometry.frequencies(measure.arithmetic)
         shifts = [shift(theta, geometry.frequencies(measure.arithmetic, row), measure) for row in rows]
         changed = np.any(rows != np.asarray(geometry.own.factors), axis=0)
-        return cls(scale, np.mean(shifts, axis=0), 2 * int(changed.sum()), selection)
+        return cls(scale, np.stack(shifts), 2 * int(changed.sum()), selection)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +59,11 @@ class Method(abc.ABC):
     """
 
     title: ClassVar[str]
+
+    @property
+    def layered(self) -> str:
+        """The parameter that makes this a vector per layer; empty for one vector for all layers."""
+        return ""
 
     @abc.abstractmethod
     def __call__(self, geometry: Geometry, measure: Measure) -> Solution:

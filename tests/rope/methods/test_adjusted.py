@@ -1,12 +1,15 @@
-"""An attention factor and a taper for any method."""
+"""An attention factor, a taper and a choice of layers for any method."""
 
+import dataclasses
 import math
 
 import numpy as np
 import pytest
 
 from rope_jax.errors import InputError
+from rope_jax.files import write_json
 from rope_jax.rope.embedding import ScaleVector, identity
+from rope_jax.rope.factor_files import read_factors
 from rope_jax.rope.geometry import Geometry
 from rope_jax.rope.measure import Measure
 from rope_jax.rope.methods import METHODS
@@ -51,6 +54,31 @@ def test_a_tapered_cut_rises_between_its_ends():
     factors = np.asarray(solution.scale.factors) / np.asarray(OWN.factors)
     np.testing.assert_allclose(factors[[0, 1, 6, 7]], [1, 1, 4, 4], rtol=1e-6)
     assert (np.diff(factors[1:7]) > 0).all() and solution.interpolated_dimensions == 12
+
+
+def test_layers_that_are_not_extended_keep_the_own_scaling(tmp_path):
+    geometry = Geometry(1e4, 16, OWN, layers=3)
+    method = Adjusted(METHODS["yarn"](), layers=(2, 0))
+    solution, whole = method(geometry, MEASURE), METHODS["yarn"]()(geometry, MEASURE)
+    rows = [whole.scale, OWN, whole.scale]
+    np.testing.assert_array_equal(solution.scale.factors, [row.factors for row in rows])
+    np.testing.assert_array_equal(solution.scale.attention_factor, [row.attention_factor for row in rows])
+    own = METHODS["extrapolation"]()(geometry, MEASURE).disturbance
+    np.testing.assert_allclose(solution.disturbance, (2 * whole.disturbance + own) / 3, rtol=1e-6)
+    # As a run writes it, and as `rope.factors` reads it.
+    write_json(
+        tmp_path / "scale.json", {name: np.asarray(x, float).tolist() for name, x in vars(solution.scale).items()}
+    )
+    read = read_factors(tmp_path / "scale.json")
+    assert method.layered == "layers" and read.layered == "factors"
+    again = read(geometry, MEASURE).scale
+    np.testing.assert_array_equal(again.factors, solution.scale.factors)
+    np.testing.assert_array_equal(again.attention_factor, solution.scale.attention_factor)
+    short = dataclasses.replace(read, attention_factor=(1.0, 1.0))
+    for wrong, field in ((Adjusted(METHODS["pi"](), layers=(3,)), "layers"), (short, "attention_factor")):
+        with pytest.raises(InputError) as error:
+            wrong.check(geometry, MEASURE)
+        assert error.value.field == field
 
 
 @pytest.mark.parametrize(

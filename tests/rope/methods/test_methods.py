@@ -86,6 +86,17 @@ def test_energies_rank_the_pairs_of_dprope():
     np.testing.assert_array_equal(argmin.scale.factors, solve("dprope_argmin", 8192).scale.factors)
 
 
+def test_energies_by_layer_rank_the_pairs_of_each_layer():
+    energy = tuple(map(tuple, np.random.default_rng(0).random((3, 64)).tolist()))
+    layered = Geometry(10000.0, 128, identity(128), layers=3)
+    method = METHODS["dprope"](n_hat=60, energy=energy)
+    solution = method(layered, Measure(4096, 8192))
+    alone = [solve("dprope", 8192, n_hat=60, energy=row) for row in energy]
+    assert method.layered == "energy" and METHODS["dprope"](energy=energy[0]).layered == ""
+    np.testing.assert_array_equal(solution.scale.factors, [each.scale.factors for each in alone])
+    np.testing.assert_allclose(solution.shifts, [each.disturbance for each in alone], rtol=1e-6)
+
+
 def test_dprope_without_n_hat_follows_the_threshold():
     chosen = [solve("dprope", 8192, threshold=t).interpolated_dimensions for t in (0.0, 0.01, 10.0)]
     assert chosen[0] == 94
@@ -159,6 +170,7 @@ def test_every_method_solves(method):
         ("dprope", {"n_hat": 3}, "n_hat"),
         ("dprope", {"threshold": -1.0}, "threshold"),
         ("dprope", {"energy": (1.0,) * 32}, "energy"),
+        ("dprope", {"energy": ((1.0,) * 64,) * 2}, "energy"),
         ("p_rope", {"turning": 1.5}, "turning"),
         *(("dprope_robust", {"resolution": value}, "resolution") for value in (0.0, -1.0, 4.0, float("nan"))),
     ],
