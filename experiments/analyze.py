@@ -10,6 +10,7 @@ the paper's ablations over interpolated dimensions and intervals, and lengths up
 the weights of a model and writes `usage.json`, which `config.solve.energy` and `config.solve.distances` take.
 """
 
+import contextlib
 from pathlib import Path
 
 from absl import flags
@@ -30,6 +31,7 @@ from rope_jax.rope.embedding import identity
 from rope_jax.rope.geometry import Geometry
 from rope_jax.rope.methods import METHODS
 from rope_jax.rope.usage import Usage
+from rope_jax.runs.folder import RunFolder
 from rope_jax.sharding import make_mesh
 
 DEFAULT = build.REPOSITORY / "configs" / "analyze.py"
@@ -61,9 +63,10 @@ def analyze(
     with config_names():
         build.check(config)
         found = analysis(config, name, named)
-        result = procedure.analyze(found, folder, reporter)
-        if sweep:
-            procedure.sweep(found, folder, reporter)
+        with RunFolder(folder).locked():
+            result = procedure.analyze(found, folder, reporter)
+            if sweep:
+                procedure.sweep(found, folder, reporter)
     return result
 
 
@@ -91,10 +94,12 @@ def analysis(config: ConfigDict, name: str, named: bool = False) -> Analysis:
 
 def usage(config: ConfigDict, folder: Path, reporter: Reporter | None = None) -> Usage:
     """Measures how much the model that a config names uses its frequency pairs and distances, into `usage.json`."""
-    with config_names(), renamed({"texts": "config.usage.texts", "tokens": "config.usage.tokens"}):
+    names = {"texts": "config.usage.texts", "tokens": "config.usage.tokens"}
+    with config_names(), renamed(names), contextlib.ExitStack() as held:
         build.check(config)
         if not config.model.path:
             raise InputError("`model.path` is empty: name the model to measure")
+        held.enter_context(RunFolder(folder).locked())
         source = build.source(config, folder)
         tokenizer, splits = build.tokenizer(config, source), build.corpus(config, folder)
         with reading("eval.split"):

@@ -2,7 +2,6 @@
 
 import ast
 import contextlib
-import errno
 import os
 import re
 import signal
@@ -22,6 +21,7 @@ from tqdm import tqdm
 from experiments import build, names
 from rope_jax.commands.reporter import ByteProgress, StepProgress, T
 from rope_jax.errors import InputError
+from rope_jax.files import DISK_FULL
 from rope_jax.interop.verify import VerificationError
 from rope_jax.multihost import is_first
 from rope_jax.training.loop import NonFiniteLoss, Stopped
@@ -190,7 +190,7 @@ def _guarded(argv: list[str], command: Callable[[ConfigDict, Path, str], object]
     except Terminated as error:
         _interrupted(str(error) or "stopped", folder, error.number)
     except OSError as error:
-        if error.errno != errno.ENOSPC:
+        if error.errno not in DISK_FULL:
             raise
         _stop(f"the disk is full ({error}): free some space; the same command resumes from {folder}", 1)
 

@@ -22,6 +22,7 @@ from rope_jax.data.stdlib import list_sources, read_sources
 from rope_jax.data.tokenizer import Tokenizer
 from rope_jax.errors import InputError
 from rope_jax.gguf_reader import is_gguf
+from rope_jax.runs.folder import RunFolder
 
 DEFAULT = build.REPOSITORY / "configs" / "verify.py"
 
@@ -39,8 +40,9 @@ def verify(config: ConfigDict, folder: Path, name: str, reporter: Reporter | Non
     reporter = reporter or shell.Terminal()
     with config_names(), section("engine"):
         build.check(config)
-        engine = config.engine
-        return procedure.verify(probe(config, folder), engine.name, engine.python, folder, reporter)
+        engine, question = config.engine, probe(config, folder)
+        with RunFolder(folder).locked():
+            return procedure.verify(question, engine.name, engine.python, folder, reporter)
 
 
 def probe(config: ConfigDict, folder: Path) -> procedure.Probe:

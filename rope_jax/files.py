@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import errno
 import gzip
 import hashlib
 import itertools
@@ -24,6 +25,9 @@ LARGEST = 128 << 20
 LARGEST_CONFIG = 4 << 20
 # Of a line of JSON lines: a prompt of a million tokens takes a few MiB, and parsed JSON up to 70 times its text.
 LONGEST_LINE = 1 << 24
+
+# Numbers of the `OSError` of a full disk, and of a user's full share of it.
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 # Values of JSON inside one another. Python itself fails at about a thousand, wherever it meets them.
 DEEPEST = 100

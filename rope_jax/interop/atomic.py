@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from rope_jax.errors import InputError
+from rope_jax.files import DISK_FULL
 
 # What config.json, an index, checksums and file headers may take beside the tensors.
 _MARGIN_BYTES = 1 << 20
@@ -38,7 +39,8 @@ def write_atomically(target: Path, write: Callable[[Path], object]) -> None:
     """Writes a file or folder under another name beside its own, and renames it when it is whole.
 
     `write` creates it at the path that it is given. Whatever is raised, nothing new remains, and what was replaced is
-    back. A place that cannot be written is an `InputError`.
+    back. A place that cannot be written is an `InputError`, and a disk that has filled up an `OSError` that names the
+    target.
     """
     mark = uuid.uuid4().hex[:8]
     place, old = (target.with_name(f".{target.name}.{mark}.{end}") for end in ("new", "old"))
@@ -55,6 +57,8 @@ def write_atomically(target: Path, write: Callable[[Path], object]) -> None:
         _remove(place)
         if os.path.lexists(old) and not os.path.lexists(target):
             old.rename(target)
+        if isinstance(error, OSError) and error.errno in DISK_FULL:
+            raise OSError(error.errno, error.strerror, str(target)) from error
         if isinstance(error, OSError):
             raise InputError(f"{target} cannot be written ({error}): check the place and its free space") from error
         raise

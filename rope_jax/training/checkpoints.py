@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import os
 import warnings
@@ -17,7 +16,7 @@ import orbax.checkpoint as ocp
 
 from rope_jax import multihost
 from rope_jax.errors import InputError
-from rope_jax.files import sealed, unsealed
+from rope_jax.files import DISK_FULL, sealed, unsealed
 from rope_jax.training.finite import NonFiniteLoss
 from rope_jax.training.state import TrainState
 
@@ -119,13 +118,13 @@ class Checkpoints:
     @contextlib.contextmanager
     def _full_disk_as_such(self) -> Iterator[None]:
         """Raises the OSError of a full disk, for which Orbax has a ValueError."""
-        full = os.strerror(errno.ENOSPC)
         try:
             yield
         except ValueError as error:
-            if full not in str(error):
-                raise
-            raise OSError(errno.ENOSPC, full, str(self.folder)) from error
+            for number in DISK_FULL:
+                if os.strerror(number) in str(error):
+                    raise OSError(number, os.strerror(number), str(self.folder)) from error
+            raise
 
     def _set_aside(self, step: int) -> Path:
         def rename():

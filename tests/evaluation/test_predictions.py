@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 
 import numpy as np
 import pytest
@@ -51,6 +52,21 @@ def test_torn_last_line_is_dropped_from_the_file(tmp_path, left):
     assert file.read() == {} and file.path.read_bytes() == b""
     file.append({"t/0": vars(ROWS["t/0"])})
     assert list(file.read()) == ["t/0"]
+
+
+def test_a_full_disk_costs_the_record_that_was_being_written(tmp_path):
+    """Files that cannot grow fail within a write, as on a full disk."""
+    file, before = kept(tmp_path, ["t/0"]), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (file.path.stat().st_size + 20, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            file.append({"t/1": vars(ROWS["t/1"])})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not file.path.read_bytes().endswith(b"\n")
+    assert list(read_predictions(file, DIGESTS)) == ["t/0"]
+    file.append({"t/1": vars(ROWS["t/1"])})
+    assert list(read_predictions(file, DIGESTS)) == ["t/0", "t/1"]
 
 
 ROW = {"id": "t/1", **vars(ROWS["t/1"])}

@@ -1,5 +1,6 @@
 """The command line: signals, and what a user reads and a script gets for what is wrong."""
 
+import errno
 import hashlib
 import os
 import signal
@@ -78,7 +79,8 @@ def test_second_signal_stops_at_once():
         (NonFiniteLoss("the loss is nan at step 3"), 1, "error: the loss is nan at step 3"),
         (KeyboardInterrupt(), 130, "stopped; the same command resumes from"),
         (Terminated(signal.SIGTERM, "stopped after step 3"), 143, "stopped after step 3; the same command resumes"),
-        (OSError(28, "No space left on device"), 1, "error: the disk is full"),
+        (OSError(errno.ENOSPC, "No space left on device"), 1, "error: the disk is full"),
+        (OSError(errno.EDQUOT, "Disk quota exceeded", "a/b"), 1, "error: the disk is full ([Errno 122] Disk quota"),
     ],
 )
 def test_exit_status(monkeypatch, capsys, tmp_path, error, status, said):
