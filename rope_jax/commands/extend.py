@@ -11,7 +11,7 @@ import numpy as np
 from rope_jax import multihost
 from rope_jax.commands.cards import card, described, provenance
 from rope_jax.commands.fit import fit
-from rope_jax.commands.learned import LearnedMethod, learned_solution
+from rope_jax.commands.learned import LearnedMethod, gradient_record, learned_solution
 from rope_jax.commands.reporter import Reporter
 from rope_jax.commands.run import Recipe, Run
 from rope_jax.commands.source import read_params
@@ -110,8 +110,9 @@ def solution_record(run: Run, name: str, reporter: Reporter) -> dict:
     """The content of a method's `scale.json`."""
     method, record = run.recipe.methods[name], {}
     if isinstance(method, LearnedMethod):
-        solution, losses = learned_solution(run, method, reporter)
-        record = {"losses": losses.tolist(), "start": method.start}
+        solution, found = learned_solution(run, method, reporter)
+        gradient = gradient_record(found.gradients)
+        record = {"losses": found.losses.tolist(), "start": method.start, "gradient": gradient}
     else:
         solution = method(run.recipe.geometry, run.recipe.measure)
     record |= {

@@ -12,9 +12,11 @@ import numpy as np
 from rope_jax.commands.fields import LEARNED
 from rope_jax.commands.reporter import Reporter
 from rope_jax.commands.source import read_params
+from rope_jax.evaluation.intervals import bootstrap_ratios, percentile_interval
+from rope_jax.rope.embedding import ScaleVector
 from rope_jax.rope.methods.method import Method, Solution
 from rope_jax.sharding import batch_sharding, place_rows, process_rows
-from rope_jax.training.learn import LearnConfig, learn
+from rope_jax.training.learn import LearnConfig, Learned, learn
 from rope_jax.training.state import Variables
 
 if TYPE_CHECKING:
@@ -32,11 +34,11 @@ class LearnedMethod:
     steps: int
 
 
-def learned_solution(run: Run, method: LearnedMethod, reporter: Reporter) -> tuple[Solution, np.ndarray]:
+def learned_solution(run: Run, method: LearnedMethod, reporter: Reporter) -> tuple[Solution, Learned]:
     """Learns a scale vector on packed batches like those of fine-tuning.
 
     Returns:
-        The learned vector with its disturbance, and float32 `[steps]` losses in nats per token, each before its step.
+        The learned vector with its disturbance, and what was found on the way.
     """
     recipe, source = run.recipe, run.recipe.source
     base = Variables(
@@ -45,8 +47,20 @@ def learned_solution(run: Run, method: LearnedMethod, reporter: Reporter) -> tup
     )
     with jax.set_mesh(run.mesh):
         rows = _batches(run, method, reporter)
-        scale, losses = learn(base, source.model, rows, method.config, run.mesh)
-    return Solution.measured(recipe.geometry, recipe.measure, scale), losses
+        found = learn(base, source.model, rows, method.config, run.mesh)
+    return Solution.measured(recipe.geometry, recipe.measure, found.scale), found
+
+
+def gradient_record(gradients: ScaleVector) -> dict:
+    """Means of the gradients of all steps, and the interval of each pair's, summed over layers, from a bootstrap."""
+    by_step = np.asarray(gradients.factors, float)
+    pairs = by_step.reshape(len(by_step), -1, by_step.shape[-1]).sum(axis=1)
+    interval = percentile_interval(bootstrap_ratios(pairs, np.ones(len(pairs)))) if len(pairs) > 1 else None
+    return {
+        "factors": by_step.mean(axis=0).tolist(),
+        "attention_factor": np.mean(gradients.attention_factor, axis=0, dtype=float).tolist(),
+        "interval": interval and [end.tolist() for end in interval],
+    }
 
 
 def _batches(run: Run, method: LearnedMethod, reporter: Reporter) -> Iterator[dict]:

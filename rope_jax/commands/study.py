@@ -353,7 +353,7 @@ def learn_vector(study: Study, setup: Setup, extension: int, material: Material,
     began = time.monotonic()
     initial = Variables(base, solved(start, geometry, measure, study.design.share(extension)))
     with jax.set_mesh(study.mesh):
-        scale, losses = learn(initial, training.model, itertools.islice(batches, steps), config, study.mesh)
+        scale, losses, _ = learn(initial, training.model, itertools.islice(batches, steps), config, study.mesh)
     tokens = steps * training.config.global_batch * measure.target
     seconds = round(time.monotonic() - began, 2)
     return {**vector_record(geometry, measure, scale), "tokens": tokens, "losses": losses.tolist(), "seconds": seconds}

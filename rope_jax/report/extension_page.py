@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+
 from rope_jax.report import figures
 from rope_jax.report.page import Block, Page, Section, Table, counted, reproduction, signed, with_interval
 from rope_jax.report.styles import NAMES
@@ -29,6 +31,16 @@ def extension_page(results: Mapping, curves: Mapping[str, Sequence[Mapping]]) ->
         figures.factors_per_pair({name: scale["factors"] for name, scale in scales.items()}),
         f"Measured with {results['extension']['intervals']} angle intervals as KL(P_L || P_L') of float32 angles.",
     ]
+    gradients = {name: scale["gradient"] for name, scale in scales.items() if "gradient" in scale}
+    if gradients:
+        factors = "; ".join(
+            f"{NAMES[name]} {np.sum(found['attention_factor']):+.3g}" for name, found in gradients.items()
+        )
+        vectors += [
+            figures.gradient_per_pair(gradients),
+            "Mean gradient over the steps in which a vector was learned. In the logarithm of the attention factor: "
+            f"{factors} nats per token.",
+        ]
     return Page(
         f"{results['name']}: {context['original']:,} to {context['target']:,} tokens",
         [introduction, figures.perplexity_by_position(positions, context["original"])],

@@ -103,6 +103,19 @@ def factors_per_pair(factors: Mapping[str, ArrayLike]) -> LinePlot:
     return LinePlot("factors", [panel], "factor f_i", kind="steps")
 
 
+def gradient_per_pair(gradients: Mapping[str, Mapping]) -> LinePlot:
+    """Gradient of the loss in the logarithm of each pair's factor, with 95% bands.
+
+    `gradients` is method to `factors`, `[D/2]` or `[layers, D/2]`, which are summed over layers, and their `interval`.
+    """
+    lines = [
+        dataclasses.replace(_by_pair(method, np.atleast_2d(found["factors"]).sum(axis=0)), interval=found["interval"])
+        for method, found in gradients.items()
+    ]
+    panel = Panel(lines, "frequency pair i (fast to slow)", "Gradient: below 0, a larger factor lowers the loss")
+    return LinePlot("gradient", [panel], "d loss / d log f_i (nats per token)")
+
+
 def training_curves(curves: Mapping[str, Sequence[Mapping[str, float]]]) -> LinePlot:
     """Training loss of each fine-tuning run, from method to rows with `step` and `loss` (nats per token)."""
     lines = [Line(m, [row["step"] for row in rows], [row["loss"] for row in rows]) for m, rows in curves.items()]

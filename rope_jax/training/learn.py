@@ -8,6 +8,7 @@ import dataclasses
 import math
 from collections.abc import Iterable
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +21,7 @@ from rope_jax.model.config import LlamaConfig
 from rope_jax.rope.embedding import ScaleVector
 from rope_jax.training.finite import NonFiniteLoss, all_finite, finite
 from rope_jax.training.state import TrainState, Variables, create_state
-from rope_jax.training.step import summed_loss, train_step
+from rope_jax.training.step import summed_loss
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,13 +44,28 @@ class LearnConfig:
         require(self, "loss_chunk", self.loss_chunk >= 1, "it must be at least 1")
 
 
+class Learned(NamedTuple):
+    """What `learn` finds.
+
+    Attributes:
+        scale: the learned vector, shaped like the one that it started from.
+        losses: float32 `[steps]`, nats per token, each before its step.
+        gradients: of each loss in the logarithms of the factors and of the attention factor, learned or not: arrays
+            `[steps, ...]` of the vector's shapes.
+    """
+
+    scale: ScaleVector
+    losses: np.ndarray
+    gradients: ScaleVector
+
+
 def learn(
     base: Variables,
     model: LlamaConfig,
     batches: Iterable[dict],
     config: LearnConfig = LearnConfig(),
     mesh: Mesh | None = None,
-) -> tuple[ScaleVector, np.ndarray]:
+) -> Learned:
     """Lowers the loss of a frozen model by gradient descent on its scale vector, one step per batch.
 
     Factors are learned as logarithms: they stay positive, and a step is relative, the same for a factor of 1 and of 32.
@@ -61,28 +77,25 @@ def learn(
         config: learning rate and what is learned.
         mesh: mesh that parameters and batches are sharded over; None for one device.
 
-    Returns:
-        The learned vector, shaped like the one in `base`, and the losses, float32 `[steps]`, nats per token, each
-        before its step.
-
     Raises:
         InputError: if `batches` is empty.
         NonFiniteLoss: if a loss or the learned vector is not finite.
     """
     state = create_state(to_logarithms(base.rope), optax.adam(config.learning_rate))
-    losses = []
+    steps = []
     for rows in batches:
-        state, loss = _step(state, base.params, rows, model=model, config=config, mesh=mesh)
-        losses.append(loss)
-    if not losses:
+        state, *measured = _step(state, base.params, rows, model=model, config=config, mesh=mesh)
+        steps.append(measured)
+    if not steps:
         raise InputError("`batches` is empty: give at least one batch to learn from")
-    scale, found = from_logarithms(state.params), np.array(jax.device_get(losses), np.float32)
+    found, gradients = jax.tree.map(lambda *each: np.stack(each), *jax.device_get(steps))
+    scale = from_logarithms(state.params)
     if not np.all(np.isfinite(found)) or not all_finite(finite(scale)):
         raise NonFiniteLoss(
             f"learning the scale vector became not finite in {len(found)} steps, with losses of {found.min()} to "
             f"{found.max()}: lower `learning_rate`"
         )
-    return scale, found
+    return Learned(scale, found, gradients)
 
 
 def to_logarithms(scale: ScaleVector) -> ScaleVector:
@@ -97,12 +110,16 @@ def from_logarithms(logarithms: ScaleVector) -> ScaleVector:
 
 @partial(jax.jit, static_argnames=("model", "config", "mesh"))
 def _step(state: TrainState, params, rows, *, model, config, mesh):
-    def loss(logarithms, rows):
-        if not config.attention_factor:
-            fixed = jax.lax.stop_gradient(logarithms.attention_factor)
-            logarithms = dataclasses.replace(logarithms, attention_factor=fixed)
-        return summed_loss(Variables(params, from_logarithms(logarithms)), rows, model, config.loss_chunk, mesh)
+    def loss(logarithms):
+        variables = Variables(params, from_logarithms(logarithms))
+        nll, count = summed_loss(variables, rows, model, config.loss_chunk, mesh)
+        return nll / count
 
-    batch = {name: row[None] for name, row in rows.items()}
-    state, metrics = train_step(state, batch, loss, optax.adam(config.learning_rate))
-    return state, metrics["loss"]
+    value, gradient = jax.value_and_grad(loss)(state.params)
+    learned = gradient
+    if not config.attention_factor:
+        learned = dataclasses.replace(gradient, attention_factor=jnp.zeros_like(gradient.attention_factor))
+    # Optax raises its decays, Python floats, to an integer count.
+    with jax.numpy_dtype_promotion("standard"):
+        updates, opt_state = optax.adam(config.learning_rate).update(learned, state.opt_state)
+    return TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state), value, gradient

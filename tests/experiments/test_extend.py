@@ -94,6 +94,13 @@ def test_learned_factors_start_where_asked_and_are_trained_with_the_weights(fini
     _, results = finished
     scale = results["methods"]["learned"]["scale"]
     assert len(scale["losses"]) == 3 and scale["start"] == "ntk"
+    low, high = np.asarray(scale["gradient"]["interval"])
+    assert (
+        low.shape == (8,)
+        and (low <= scale["gradient"]["factors"]).all()
+        and (scale["gradient"]["factors"] <= high).all()
+    )
+    assert scale["gradient"]["attention_factor"] != 0
     # Adam moves a logarithm by at most about the learning rate per step: from the NTK-aware factors, s^(2i / (d - 2)).
     ntk = 2.0 ** (np.arange(0, 16, 2) / 14)
     moved = np.abs(np.log(np.array(scale["factors"]) / ntk))
@@ -109,7 +116,7 @@ def test_page_shows_every_method_and_its_pictures_exist(finished):
     for name in ("DPRoPE", "YaRN", "before", "after"):
         assert name in page
     pictures = [line.split("(")[1].rstrip(")") for line in page.splitlines() if line.startswith("![")]
-    assert len(pictures) == 4
+    assert len(pictures) == 5
     for picture in pictures:
         assert (folder / picture).read_bytes().startswith(b"\x89PNG")
 

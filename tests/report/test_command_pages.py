@@ -95,6 +95,15 @@ def test_extension_compares_methods_before_and_after(extension):
         "training 3",
     ):
         assert shown in text
+    assert "gradient" not in text
+    gradient = {"factors": [[0.25, -1.0], [0.5, -2.0]], "attention_factor": [0.5, 0.25]}
+    gradient["interval"] = [[0.5, -4.0], [1.0, -2.0]]
+    extension["methods"]["pi"]["scale"] = {**extension["methods"]["pi"]["scale"], "gradient": gradient}
+    *_, figure, said = blocks(extension_page(extension, {}), "Scale vectors and their disturbance")
+    (line,) = figure.panels[0].lines
+    assert (line.method, line.y, line.interval) == ("pi", [0.75, -3.0], [[0.5, -4.0], [1.0, -2.0]])
+    assert "PI +0.75 nats per token" in said
+    plots.png(figure)
     positions = page.introduction[1]
     assert [panel.title for panel in positions.panels] == ["before fine-tuning", "after fine-tuning"]
     # The first tokens, at a perplexity of 300, do not stretch the axis.

@@ -97,7 +97,7 @@ def test_factors_are_learned_over_cut_sequences():
         with jax.set_mesh(mesh):
             rows = [jax.device_put(next(Batches(length=LENGTH)), batch_sharding(mesh))] * 2
             found[name] = learn(Variables(initial(mesh), ROPE), CONFIG, rows, LearnConfig(loss_chunk=6), mesh)
-    (eight, eight_losses), (one, one_losses) = found["eight"], found["one"]
+    (eight, eight_losses, _), (one, one_losses, _) = found["eight"], found["one"]
     np.testing.assert_allclose(eight_losses, one_losses, rtol=2e-6)
     # Adam's first updates are near the gradient's sign: not of the gradients' own precision.
     np.testing.assert_allclose(eight.factors, one.factors, rtol=1e-4)

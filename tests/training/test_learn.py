@@ -53,11 +53,17 @@ def test_gradient_of_the_logarithms_is_the_finite_difference(params, rotary):
 def test_loss_falls_and_weights_stay(params):
     batch, start = next(Batches()), ScaleVector.create(np.full(4, 2.0))
     before = jax.tree.map(np.array, params)
-    scale, losses = learn(Variables(params, start), SHARP, [batch] * 15, LearnConfig(learning_rate=0.05, loss_chunk=8))
+    config = LearnConfig(learning_rate=0.05, loss_chunk=8)
+    scale, losses, gradients = learn(Variables(params, start), SHARP, [batch] * 15, config)
     assert losses.shape == (15,)
-    loss = jax.jit(lambda scale: mean_loss(Variables(params, scale), batch, SHARP, 8))
-    assert losses[0] == pytest.approx(float(loss(start)), rel=1e-5)
-    assert float(loss(scale)) < losses[0] - 1e-3
+    loss = jax.jit(jax.value_and_grad(lambda scale: mean_loss(Variables(params, scale), batch, SHARP, 8)))
+    value, gradient = loss(start)
+    assert losses[0] == pytest.approx(float(value), rel=1e-5)
+    # A logarithm's gradient is its number's times the number. The attention factor has one though it stays fixed.
+    first = jax.tree.map(lambda each: each[0], gradients)
+    jax.tree.map(lambda a, b, c: np.testing.assert_allclose(a, b * c, rtol=1e-4, atol=1e-6), first, gradient, start)
+    assert gradients.factors.shape == (15, 4) and abs(float(first.attention_factor)) > 1e-3
+    assert float(loss(scale)[0]) < losses[0] - 1e-3
     assert scale.factors.shape == (4,) and float(scale.factors.min()) > 0
     assert float(scale.attention_factor) == 1
     jax.tree.map(np.testing.assert_array_equal, params, before)
@@ -66,7 +72,7 @@ def test_loss_falls_and_weights_stay(params):
 def test_a_vector_per_layer_and_the_attention_factor_can_be_learned(params):
     start = ScaleVector.create(np.full((2, 4), 2.0))
     config = LearnConfig(learning_rate=0.05, attention_factor=True, loss_chunk=8)
-    scale, losses = learn(Variables(params, start), SHARP, [next(Batches())] * 15, config)
+    scale, losses, _ = learn(Variables(params, start), SHARP, [next(Batches())] * 15, config)
     assert losses[-1] < losses[0] - 1e-3
     assert scale.factors.shape == (2, 4) and float(scale.factors.min()) > 0
     # Adam's first steps are of the size of the learning rate.
