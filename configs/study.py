@@ -21,20 +21,13 @@ def get_config():
     s.models = ("2x128:256:2000000", "4x256:256:3000000", "4x256:512:3000000", "7x384:256:1500000")
     s.methods = (
         *("yarn", "extrapolation", "pi", "ntk", "mrrope_pro", "cope"),
-        *("dprope_argmin", "dprope", "dprope_robust", "two_term", "minimal", "learned"),
+        *("dprope_argmin", "dprope", "dprope_robust", "two_term", "two_term@yarn", "minimal", "learned"),
     )
     s.zero_shot = (
-        *(
-            "dprope_robust+af",
-            "dprope+af",
-            "dprope_argmin+af",
-            "two_term+af",
-            "yarn_paper",
-            "llama3",
-            "dynamic_ntk",
-            "critical_base",
-        ),
-        *("mrrope_uni", "tailspline", "hard_cut", "longrope2", "proportional", "ntk+af"),
+        *(f"{name}@{factor}" for name in ("two_term", "dprope_robust") for factor in ("yarn", "longrope")),
+        *("yarn@1", "yarn@longrope", "mrrope_pro@longrope", "dprope@yarn", "dprope_argmin@yarn", "ntk@yarn"),
+        *("yarn_paper", "llama3", "dynamic_ntk", "critical_base", "mrrope_uni", "tailspline"),
+        *("hard_cut", "longrope2", "proportional"),
     )
     # The paper's 56 to 96 of 128 dimensions, and 90 to 720 intervals.
     s.n_hats = (28, 32, 36, 40, 44, 48)

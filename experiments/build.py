@@ -12,7 +12,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from experiments.methods import solved_method
-from experiments.names import reading, section, value
+from experiments.names import reading, renamed, section, value
 from rope_jax.commands.fields import FIELDS, LEARNED, OWN, check_fields
 from rope_jax.commands.learned import LearnedMethod
 from rope_jax.commands.run import Corpus, Recipe
@@ -34,6 +34,7 @@ from rope_jax.multihost import Processes
 from rope_jax.rope.embedding import identity
 from rope_jax.rope.geometry import Geometry
 from rope_jax.rope.measure import Measure
+from rope_jax.rope.methods.adjusted import check_adjustment, parse_adjusted
 from rope_jax.rope.methods.method import Method
 from rope_jax.training.config import OptimizerConfig, TrainConfig
 from rope_jax.training.learn import LearnConfig
@@ -143,8 +144,14 @@ def method_names(config: ConfigDict, refused: Mapping[str, str]) -> tuple[str, .
     """The methods of a config, the exported one first; `refused` are names with the reason why."""
     for field, names in (("rope.method", (config.rope.method,)), ("compare", config.compare)):
         for name in names:
-            if name in refused:
-                raise InputError(f"`{field}` names '{name}': {refused[name]}")
+            method, factor = parse_adjusted(name)
+            if method in refused:
+                raise InputError(f"`{field}` names '{method}': {refused[method]}")
+            if method != name and method in (LEARNED, OWN):
+                raise InputError(f"`{field}` is {name!r}: '{method}' has the attention factor that it has")
+            if method != name:
+                with renamed({"attention_factor": f"config.{field}"}):
+                    check_adjustment(factor)
     return tuple(dict.fromkeys((config.rope.method, *config.compare)))
 
 

@@ -17,14 +17,15 @@ from rope_jax.rope.checks import check_attention_factor
 from rope_jax.rope.distances import DistanceHistogram
 from rope_jax.rope.factor_files import factors_of, read_factors
 from rope_jax.rope.methods import METHODS
-from rope_jax.rope.methods.adjusted import Adjusted
+from rope_jax.rope.methods.adjusted import Adjusted, parse_adjusted
 from rope_jax.rope.methods.explicit import Explicit
 from rope_jax.rope.methods.method import Method
 from rope_jax.rope.usage import Usage, read_usage
 
 
 def solved_method(config: ConfigDict, name: str) -> Method:
-    """A method that needs no weights, with its parameters, adjusted as the config says."""
+    """A method that needs no weights, with its parameters, adjusted as its name or the config says."""
+    name, own_factor = parse_adjusted(name)
     parameters = {field.name for field in dataclasses.fields(METHODS[name])}
     values = {p: value(config, field) for p, field in METHOD_FIELDS.items() if p in parameters}
     if "distances" in values:
@@ -32,7 +33,7 @@ def solved_method(config: ConfigDict, name: str) -> Method:
     if "energy" in values:
         values["energy"] = energy(config)
     found = _explicit(config.rope.factors) if name == "explicit" else METHODS[name](**values)
-    adjustments = config.rope.attention_factor or None, config.rope.taper, tuple(config.rope.layers)
+    adjustments = own_factor or config.rope.attention_factor or None, config.rope.taper, tuple(config.rope.layers)
     return Adjusted(found, *adjustments) if any(adjustments) else found
 
 

@@ -25,12 +25,13 @@ class Check:
     zero: bool = False  # accepted besides
     choices: tuple[str, ...] = ()
     more: tuple[str, ...] = ()
+    suffix: str = ""  # begins what may follow a choice
 
     def accepts(self, value: Any) -> bool:
         if isinstance(value, tuple):
             return all(map(self.accepts, value))
         if self.choices:
-            return value in (*self.choices, *self.more)
+            return (value.partition(self.suffix)[0] if self.suffix else value) in (*self.choices, *self.more)
         return (self.zero and value == 0) or (
             abs(value) < math.inf  # an integer may be too large for a float
             and (self.least is None or value >= self.least)

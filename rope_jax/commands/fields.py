@@ -72,7 +72,8 @@ def _methods(names: list[str]) -> str:
 
 
 _CONTEXT = Check(least=2, most=2**28, zero=True)
-_METHOD = Check(choices=(*METHODS, LEARNED), more=(OWN,))
+# An attention factor may follow, as in 'dprope@1.03'.
+_METHOD = Check(choices=(*METHODS, LEARNED), more=(OWN,), suffix="@")
 _SHARE = Check(least=0, most=1)
 
 FIELDS: tuple[Field, ...] = (
@@ -154,7 +155,13 @@ FIELDS: tuple[Field, ...] = (
         at_least(0),
         int,
     ),
-    Field("compare", (), "further methods, fine-tuned and evaluated in the same way", _METHOD),
+    Field(
+        "compare",
+        (),
+        "further methods, fine-tuned and evaluated in the same way; 'METHOD@FACTOR' has the attention factor FACTOR, "
+        "as in rope.attention_factor",
+        _METHOD,
+    ),
     #
     Field("angles.intervals", 360, "intervals of [0, 2 pi) that angles are counted in", at_least(2, 100_000)),
     Field(
@@ -336,7 +343,7 @@ FIELDS: tuple[Field, ...] = (
     Field("study.models", ("4x256:256:3000000",), "models: layers x width : original context : pre-training tokens"),
     Field("study.seeds", 3, "models of each, which differ in initial weights and data order", at_least(1)),
     Field("study.extensions", (2, 4), "extension factors s", at_least(2), int),
-    Field("study.methods", ("yarn",), "methods to compare in every stage; 'METHOD+af' has YaRN's attention factor"),
+    Field("study.methods", ("yarn",), "methods to compare in every stage; 'METHOD@FACTOR' as in compare"),
     Field("study.zero_shot", (), "further methods, compared without training"),
     Field("study.shares", (0.625, 0.5), "share of dimensions that 'dprope' interpolates, by factor", _SHARE, float),
     Field("study.n_hats", (), "numbers of dimensions that 'dprope' interpolates, without training", at_least(2), int),

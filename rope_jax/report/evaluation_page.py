@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from rope_jax.evaluation.scores import AVERAGE, AVERAGE_OF_RUN
 from rope_jax.report import figures
 from rope_jax.report.page import Block, Page, Section, Table, counted, reproduction, signed, with_interval
-from rope_jax.report.styles import NAMES
+from rope_jax.report.styles import titled
 
 # What lies at the depth in each benchmark's prompts.
 HIDDEN = {"passkey": "key", "ruler": "needle", "key_value": "pair"}
@@ -17,7 +17,7 @@ def evaluation_page(results: Mapping) -> Page:
     introduction = (
         f"Trained at {context['original']:,} tokens, evaluated at "
         f"{', '.join(f'{length:,}' for length in context['lengths'])}, with the scale vectors "
-        f"{', '.join(NAMES[method] for method in results['methods'])}. Scores are percentages, in brackets their 95% "
+        f"{', '.join(titled(method) for method in results['methods'])}. Scores are percentages, in brackets their 95% "
         "confidence intervals."
     )
     blocks: list[Block] = [introduction]
@@ -85,7 +85,7 @@ def _perplexity(results: Mapping) -> list[Block]:
     blocks: list[Block] = [figures.perplexity_by_position({"": curves}, context["original"])]
     if windows:
         rows = [
-            [NAMES[method], convention, *(_perplexity_at(record, length, convention) for length in lengths)]
+            [titled(method), convention, *(_perplexity_at(record, length, convention) for length in lengths)]
             for convention in dict.fromkeys(window["convention"] for window in windows)
             for method, record in suite.items()
         ]
@@ -152,7 +152,9 @@ def _answers(results: Mapping, suite: str) -> list[Block]:
         rows = []
         for task, was_run in run.items():
             if was_run:
-                rows += [[task, NAMES[m], *(_cell(table[task].get(c)) for c in columns)] for m, table in tables.items()]
+                rows += [
+                    [task, titled(m), *(_cell(table[task].get(c)) for c in columns)] for m, table in tables.items()
+                ]
             else:
                 rows.append([task, "-", *("not run" for _ in columns)])
         blocks += ["By task:", Table(["task", "method", *head], rows)]
@@ -209,7 +211,7 @@ def _differences(
     cells = {method: [read(differences) for read in columns.values()] for method, differences in found.items()}
     rows = {m: [signed(c["difference"], c["interval"], digits) if c else "-" for c in row] for m, row in cells.items()}
     units = "documents" if suite in ("perplexity", "longppl") else "samples"
-    text = title.format(reference=NAMES[results["comparisons"]["reference"]])
+    text = title.format(reference=titled(results["comparisons"]["reference"]))
     return [f"{text}; paired, 95% intervals over {units}:", _by_method(columns, rows)]
 
 
@@ -242,7 +244,7 @@ def _by_length(results: Mapping) -> list[str]:
 
 def _by_method(head: Iterable[str], cells: Mapping[str, Sequence[str]]) -> Table:
     """A row of cells per method."""
-    return Table(["method", *head], [[NAMES[method], *row] for method, row in cells.items()])
+    return Table(["method", *head], [[titled(method), *row] for method, row in cells.items()])
 
 
 def _summary(table: Mapping[str, Mapping]) -> Mapping:

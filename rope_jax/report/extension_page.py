@@ -6,7 +6,7 @@ import numpy as np
 
 from rope_jax.report import figures
 from rope_jax.report.page import Block, Page, Section, Table, counted, reproduction, signed, with_interval
-from rope_jax.report.styles import NAMES
+from rope_jax.report.styles import titled
 
 STAGES = ("before", "after")
 
@@ -24,7 +24,7 @@ def extension_page(results: Mapping, curves: Mapping[str, Sequence[Mapping]]) ->
         f"{context['target'] / context['original']:g}-fold by {counted(len(methods), 'method')}: as they are "
         f"(*before*), and after {counted(train['steps'], 'step')} of fine-tuning on "
         f"{train['tokens_per_step']:,} tokens each{_sequences(train, context)} (*after*). "
-        f"Text: {results['data']['description']}. Exported: {NAMES[results['export']['method']]}, in `export/`."
+        f"Text: {results['data']['description']}. Exported: {titled(results['export']['method'])}, in `export/`."
     )
     vectors = [
         figures.disturbance_per_pair({name: scale["disturbance"] for name, scale in scales.items()}),
@@ -76,7 +76,7 @@ def _perplexity(results: Mapping) -> list[Block]:
         cells = [method[stage]["perplexity"][window] for window in windows for stage in STAGES]
         rows.append(
             [
-                NAMES[name],
+                titled(name),
                 f"{scale['disturbance_e3']:.2f}",
                 f"{scale['interpolated_dimensions']} of {results['model']['head_dim']}",
                 *(with_interval(cell["perplexity"], cell["interval"], (3, 2)) for cell in cells),
@@ -89,7 +89,7 @@ def _perplexity(results: Mapping) -> list[Block]:
             name: [f"{method[stage]['perplexity'][target]['bits_per_byte']:.3f}" for stage in STAGES]
             for name, method in methods.items()
         }
-        changes = "; ".join(f"{NAMES[name]} {' to '.join(values)}" for name, values in bits.items())
+        changes = "; ".join(f"{titled(name)} {' to '.join(values)}" for name, values in bits.items())
         scored += f" Bits per byte at {target}, before to after: {changes}."
     return [
         f"Sliding window, stride {results['eval']['stride']}, token-weighted, with the 95% bootstrap interval over "
@@ -114,12 +114,12 @@ def _differences(results: Mapping) -> list[Block]:
         return []
     places = next(iter(stages["after"].values()))["regions"].values()
     rows = [
-        [NAMES[m], stage, *(signed(p["difference"], p["interval"], 3) for p in found["regions"].values())]
+        [titled(m), stage, *(signed(p["difference"], p["interval"], 3) for p in found["regions"].values())]
         for stage, by_method in stages.items()
         for m, found in by_method.items()
     ]
     return [
-        f"NLL in nats per token less that of {NAMES[results['export']['method']]}, by position in windows of "
+        f"NLL in nats per token less that of {titled(results['export']['method'])}, by position in windows of "
         f"{results['context']['target']:,}; paired, 95% intervals over documents:",
         Table(["method", "stage", *(f"{p['start']:,} to {p['end'] - 1:,}" for p in places)], rows),
     ]
@@ -130,7 +130,7 @@ def _passkey(methods: Mapping[str, Mapping]) -> list[Block]:
     grids = {name: {stage: method[stage]["passkey"] for stage in STAGES} for name, method in methods.items()}
     rows = [
         [
-            *(NAMES[name], stage, f"{length:,}", f"{rate['successes']} of {rate['trials']}"),
+            *(titled(name), stage, f"{length:,}", f"{rate['successes']} of {rate['trials']}"),
             f"{rate['interval'][0]:.0%} to {rate['interval'][1]:.0%}",
         ]
         for name, stages in grids.items()

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
-from rope_jax.report.styles import NAMES
+from rope_jax.report.styles import titled
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,9 +191,9 @@ def depth_maps(name: str, title: str, grids: Mapping[str, Mapping[str, Mapping]]
     """
     tasks = list(dict.fromkeys(task for by_task in grids.values() for task in by_task))
     if len(tasks) == 1:
-        maps = {NAMES[method]: by_task[tasks[0]] for method, by_task in grids.items()}
+        maps = {titled(method): by_task[tasks[0]] for method, by_task in grids.items()}
         return HeatMaps(name, title, maps, min(len(maps), 4), hidden)
-    maps = {f"{NAMES[method]}\n{task}": by_task[task] for method, by_task in grids.items() for task in tasks}
+    maps = {f"{titled(method)}\n{task}": by_task[task] for method, by_task in grids.items() for task in tasks}
     return HeatMaps(name, title, maps, len(tasks), hidden)
 
 

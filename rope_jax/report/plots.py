@@ -13,7 +13,7 @@ from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from rope_jax.report.figures import Figure, HeatMaps, Histograms, Line, LinePlot
-from rope_jax.report.styles import COLOURS, NAMES
+from rope_jax.report.styles import look, titled
 
 
 def png(figure: Figure) -> bytes:
@@ -82,7 +82,7 @@ def _grid(
 
 def _draw_line(axes: Axes, line: Line, kind: str, shift: float) -> None:
     # DPRoPE lies on top where methods agree.
-    style: dict[str, Any] = {"label": NAMES[line.method], "color": COLOURS[line.method]}
+    style: dict[str, Any] = {"label": titled(line.method), **look(line.method)}
     style |= {"linewidth": 2, "zorder": 3} if "dprope" in line.method else {"linewidth": 1.3, "zorder": 2}
     if kind == "bars":
         errors = np.abs(np.asarray(line.interval) - np.asarray(line.y))

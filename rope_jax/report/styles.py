@@ -1,8 +1,9 @@
-"""Names and colours of the methods, the same in every table and figure."""
+"""Names and looks of the methods, the same in every table and figure."""
 
 import itertools
 
 from rope_jax.rope.methods import METHODS
+from rope_jax.rope.methods.adjusted import parse_adjusted
 
 NAMES = {
     "own": "as its config says",
@@ -43,3 +44,17 @@ _CHOSEN = {
 }
 _SPARE = itertools.cycle(("#17BECF", "#9467BD", "#6B8E23", "#FF6F61"))
 COLOURS = {method: _CHOSEN.get(method) or next(_SPARE) for method in NAMES}
+# Lines of one method with different attention factors.
+_DASHES = ("--", "-.", ":")
+
+
+def titled(method: str) -> str:
+    """The name of a method, such as 'yarn' or 'yarn@1.03', for readers."""
+    name, factor = parse_adjusted(method)
+    return NAMES.get(name, name) + (f", attention factor {factor}" if factor else "")
+
+
+def look(method: str) -> dict[str, str]:
+    """Colour and style of a method's line."""
+    name, factor = parse_adjusted(method)
+    return {"color": COLOURS[name], "linestyle": _DASHES[sum(map(ord, factor)) % len(_DASHES)] if factor else "-"}

@@ -8,7 +8,8 @@ from rope_jax.report.figures import Line as Curve
 from rope_jax.report.figures import LinePlot, Panel
 from rope_jax.report.page import Block, Command, Page, Section, counted
 from rope_jax.report.page import Table as Cells
-from rope_jax.report.styles import NAMES
+from rope_jax.report.styles import NAMES, titled
+from rope_jax.rope.methods.adjusted import parse_adjusted
 from rope_jax.study.analysis import (
     QUALITIES,
     REFERENCE,
@@ -134,7 +135,7 @@ def _differences(measured: Mapping[str, Sequence[Line]]) -> Cells:
             cells = [f"{mean(lines, quality):.3f}" for quality in QUALITIES]
         else:
             cells = [_difference(differences[quality][name]) for quality in QUALITIES]
-        rows.append([_title(name), *cells, exact])
+        rows.append([titled(name), *cells, exact])
     head = [
         "method",
         *(quality.title for quality in QUALITIES.values()),
@@ -211,7 +212,7 @@ def _ablations(table: Table) -> list[Block]:
         for name in chosen:
             if name != REFERENCE:
                 cells = [_difference(differences[quality][name]) for quality in differences]
-                rows.append([str(extension), _title(name), *cells])
+                rows.append([str(extension), titled(name), *cells])
     if not rows:
         return []
     return [
@@ -273,7 +274,7 @@ def _reproduction(table: Table) -> Section:
 
 def _plain(measured: Mapping[str, list[Line]]) -> dict[str, list[Line]]:
     """Methods, without random vectors and ablations."""
-    return {name: lines for name, lines in measured.items() if name.removesuffix("+af") in NAMES}
+    return {name: lines for name, lines in measured.items() if parse_adjusted(name)[0] in NAMES}
 
 
 def _named(measured: Mapping[str, list[Line]]) -> dict[str, list[Line]]:
@@ -290,11 +291,6 @@ def _named(measured: Mapping[str, list[Line]]) -> dict[str, list[Line]]:
         "two_term",
     )
     return {name: measured[name] for name in (*shown, "minimal", "learned", "cope") if name in measured}
-
-
-def _title(name: str) -> str:
-    plain = name.removesuffix("+af")
-    return NAMES.get(plain, plain) + (" + YaRN's factor" if name != plain else "")
 
 
 def _steps(lines: Sequence[Line], parts: int) -> list[float]:

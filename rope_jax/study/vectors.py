@@ -1,7 +1,6 @@
 """Scale vectors to compare: those of methods, random ones, and what is known of each without running a model."""
 
 import dataclasses
-import math
 import re
 from collections.abc import Mapping
 
@@ -16,14 +15,13 @@ from rope_jax.rope.exact.turns import exact_turns
 from rope_jax.rope.geometry import Geometry
 from rope_jax.rope.measure import EXTENDED_TO_PRETRAINED, JENSEN_SHANNON, PRETRAINED_TO_EXTENDED, Measure
 from rope_jax.rope.methods import METHODS
+from rope_jax.rope.methods.adjusted import Adjusted, parse_adjusted
 from rope_jax.rope.methods.dprope import DPRope
 from rope_jax.rope.methods.method import Method
 from rope_jax.rope.two_term import changed_distances, unseen_angles
 from rope_jax.rope.unseen import unseen_mass
 from rope_jax.rope.wasserstein import wasserstein
 
-# Ends the name of a method whose vector gets YaRN's attention factor.
-ADJUSTED = "+af"
 # Kinds of random vectors.
 KINDS = ("ramp", "mask", "power", "free")
 # The disturbance in both directions, and symmetric.
@@ -40,8 +38,8 @@ def solved(name: str, geometry: Geometry, measure: Measure, share: float) -> Sca
     """The scale vector of a name.
 
     Args:
-        name: of a method; 'METHOD+af' with the attention factor `0.1 ln s + 1`; 'dprope_nN' with N interpolated
-            dimensions; 'METHOD_bN' with N intervals.
+        name: of a method; 'dprope_nN' with N interpolated dimensions; 'METHOD_bN' with N intervals; 'NAME@FACTOR' with
+            another attention factor.
         geometry: of the model.
         measure: contexts and intervals.
         share: of the dimensions, that 'dprope' interpolates.
@@ -50,10 +48,7 @@ def solved(name: str, geometry: Geometry, measure: Measure, share: float) -> Sca
         InputError: if there is no such method.
     """
     method, measure = _method(name, geometry, measure, share)
-    scale = method(geometry, measure).scale
-    if name.endswith(ADJUSTED):
-        return ScaleVector.create(scale.factors, 0.1 * math.log(measure.extension) + 1)
-    return scale
+    return method(geometry, measure).scale
 
 
 def check_vector(name: str, geometry: Geometry, measure: Measure) -> None:
@@ -63,7 +58,10 @@ def check_vector(name: str, geometry: Geometry, measure: Measure) -> None:
 
 
 def _method(name: str, geometry: Geometry, measure: Measure, share: float) -> tuple[Method, Measure]:
-    plain = name.removesuffix(ADJUSTED)
+    plain, factor = parse_adjusted(name)
+    if factor:
+        method, measure = _method(plain, geometry, measure, share)
+        return Adjusted(method, factor), measure
     if intervals := re.fullmatch(r"(\w+)_b(\d+)", plain):
         plain, measure = intervals[1], dataclasses.replace(measure, intervals=int(intervals[2]))
     if n_hat := re.fullmatch(r"dprope_n(\d+)", plain):
@@ -72,7 +70,7 @@ def _method(name: str, geometry: Geometry, measure: Measure, share: float) -> tu
         return DPRope(2 * round(share * geometry.head_dim / 2)), measure
     if plain not in METHODS:
         raise InputError(
-            f"`methods` has {name!r}: use one of {', '.join(METHODS)}, also with '{ADJUSTED}'", field="methods"
+            f"`methods` has {name!r}: use one of {', '.join(METHODS)}, also with '@FACTOR'", field="methods"
         )
     return METHODS[plain](), measure
 

@@ -145,6 +145,11 @@ def test_explicit_factors_come_from_a_file(tmp_path):
     with pytest.raises(InputError, match="is empty: name a file of them") as caught:
         build.solved_method(config, "dprope")
     assert caught.value.field == "solve.by_layer"
+    config.solve.by_layer = False
+    config.compare = ("yarn@1.03", "dprope@longrope")
+    assert build.method_names(config, {})[1:] == config.compare
+    named = build.recipe(config, source).methods["yarn@1.03"](recipe.geometry, recipe.measure)
+    assert float(named.scale.attention_factor) == pytest.approx(1.03)
     (tmp_path / "factors.json").write_text("[1, 1, 1]")
     with pytest.raises(InputError, match=r"shape \[3\]") as caught:
         build.recipe(config, source)

@@ -18,7 +18,7 @@ def test_names():
         name: np.sum(np.asarray(solved(name, GEOMETRY, MEASURE, 0.5).factors) == 4) for name in ("dprope", "dprope_n12")
     }
     assert interpolated == {"dprope": 4, "dprope_n12": 6}
-    plain, adjusted = (solved(name, GEOMETRY, MEASURE, 0.5) for name in ("ntk", "ntk+af"))
+    plain, adjusted = (solved(name, GEOMETRY, MEASURE, 0.5) for name in ("ntk", "ntk@yarn"))
     np.testing.assert_array_equal(plain.factors, adjusted.factors)
     assert adjusted.attention_factor == pytest.approx(0.1 * np.log(4) + 1) and plain.attention_factor == 1
     other = METHODS["dprope_argmin"]()(GEOMETRY, Measure(64, 256, intervals=8)).scale.factors

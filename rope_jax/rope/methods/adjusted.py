@@ -40,13 +40,8 @@ class Adjusted(Method):
     layers: tuple[int, ...] = ()
 
     def __post_init__(self):
-        given = self.attention_factor
-        if given not in (None, YARN, LONGROPE):
-            try:
-                number = float(given)
-            except (TypeError, ValueError):
-                raise InputError(f"`attention_factor` is {given!r}: use a number, {YARN!r} or {LONGROPE!r}") from None
-            check_attention_factor(number)
+        if self.attention_factor is not None:
+            check_adjustment(self.attention_factor)
         if self.taper < 0:
             raise InputError(f"`taper` is {self.taper}: use a number of pairs, or 0")
 
@@ -92,6 +87,24 @@ def in_layers(scale: ScaleVector, geometry: Geometry, layers: tuple[int, ...]) -
     new, own = (vector.by_layer(geometry.layers, geometry.head_dim // 2) for vector in (scale, geometry.own))
     factors = jnp.where(extended[:, None], new.factors, own.factors)
     return ScaleVector.create(factors, jnp.where(extended, new.attention_factor, own.attention_factor))
+
+
+def check_adjustment(attention_factor: float | str) -> None:
+    """Checks what a config says of an attention factor: a number, or the name of a formula."""
+    if attention_factor in (YARN, LONGROPE):
+        return
+    try:
+        number = float(attention_factor)
+    except (TypeError, ValueError):
+        message = f"`attention_factor` is {attention_factor!r}: use a number, {YARN!r} or {LONGROPE!r}"
+        raise InputError(message) from None
+    check_attention_factor(number)
+
+
+def parse_adjusted(name: str) -> tuple[str, str]:
+    """The method and the attention factor of a name such as 'yarn@1.03'; the latter is empty if there is none."""
+    method, _, attention_factor = name.partition("@")
+    return method, attention_factor
 
 
 def tapered(factors: Float[AnyArray, "*layers pairs"], reach: int) -> Float[AnyArray, "*layers pairs"]:

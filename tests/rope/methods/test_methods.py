@@ -9,7 +9,7 @@ import transformers
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from rope_jax.errors import InputError
-from rope_jax.report.styles import COLOURS, NAMES
+from rope_jax.report.styles import COLOURS, NAMES, look, titled
 from rope_jax.rope.embedding import ScaleVector, frequencies, identity
 from rope_jax.rope.geometry import Geometry
 from rope_jax.rope.measure import EXACT, Measure
@@ -72,6 +72,7 @@ def test_the_papers_yarn_is_not_table_3s(target, form, table_3):
 def test_every_method_has_a_name_and_a_colour():
     assert set(NAMES) == {*METHODS, "own", "learned"} and all(NAMES.values())
     assert len(set(COLOURS.values())) == len(COLOURS)
+    assert titled("yarn@1.03") == "YaRN, attention factor 1.03" and look("yarn@1.03") != look("yarn")
 
 
 def test_energies_rank_the_pairs_of_dprope():
