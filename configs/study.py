@@ -28,12 +28,15 @@ def get_config():
         *("yarn@1", "yarn@longrope", "mrrope_pro@longrope", "dprope@yarn", "dprope_argmin@yarn", "ntk@yarn"),
         *("yarn_paper", "llama3", "dynamic_ntk", "critical_base", "mrrope_uni", "tailspline"),
         *("hard_cut", "longrope2", "proportional"),
+        *(f"two_term@{factor}" for factor in (1.05, 1.1, 1.2, 1.3)),
+        *("two_term_w3", "two_term_w10", "two_term_w100", "two_term_w300"),
+        *("dprope_argmin_t2", "dprope_argmin_t4", "dprope_robust_t2", "dprope_robust_t4"),
     )
     # The paper's 56 to 96 of 128 dimensions, and 90 to 720 intervals.
     s.n_hats = (28, 32, 36, 40, 44, 48)
     s.intervals = (22, 45, 180, 360)
     s.random = 40
-    s.recall_rows = 6
+    s.windows, s.recall_rows = 3, 6
 
     # Adam's step does not depend on the scale of the gradient: as the paper's, a fifteenth of the peak of pre-training.
     config.train.learning_rate = 2e-4

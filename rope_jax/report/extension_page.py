@@ -34,7 +34,7 @@ def extension_page(results: Mapping, curves: Mapping[str, Sequence[Mapping]]) ->
     gradients = {name: scale["gradient"] for name, scale in scales.items() if "gradient" in scale}
     if gradients:
         factors = "; ".join(
-            f"{NAMES[name]} {np.sum(found['attention_factor']):+.3g}" for name, found in gradients.items()
+            f"{titled(name)} {np.sum(found['attention_factor']):+.3g}" for name, found in gradients.items()
         )
         vectors += [
             figures.gradient_per_pair(gradients),

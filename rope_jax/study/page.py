@@ -1,5 +1,6 @@
 """The page of a study, from the lines of its table alone."""
 
+import re
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -27,6 +28,8 @@ from rope_jax.study.statistics import Difference
 
 TITLES = {ZERO_SHOT: "zero-shot", TUNED: "fine-tuned", SKIPPED: "fine-tuned with skipped positions"}
 EXTRAPOLATION = "extrapolation"
+# Methods whose parameters are varied.
+_ABLATED = ("dprope", "dprope_argmin", "dprope_robust", "two_term")
 
 
 def study_page(lines: Sequence[Line]) -> Page:
@@ -38,7 +41,8 @@ def study_page(lines: Sequence[Line]) -> Page:
             sections.append(Section(f"s = {extension}, {TITLES[stage]}", _comparison(table, extension, stage)))
     sections += [
         Section("What predicts quality", _predictors(table)),
-        Section("Interpolated dimensions and intervals", _ablations(table)),
+        Section("Parameters of the methods", _ablations(table)),
+        Section("The attention factor", _attention_factors(table)),
         Section("Learning curves", _curves(table)),
         Section("Each shape and context", _by_group(table)),
         _reproduction(table),
@@ -200,11 +204,9 @@ def _ablations(table: Table) -> list[Block]:
     rows = []
     for extension in table.extensions:
         measured = table.measured(extension, ZERO_SHOT)
-        names = [name for name in measured if name.startswith(("dprope_n", "dprope_argmin_b"))]
+        names = [name for name in measured if re.search(r"_[bntw]\d+$", name)]
         chosen = {
-            name: measured[name]
-            for name in (REFERENCE, "dprope", "dprope_argmin", *sorted(names, key=_number))
-            if name in measured
+            name: measured[name] for name in (REFERENCE, *_ABLATED, *sorted(names, key=_number)) if name in measured
         }
         if len(chosen) < 3:
             continue
@@ -216,10 +218,44 @@ def _ablations(table: Table) -> list[Block]:
     if not rows:
         return []
     return [
-        "DPRoPE by the number of interpolated dimensions, and by the number of intervals, zero-shot, as in the paper's "
-        "tables 4 and 6; differences as above.",
+        "Zero-shot, differences as above. `_nN` interpolates N dimensions and `_bN` counts angles in N intervals, as "
+        "in the paper's tables 4 and 6; `_wN` weighs unseen angles N times; `_tN` averages factors over N pairs on "
+        "either side.",
         Cells(["s", "method", QUALITIES["beyond"].title, QUALITIES["short"].title], rows),
     ]
+
+
+def _attention_factors(table: Table) -> list[Block]:
+    panels, rows = [], []
+    for extension in table.extensions:
+        measured = table.measured(extension, ZERO_SHOT)
+        lines = []
+        for method in ("yarn", "mrrope_pro", "dprope_robust", "two_term"):
+            found = {name: lines for name, lines in measured.items() if parse_adjusted(name)[0] == method}
+            if len(found) < 3:
+                continue
+            by_factor = sorted((_attention_factor(table, name, extension), name) for name in found)
+            means = [mean(found[name], "beyond") for _, name in by_factor]
+            lines.append(Curve(method, [factor for factor, _ in by_factor], means))
+            best, name = by_factor[int(np.argmin(means))]
+            recall = exact_recall(found[name])[1]
+            rows.append([str(extension), titled(method), f"{best:.3f}", f"{min(means):.3f}", f"{recall:.0%}"])
+        panels += [Panel(lines, "attention factor", f"s = {extension}")] if lines else []
+    if not panels:
+        return []
+    return [
+        "Zero-shot, the mean over all models. Along a line, only the factor on cos and sin differs.",
+        LinePlot("attention_factor", panels, QUALITIES["beyond"].title + " (nats)"),
+        "The best that was measured:",
+        Cells(["s", "method", "attention factor", QUALITIES["beyond"].title, "exact beyond L"], rows),
+    ]
+
+
+def _attention_factor(table: Table, name: str, extension: int) -> float:
+    """Of a vector that needs no model; the mean over original contexts, on which LongRoPE's depends."""
+    contexts = dict.fromkeys(context for _, context in table.groups)
+    found = [table.vector(context, extension, name) for context in contexts]
+    return float(np.mean([vector["attention_factor"] for vector in found if vector is not None]))
 
 
 def _number(name: str) -> tuple[str, int]:
@@ -273,8 +309,11 @@ def _reproduction(table: Table) -> Section:
 
 
 def _plain(measured: Mapping[str, list[Line]]) -> dict[str, list[Line]]:
-    """Methods, without random vectors and ablations."""
-    return {name: lines for name, lines in measured.items() if parse_adjusted(name)[0] in NAMES}
+    """Methods, without random vectors, ablations and attention factors that are numbers."""
+    names = {name: parse_adjusted(name) for name in measured}
+    return {
+        name: measured[name] for name, (method, factor) in names.items() if method in NAMES and not factor[:1].isdigit()
+    }
 
 
 def _named(measured: Mapping[str, list[Line]]) -> dict[str, list[Line]]:

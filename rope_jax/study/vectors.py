@@ -18,6 +18,7 @@ from rope_jax.rope.methods import METHODS
 from rope_jax.rope.methods.adjusted import Adjusted, parse_adjusted
 from rope_jax.rope.methods.dprope import DPRope
 from rope_jax.rope.methods.method import Method
+from rope_jax.rope.methods.two_term import TwoTerm
 from rope_jax.rope.two_term import changed_distances, unseen_angles
 from rope_jax.rope.unseen import unseen_mass
 from rope_jax.rope.wasserstein import wasserstein
@@ -38,8 +39,9 @@ def solved(name: str, geometry: Geometry, measure: Measure, share: float) -> Sca
     """The scale vector of a name.
 
     Args:
-        name: of a method; 'dprope_nN' with N interpolated dimensions; 'METHOD_bN' with N intervals; 'NAME@FACTOR' with
-            another attention factor.
+        name: of a method; 'dprope_nN' with N interpolated dimensions; 'two_term_wN' with N as the weight of unseen
+            angles; 'METHOD_bN' with N intervals; 'METHOD_tN' tapered over N pairs; 'NAME@FACTOR' with another attention
+            factor.
         geometry: of the model.
         measure: contexts and intervals.
         share: of the dimensions, that 'dprope' interpolates.
@@ -62,10 +64,16 @@ def _method(name: str, geometry: Geometry, measure: Measure, share: float) -> tu
     if factor:
         method, measure = _method(plain, geometry, measure, share)
         return Adjusted(method, factor), measure
-    if intervals := re.fullmatch(r"(\w+)_b(\d+)", plain):
-        plain, measure = intervals[1], dataclasses.replace(measure, intervals=int(intervals[2]))
+    if option := re.fullmatch(r"(\w+)_([bt])(\d+)", plain):
+        rest, letter, number = option[1], option[2], int(option[3])
+        if letter == "b":
+            return _method(rest, geometry, dataclasses.replace(measure, intervals=number), share)
+        method, measure = _method(rest, geometry, measure, share)
+        return Adjusted(method, taper=number), measure
     if n_hat := re.fullmatch(r"dprope_n(\d+)", plain):
         return DPRope(int(n_hat[1])), measure
+    if weight := re.fullmatch(r"two_term_w(\d+)", plain):
+        return TwoTerm(float(weight[1])), measure
     if plain == "dprope":
         return DPRope(2 * round(share * geometry.head_dim / 2)), measure
     if plain not in METHODS:

@@ -18,6 +18,8 @@ EFFECTS = {
     "dprope": -0.1,
     "extrapolation": 0.5,
     "dprope_n8": -0.05,
+    "yarn@1": 0.05,
+    "yarn@1.1": -0.02,
     "ramp 0": 0.3,
     "mask 1": 0.4,
 }
@@ -51,6 +53,7 @@ def lines():
         for vector, effect in EFFECTS.items():
             costs = {"disturbance": [1.0, 1 + effect], "Wasserstein": [1.0, 1 - effect]}
             found.append({"kind": "vector", "context": context, "extension": 4, "vector": vector, "costs": costs})
+            found[-1]["attention_factor"] = float(vector.partition("@")[2] or 1.14)
         for seed in range(2):
             about = {"shape": shape, "context": context, "seed": seed}
             found.append({"kind": "model", **about, "without_embeddings": 1, "tokens": 10, "seconds": 3600.0})
@@ -106,7 +109,15 @@ def test_the_page_has_a_section_for_each_comparison(lines):
     assert [row[0] for row in table.rows] == ["DPRoPE", "YaRN", "PI", "extrapolation"]
     assert table.rows[2][1].startswith("**+0.2") and table.rows[2][1].endswith("4 of 4")
     text = markdown(page)
-    for shown in ("4 models", "L = 64", "python -m experiments.study", "4.0 of pre-training", "+1.00", "dprope_n8"):
+    for shown in (
+        "4 models",
+        "L = 64",
+        "python -m experiments.study",
+        "4.0 of pre-training",
+        "+1.00",
+        "dprope_n8",
+        "| 1.100 |",
+    ):
         assert shown in text, shown
     drawn = [block for section in page.sections for block in section.blocks if isinstance(block, LinePlot)]
     assert len({figure.name for figure in drawn}) == len(drawn)

@@ -8,6 +8,7 @@ from rope_jax.rope.embedding import ScaleVector, identity
 from rope_jax.rope.geometry import Geometry
 from rope_jax.rope.measure import Measure
 from rope_jax.rope.methods import METHODS
+from rope_jax.rope.methods.adjusted import Adjusted
 from rope_jax.study.vectors import KINDS, check_vector, per_pair_costs, random_vectors, solved
 
 GEOMETRY, MEASURE = Geometry(10000.0, 16, identity(16)), Measure(64, 256, intervals=16)
@@ -21,6 +22,8 @@ def test_names():
     plain, adjusted = (solved(name, GEOMETRY, MEASURE, 0.5) for name in ("ntk", "ntk@yarn"))
     np.testing.assert_array_equal(plain.factors, adjusted.factors)
     assert adjusted.attention_factor == pytest.approx(0.1 * np.log(4) + 1) and plain.attention_factor == 1
+    tapered = Adjusted(METHODS["two_term"](unseen_weight=100.0), taper=2)(GEOMETRY, MEASURE).scale.factors
+    np.testing.assert_array_equal(solved("two_term_w100_t2", GEOMETRY, MEASURE, 0.5).factors, tapered)
     other = METHODS["dprope_argmin"]()(GEOMETRY, Measure(64, 256, intervals=8)).scale.factors
     np.testing.assert_array_equal(solved("dprope_argmin_b8", GEOMETRY, MEASURE, 0.5).factors, other)
 
