@@ -54,10 +54,6 @@ def analyze(
         config: the run's config; needs `rope.base`, `rope.head_dim` and `context.original`, or `model.path`.
         named: `model.path` is what to analyze. Otherwise a config that has the three needs no model.
         sweep: also sweep settings, into `sweep.json`.
-        reporter: None for the terminal.
-
-    Raises:
-        InputError: naming the field that cannot be used.
     """
     reporter = reporter or shell.Terminal()
     with config_names():

@@ -9,12 +9,7 @@ is made: interrupted anywhere, the same command resumes, and later ones may add 
 holds `report.md`, `results.json` with every number, and `predictions/`.
 """
 
-import os
 from pathlib import Path
-
-# On a shared CPU the libraries below greet on standard error; a user's first screen should be ours.
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 
 from absl import flags
 from ml_collections import ConfigDict

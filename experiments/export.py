@@ -32,14 +32,10 @@ DEFAULT = build.REPOSITORY / "configs" / "export.py"
 def export(config: ConfigDict, folder: Path, name: str, reporter: Reporter | None = None) -> dict:
     """Writes the formats that a config asks for, and verifies them if it asks for that.
 
-    Args:
-        reporter: None for the terminal.
-
     Returns:
         What `verify.json` holds: what was compared, by file. Empty without `config.verify`.
 
     Raises:
-        InputError: naming the field or file that cannot be used, before anything is written.
         VerificationError: naming the file and what differs.
     """
     reporter = reporter or shell.Terminal()

@@ -12,13 +12,8 @@ export. Interrupted anywhere, the same command resumes from the last finished st
 import contextlib
 import dataclasses
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
-
-# On a shared CPU the libraries below greet on standard error.
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 
 from absl import flags
 from jax.sharding import Mesh
@@ -63,13 +58,7 @@ def extend(
 ) -> dict:
     """Extends a model as a config says; gives what `results.json` holds.
 
-    Args:
-        profile: first and last step of each training to trace; None for none.
-        reporter: None for the terminal.
-
-    Raises:
-        InputError: naming the field or file that cannot be used, before any long computation.
-        NonFiniteLoss: naming the step.
+    `profile` is the first and last step of each training to trace. Raises `NonFiniteLoss`, naming the step.
     """
     reporter = reporter or shell.Terminal()
     compilation_cache(folder, config.compilation_cache)

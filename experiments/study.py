@@ -9,12 +9,7 @@ Interrupted anywhere, the same command resumes from the last record or checkpoin
 """
 
 import contextlib
-import os
 from pathlib import Path
-
-# On a shared CPU the libraries below greet on standard error.
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 
 from absl import flags
 from ml_collections import ConfigDict

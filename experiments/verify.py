@@ -30,11 +30,7 @@ DEFAULT = build.REPOSITORY / "configs" / "verify.py"
 def verify(config: ConfigDict, folder: Path, name: str, reporter: Reporter | None = None) -> dict:
     """Asks the engine that a config names, and gives what `engine.json` holds.
 
-    Args:
-        reporter: None for the terminal.
-
     Raises:
-        InputError: naming the field that cannot be used.
         VerificationError: if the engine applies another vector than the model's config says.
     """
     reporter = reporter or shell.Terminal()

@@ -30,14 +30,9 @@ class InputError(ValueError):
         self.field = field or (begins[1] if begins else "")
 
     def renamed(self, names: Mapping[str, str]) -> InputError:
-        """The same error under the caller's names.
+        """The same error under the caller's names, in place of arguments in backticks.
 
-        Args:
-            names: argument to the name that the caller gives it, such as ``{"target": "config.context.target"}``.
-                Arguments that are missing keep their names.
-
-        Returns:
-            The error, with every argument in backticks replaced in its message.
+        `names` is argument to that name, such as ``{"target": "config.context.target"}``; those that are missing stay.
         """
         message = _QUOTED.sub(lambda quoted: names.get(quoted[1], quoted[0]), str(self))
         return InputError(message, names.get(self.field, self.field))

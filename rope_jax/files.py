@@ -66,11 +66,7 @@ def check_inside(folder: Path, file: Path) -> None:
 
 def read_text(path: Path, most: int = LARGEST) -> str:
     """Reads a UTF-8 file of at most `most` bytes, plain or gzip (``.gz``), without its byte order mark."""
-    data = read_bytes(path, most)
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 text at byte {error.start}: download it again") from None
+    return _decoded(str(path), read_bytes(path, most))
 
 
 def read_bytes(path: Path, most: int = LARGEST) -> bytes:
@@ -100,28 +96,34 @@ def parse_json_object(path: Path, text: str) -> dict[str, Any]:
     return value
 
 
-def read_json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def read_json_lines(path: Path, longest: int = LONGEST_LINE) -> Iterator[tuple[str, dict[str, Any]]]:
     """Reads one JSON object per line, unless it is blank; yields its place ``path:line``, for messages, and it.
 
-    Lines are read one by one, plain or gzip, of at most 16 MiB each.
+    Lines are read one by one, plain or gzip, of at most `longest` bytes each.
     """
     with _opened(path) as file:
         for number in itertools.count(1):
-            place, data = f"{path}:{number}", file.readline(LONGEST_LINE + 1)
+            place, data = f"{path}:{number}", file.readline(longest + 1)
             if not data:
                 return
-            if len(data) > LONGEST_LINE:
-                raise InputError(f"{place} has more than {LONGEST_LINE >> 20} MiB: give shorter lines")
-            try:
-                line = data.decode("utf-8-sig" if number == 1 else "utf-8").strip()
-            except UnicodeDecodeError as error:
-                raise InputError(f"{place} is not UTF-8 text at byte {error.start}: download it again") from None
+            if len(data) > longest:
+                raise InputError(f"{place} has more than {longest >> 20} MiB: give shorter lines")
+            line = _decoded(place, data, "utf-8-sig" if number == 1 else "utf-8").strip()
             if not line:
                 continue
             value = parse_json(place, line) if line.startswith("{") else None
             if not isinstance(value, dict):
                 raise InputError(f"{place} is not a JSON object")
             yield place, value
+
+
+def _decoded(place: str, data: bytes, encoding: str = "utf-8-sig") -> str:
+    try:
+        return data.decode(encoding)
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{place} is not UTF-8 text at byte {error.start}: download it again, or convert it (iconv -t utf-8)"
+        ) from None
 
 
 def check_regular(path: Path, most: int | None = None) -> None:
@@ -144,6 +146,19 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
         raise
     except (OSError, EOFError, ValueError, zlib.error) as error:
         raise InputError(f"{path} cannot be read ({error}): repair it or download it again") from error
+
+
+def set_aside(path: Path, before: object, of: Mapping[str, str]) -> str:
+    """Renames a file that was made `before` of other things, so that it is made anew; gives a sentence that says so.
+
+    Both are digests of what it is made of, by name.
+    """
+    known = before if isinstance(before, dict) else {}
+    other = [name for name in of if known.get(name) != of[name]] or ["protocol"]
+    names = (path.with_name(f"{path.stem}.old{i}{path.suffix}") for i in itertools.count(1))
+    aside = next(name for name in names if not name.exists())
+    path.replace(aside)
+    return f"{path} is of another {', '.join(other)}: measured anew; the old file is now {aside.name}"
 
 
 def read_record(path: Path) -> Any:

@@ -18,13 +18,8 @@ class Locked(Exception):
 def locked(path: Path, wait: bool = False) -> Iterator[None]:
     """Holds the lock of a file, which is created with its folder and stays. A file system without locks has none.
 
-    Args:
-        path: the file; while it is locked it says who holds it.
-        wait: wait for a process that holds it.
-
-    Raises:
-        Locked: if another process holds it and `wait` is False.
-        OSError: if the file cannot be written.
+    While it is locked the file says who holds it. Unless another process is to be waited for, one that holds it is a
+    `Locked`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+", encoding="utf-8") as file:

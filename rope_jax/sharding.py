@@ -41,9 +41,6 @@ def make_mesh(data: int, fsdp: int, tensor: int, devices=None, *, context: int =
         tensor: number of shards of heads, feed-forward width and vocabulary.
         devices: devices to use; default all.
         context: number of pieces of every sequence in training.
-
-    Raises:
-        InputError: if the sizes do not multiply to the number of devices.
     """
     devices = jax.devices() if devices is None else devices
     sizes: dict[str, int] = dict(zip(AXES, (data, fsdp, tensor, context)))
@@ -128,11 +125,9 @@ def place_rows(values: np.ndarray, held: Sequence[int], rows: int, sharding: Nam
     """Assembles a global batch from the rows of each process.
 
     Args:
-        values: this process's rows of the batch.
+        values: this process's rows of the batch, along `axis`.
         held: their numbers in the batch, as `process_rows` returns them.
         rows: number of rows over all processes.
-        sharding: sharding of the batch.
-        axis: axis of the rows.
     """
     place = {row: index for index, row in enumerate(held)}
     shape = (*values.shape[:axis], rows, *values.shape[axis + 1 :])
@@ -159,11 +154,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def check_batch(mesh: Mesh, rows: int, field: str, axis: str = "batch") -> None:
     """Checks that the rows of a (micro)batch over all processes divide over the mesh.
 
-    Args:
-        mesh: device mesh.
-        rows: number of rows.
-        field: the caller's argument that holds it, which the InputError names.
-        axis: 'batch' for rows to train on, 'rows' for rows to evaluate.
+    The InputError names `field`, the caller's argument; `axis` is 'batch' for rows to train on, 'rows' for evaluation.
     """
     count = shards(mesh, axis)
     if rows < 1 or rows % count:

@@ -63,13 +63,7 @@ class EvaluationJob:
 
 
 def evaluate(job: EvaluationJob, folder: RunFolder, reporter: Reporter) -> dict:
-    """Runs every benchmark under every scale vector; resumes where an earlier attempt in the folder stopped.
-
-    Returns what `results.json` holds.
-
-    Raises:
-        InputError: before the model is read, if the folder belongs to another evaluation or nothing can be run.
-    """
+    """Runs every benchmark under every scale vector, resuming an earlier attempt; gives what `results.json` holds."""
     setting = job.setting
     evaluation = prepare_evaluation(job, folder, reporter)
     for missing in evaluation.not_run:

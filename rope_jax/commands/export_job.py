@@ -96,11 +96,7 @@ def existing_gguf(job: Job, wanted: Formats) -> Path | None:
 
 
 def check(job: Job, wanted: Formats, folder: Path) -> None:
-    """Checks that every format can hold the model and is free to be written.
-
-    Raises:
-        InputError: naming the argument or file at fault.
-    """
+    """Checks that every format can hold the model and is free to be written."""
     known, rope = job.recipe.source.known, job.rope
     if np.ndim(rope.factors) == 2:
         raise InputError(
@@ -144,10 +140,6 @@ def trained_job(recipe: Recipe, run: Path, method: str, step: int, mesh: Mesh) -
         run: folder of the run.
         method: one of its methods; empty for the one that it exports.
         step: checkpoint; 0 for the newest, -1 for that of the lowest loss.
-        mesh: devices to restore on.
-
-    Raises:
-        InputError: naming what the run does not have.
     """
     method = method or recipe.exported
     if method not in recipe.methods:

@@ -56,7 +56,6 @@ def extend(run: Run, reporter: Reporter) -> dict:
 
     reporter.say("evaluating each scale vector before fine-tuning")
     of = identities(run, scales)
-    drop_outdated(run, of, reporter)
     evaluate_before(run, scales, of, reporter)
 
     reporter.say(f"fine-tuning on {described(recipe.tuning[recipe.exported])}{_long_documents(run)}")
@@ -136,18 +135,9 @@ def identities(run: Run, scales: Mapping[str, ScaleVector]) -> dict[str, dict[st
     return {m: run.evaluation.identity(Subject(setting, None, scale, m, weights)) for m, scale in scales.items()}
 
 
-def drop_outdated(run: Run, of: Mapping[str, Mapping[str, str]], reporter: Reporter) -> None:
-    """Sets aside evaluations of another vector, model, text or protocol, so that they are measured anew."""
-    for method, parts in of.items():
-        for stage in ("before", "after"):
-            differing = run.method_folder(method).drop_outdated(stage, parts)
-            if differing:
-                reporter.say(f"  {method:<16} {stage:<7} is measured anew: it was of another {', '.join(differing)}")
-
-
 def evaluate_before(run: Run, scales: Mapping[str, ScaleVector], of: Mapping, reporter: Reporter) -> None:
     """Evaluates the model as it is under each scale vector."""
-    waiting = [method for method in scales if not run.method_folder(method).has("before.json")]
+    waiting = [m for m in scales if not run.method_folder(m).recorded("before", of[m], reporter.say)]
     if waiting:
         params = _read_source(run, reporter)
         for method in waiting:
@@ -174,7 +164,7 @@ def tune(run: Run, method: str, scale: ScaleVector, of: Mapping[str, str], repor
 
     The trained weights end with this function: in memory, the next method trains alone.
     """
-    evaluated = run.method_folder(method).has("after.json")
+    evaluated = run.method_folder(method).recorded("after", of, reporter.say)
     exported = method != run.recipe.exported or run.folder.has("export")
     if evaluated and exported:
         return

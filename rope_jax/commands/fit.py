@@ -21,12 +21,7 @@ from rope_jax.training.update import Training
 def fit(run: Run, training: Training, start: Start, place: RunFolder, reporter: Reporter) -> Variables:
     """Trains, or resumes from the newest checkpoint.
 
-    Args:
-        place: folder of checkpoints, metrics and trace; its name describes the training to the user.
-
-    Raises:
-        NonFiniteLoss: naming the step; earlier checkpoints stay.
-        Stopped: if the reporter asked for it.
+    `place` is the folder of checkpoints, metrics and trace; its name describes the training to the user.
     """
     config = training.config
     batches = run.batches(config.rows, config, config.mix)

@@ -22,12 +22,7 @@ def plan_training(
 ) -> Plan:
     """Plans a training on a mesh, axis to size, and reports the plan.
 
-    Args:
-        model: config as an accelerator computes it.
-        own: scale vector, for its shape.
-
-    Raises:
-        InputError: if the training does not fit the model or the mesh.
+    `model` is the config as an accelerator computes it, `own` a scale vector, for its shape.
     """
     count = math.prod(mesh.values())
     # Kernels compile on their own platform only.

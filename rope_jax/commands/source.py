@@ -87,11 +87,7 @@ class Source:
         return [f"note     config.json has {keys}, which transformers does not read: kept as it is"] if keys else []
 
     def load_tokenizer(self, tokenizer: str = "") -> Tokenizer:
-        """The tokenizer in the folder or file `tokenizer`; the model's if that is empty.
-
-        Raises:
-            InputError: if it has ids that the model lacks.
-        """
+        """The tokenizer in the folder or file `tokenizer`; the model's if that is empty."""
         found = load_tokenizer(tokenizer or self.folder)
         if found.vocab_size > self.model.vocab_size:
             raise InputError(
@@ -102,10 +98,6 @@ class Source:
 
 
 def read_params(folder: Path, model: LlamaConfig, mesh: Mesh, reporter: Reporter) -> dict:
-    """Reads the parameters of a model, each straight to the devices that hold it.
-
-    Args:
-        model: its config; `param_dtype` is the dtype to keep the weights in.
-    """
+    """Reads the parameters of a model, in its config's `param_dtype`, each straight to the devices that hold it."""
     with reporter.byte_bar("reading the model") as advance:
         return read_model(folder, param_shardings(model, mesh), model.param_dtype, advance).params

@@ -32,11 +32,7 @@ class UsageJob:
 
 
 def measure(job: UsageJob, folder: Path, reporter: Reporter) -> Usage:
-    """Measures a model with its own scaling, and writes `usage.json` to `folder`.
-
-    Raises:
-        InputError: before the model is read, if there are too few texts.
-    """
+    """Measures a model with its own scaling, and writes `usage.json` to `folder`."""
     rows = _long_texts(job)
     params = read_params(job.source.folder, job.source.model, job.mesh, reporter)
     about = {"model": job.source.name, "data": str(job.corpus), "split": job.corpus.split}

@@ -50,9 +50,6 @@ def open_corpus(name: str, path: str | Path, cache_dir: str | Path) -> Splits:
         name: one of `NAMES`.
         path: folder of the corpus; ignored for `python_stdlib`.
         cache_dir: holds prepared copies, each in a folder named after its content; ignored for `pg19`.
-
-    Raises:
-        InputError: if the folder, a file in it or the prepared copy is unusable.
     """
     if name in ("text_folder", "pg19") and not str(path):  # an empty path would be the working directory
         raise InputError(f"`path` is empty: name the folder of the {name} corpus")

@@ -43,12 +43,7 @@ _NO_TOKEN = 0xFFFFFFFF
 def write_gguf_tokenizer(file: Path, folder: Path) -> None:
     """Writes `tokenizer.json` and `tokenizer_config.json`, and for a sentencepiece model `tokenizer.model`.
 
-    Args:
-        file: GGUF file; one without a tokenizer gives no files.
-        folder: created if missing.
-
-    Raises:
-        InputError: naming the file and the fix, for a tokenizer that has no equivalent here.
+    A GGUF file without a tokenizer gives no files, one with a tokenizer that has no equivalent here an `InputError`.
     """
     found = read_gguf(file)
     kind = _key(found, "model", "no_vocab")

@@ -126,7 +126,6 @@ def write_tokenizer(
     Like LLaMA's tokenizer, it adds BOS and EOS unless called with `add_special_tokens=False`.
 
     Args:
-        folder: created if missing.
         tokenizer: model, normaliser and decoder.
         special: special tokens.
         bos: the one that is put in front of a text, and its id, or None.

@@ -124,9 +124,6 @@ def training_batches(
         streams: a divisor of `batch_size`.
         skips: how positions skip, if they do; reaches further than a row.
         mix: which batches hold short documents only, if some do.
-
-    Raises:
-        InputError: if there are fewer documents than streams, or an argument is out of its range.
     """
     for name, value in (("batch_size", batch_size), ("length", length), ("streams", streams)):
         if value < 1:
@@ -176,20 +173,11 @@ def training_batches(
 
 
 def share_past(source: Source, tokenizer: Tokenizer, length: int, context: int) -> float:
-    """Estimates the share of training tokens whose position is `context` or more.
+    """Estimates the share of training tokens whose position is `context` or more, from some hundred documents.
 
     Positions count from the beginning of a document or, where it spans rows, of the row. A token after `context` others
     of its document is past the context unless a row begins among these, which for rows of `length` tokens happens with
     probability `context / length`: `n` tokens of a document contribute `max(0, n - context) (1 - context / length)`.
-
-    Args:
-        source: documents, of which some hundred are read.
-        tokenizer: applied to their beginnings.
-        length: tokens of a row.
-        context: position, below `length`.
-
-    Returns:
-        The share, from 0 to `1 - context / length`.
     """
     special = sum(token is not None for token in (tokenizer.bos_id, tokenizer.eos_id))
     total = past = 0.0
@@ -206,16 +194,15 @@ def share_past(source: Source, tokenizer: Tokenizer, length: int, context: int) 
 def token_documents(
     source: Iterable[Mapping[str, str]], tokenizer: Tokenizer, max_tokens: int, per_document: int | None = None
 ) -> list[tuple[str, np.ndarray]]:
-    """Tokenises the first documents of a split, for evaluation.
+    """Tokenises the first documents of a split, for evaluation, without special tokens; empty ones are left out.
 
     Args:
         source: documents, with `id` and `text`; not more are read than the budget takes.
-        tokenizer: applied without special tokens.
-        max_tokens: budget over all documents. The one that exceeds it is cut, and no further one is read.
+        max_tokens: budget over all documents. The one that exceeds it is cut.
         per_document: largest number of a document's tokens to keep.
 
     Returns:
-        Id and int32 `[tokens]` of each document that is not empty.
+        Ids, and int32 `[tokens]` of each.
     """
     if max_tokens < 1:
         raise InputError(f"`max_tokens` is {max_tokens}: it must be at least 1")

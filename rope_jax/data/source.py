@@ -11,10 +11,7 @@ from rope_jax.errors import InputError
 class TextSource:
     """The documents of a split as `{"id": str, "text": str}`: a random-access data source in Grain's sense.
 
-    Attributes:
-        records: TFDS data source.
-        id_field: feature that becomes `id`.
-        text_field: feature that becomes `text`.
+    `records` is a TFDS data source, of which two features become id and text.
     """
 
     records: Sequence[Mapping[str, Any]]

@@ -165,11 +165,7 @@ def subject_identity(subject: Subject) -> dict[str, str]:
 
 
 def prepare(benchmarks: Mapping[str, Benchmark], setting: Setting, home: Home = Home()) -> Evaluation:
-    """Makes all samples, except for those that are at home, and checks all that needs no weights.
-
-    Raises:
-        InputError: if the folder holds samples that were made from other files.
-    """
+    """Makes all samples, except for those that are at home, and checks all that needs no weights."""
     ready: dict[str, Benchmark] = {}
     samples: dict[str, list[Callable[[], list[Sample]]]] = {}
     not_run: list[NotRun] = []

@@ -1,7 +1,6 @@
 """What was measured, kept record by record in a file, so that an evaluation can stop at any moment."""
 
 import dataclasses
-import itertools
 import json
 import os
 from collections.abc import Callable, Mapping
@@ -9,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rope_jax.errors import InputError
-from rope_jax.files import LONGEST_LINE, check_regular, read_json_lines, write_text
+from rope_jax.files import LONGEST_LINE, check_regular, read_json_lines, set_aside, write_text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +44,7 @@ class Kept:
             return {}
         of = lines[0][1].get("of", {})
         if of != self.of:
-            self._set_aside(of if isinstance(of, dict) else {})
+            self.say(set_aside(self.path, of, self.of))
             return {}
         found: dict[str, dict[str, Any]] = {}
         for place, record in lines[1:]:
@@ -75,14 +74,6 @@ class Kept:
     def _text(self, records: Mapping[str, Mapping[str, Any]], header: bool) -> str:
         lines = [{"of": dict(self.of)}] * header + [{"id": name, **record} for name, record in records.items()]
         return "".join(json.dumps(line) + "\n" for line in lines)
-
-    def _set_aside(self, of: Mapping[str, str]) -> None:
-        assert self.path is not None
-        other = [name for name in self.of if of.get(name) != self.of[name]] or ["protocol"]
-        names = (self.path.with_name(f"{self.path.stem}.old{i}{self.path.suffix}") for i in itertools.count(1))
-        aside = next(name for name in names if not name.exists())
-        self.path.replace(aside)
-        self.say(f"{self.path} is of another {', '.join(other)}: measured anew; the old file is now {aside.name}")
 
 
 def _remove_torn_line(path: Path) -> None:

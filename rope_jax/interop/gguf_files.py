@@ -71,11 +71,7 @@ def read_gguf_rope(file: Path) -> GgufRope:
 
 
 def gguf_rope(found: GgufFile) -> GgufRope:
-    """What an opened GGUF file says about rotary positions.
-
-    Raises:
-        InputError: naming the file, the key and the fix.
-    """
+    """What an opened GGUF file says about rotary positions."""
     name, fields = architecture_fields(found)
     width, heads = fields.integer("embedding_length"), fields.integer("attention.head_count")
     tensor = found.tensors.get(FACTORS)

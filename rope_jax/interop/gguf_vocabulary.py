@@ -15,12 +15,9 @@ _ADVICE = "set `vocabulary` to False to leave the tokenizer out, or convert with
 
 
 def add_vocabulary(writer, folder: Path, vocab_size: int) -> None:
-    """Adds the tokenizer of a folder to a GGUF file.
+    """Adds the tokenizer of a folder to a `gguf.GGUFWriter` that has written nothing yet.
 
-    Args:
-        writer: `gguf.GGUFWriter` that has written nothing yet.
-        folder: holds `tokenizer.json` or `tokenizer.model`, and `tokenizer_config.json`.
-        vocab_size: rows of the embedding; ids without a token are filled up.
+    Ids without a token are filled up to `vocab_size`, the rows of the embedding.
     """
     try:
         _add_vocabulary(writer, folder, vocab_size)

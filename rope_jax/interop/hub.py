@@ -52,9 +52,6 @@ def resolve_model(path: str | Path, revision: str = "") -> Path:
     Args:
         path: folder, GGUF file, or Hub name such as ``"meta-llama/Llama-2-7b-hf"``. A folder of that name wins.
         revision: branch, tag or commit of a Hub repository; the default branch if empty.
-
-    Raises:
-        InputError: naming the fix, if there is neither.
     """
 
     def error(why: str) -> InputError:

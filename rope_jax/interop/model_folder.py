@@ -15,22 +15,14 @@ from rope_jax.interop.weights import EMBEDDING, FREQUENCY_BUFFER, HEAD, table
 
 
 def read_source(path: Path) -> SourceConfig:
-    """What a model folder's `config.json`, or a GGUF file, says.
-
-    Raises:
-        InputError: as `read_config` and `read_gguf_model`.
-    """
+    """What a model folder's `config.json`, or a GGUF file, says."""
     return read_gguf_model(path)[0] if is_gguf(path) else read_config(path)
 
 
 def inspect(path: Path) -> tuple[SourceConfig, dict[str, StoredTensor]]:
     """Checks, without reading weights, that config and weights are those of one model that this package computes.
 
-    Args:
-        path: model folder, or GGUF file.
-
-    Returns:
-        What its config says, and the tensors of that model by Hugging Face's names, in the order of the files.
+    Gives what its config says, and the tensors of that model by Hugging Face's names, in the order of the files.
     """
     unknown: list[str] = []
     if is_gguf(path):

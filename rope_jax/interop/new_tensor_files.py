@@ -51,11 +51,8 @@ def write_tensors(
 ) -> str:
     """Writes one safetensors file, holding one tensor at a time in memory, and returns its SHA-256, hexadecimal.
 
-    Args:
-        file: file to create.
-        tensors: what it will hold, in order.
-        values: the tensors in the same order, of any layout; a dtype that differs is cast.
-        progress: called with the number of bytes that were just taken.
+    The values come in the order of the tensors, of any layout; a dtype that differs is cast. `progress` is called with
+    the number of bytes that were just taken.
     """
     header: dict[str, dict] = {"__metadata__": {"format": "pt"}}
     end = 0
@@ -79,13 +76,7 @@ def write_tensors(
 
 
 def copy_tensors(source: Path, file: Path, progress: Callable[[int], None]) -> str:
-    """Copies the tensors of a safetensors file byte for byte; returns the SHA-256.
-
-    Args:
-        source: file that `read_header` accepts.
-        file: file to create.
-        progress: called with the number of bytes that were just read.
-    """
+    """Copies the tensors of a safetensors file that `read_header` accepts byte for byte; returns the SHA-256."""
     left = sum(tensor.bytes for tensor in read_header(source))
     with source.open("rb") as stream, contextlib.closing(SummedFile(file)) as out:
         out.write(_marked_header(stream))

@@ -19,11 +19,7 @@ _PREFIX = "base_model.model."
 
 
 def check_adapter(config: LlamaConfig, lora: LoraConfig) -> None:
-    """Checks that an adapter can be exported on its own.
-
-    Raises:
-        InputError: for an embedding that is trained whole and is also the head: PEFT trains a copy of one of the two.
-    """
+    """Refuses an embedding that is trained whole and is also the head: PEFT trains a copy of one of the two."""
     if "embedding" in lora.targets and config.tie_embeddings:
         raise InputError(
             "`targets` has 'embedding', which in this model is also the head; a PEFT adapter would change one of the "
@@ -47,11 +43,8 @@ def write_adapter(
     something else than what was trained.
 
     Args:
-        folder: folder to create.
-        base: folder of the model that the adapter is for.
         config: shape of `base`.
-        lora: what was trained.
-        trained: as from `lora.init_trained`.
+        trained: as from `init_lora`.
         provenance: what the scale vector was made from; JSON-serialisable.
         overwrite: replace an adapter that exists.
     """

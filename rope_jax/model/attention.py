@@ -22,9 +22,6 @@ def causal_attention(
 
     Args:
         query: of the last T of S tokens; the dtype of the output.
-        key: of all S tokens.
-        value: of all S tokens.
-        segment_ids: of all S tokens.
         chunk: queries and keys at a time, about.
         window: keys that a query sees, its own included; None is all before it.
     """

@@ -38,9 +38,6 @@ def ring_kernel(config: LlamaConfig) -> Callable | None:
 
     Returns:
         `kernel` of `rope_jax.model.ring.Ring`; None for plain JAX.
-
-    Raises:
-        InputError: if the model has a window and that backend has none in a ring.
     """
     if config.attention != "splash":
         return None

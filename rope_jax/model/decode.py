@@ -85,11 +85,7 @@ class Limits(NamedTuple):
 def decode(decoder: Decoder, token, cache: Cache, limits: Limits):
     """Greedy decoding until every row has ended, or for `limits.steps`.
 
-    Args:
-        decoder: the model.
-        token: int32 `[B]`, the newest tokens, not in the cache yet.
-        cache: with room for `limits.steps` tokens; donated.
-        limits: when rows end.
+    `token`, int32 `[B]`, are the newest tokens, not in the cache yet, which is donated and has room for the steps.
 
     Returns:
         int32 `[B, SEGMENT]` tokens, valid as far as steps were made and the row had not ended; the newest token; and

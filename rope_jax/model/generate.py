@@ -76,8 +76,6 @@ def greedy_batches(
 
     Args:
         params: parameters of `Llama`, without boxes, sharded or not.
-        config: its config.
-        rope: scale vector.
         prompts: int `[length]` each, at least one token; BOS included where the model expects it.
         max_new_tokens: tokens that every prompt, or each one, may get; at least 1.
         stops: what ends a row earlier; a batch completes when all its rows have ended.
@@ -89,9 +87,6 @@ def greedy_batches(
 
     Yields:
         For each batch, pairs of a prompt's index and its int32 new tokens, without the stop token.
-
-    Raises:
-        InputError: if a prompt is empty or has a token that is not in the vocabulary, or an option is out of range.
     """
     lengths = np.array([len(prompt) for prompt in prompts], np.int64)
     limits = np.broadcast_to(np.asarray(max_new_tokens, np.int64), lengths.shape)

@@ -25,11 +25,7 @@ from rope_jax.model.remat import ATTENTION
 
 
 def zigzag(length: int, devices: int) -> np.ndarray:
-    """The order in which tokens are laid out, so that an even cut gives device i pieces i and 2n-1-i.
-
-    Args:
-        length: tokens T of a row, a multiple of twice the devices.
-        devices: n, along the axis that cuts the sequence.
+    """The order in which T tokens are laid out, so that an even cut gives device i of n pieces i and 2n-1-i.
 
     Returns:
         int32 `[T]`: the token at each place; `numpy.argsort` of it is the way back.

@@ -34,14 +34,8 @@ def measure_usage(
 
     Args:
         params: parameters of `Llama`, stacked layers.
-        config: its config.
-        rope: its scale vector.
-        texts: tokens of each text, as many of each.
         about: what `Usage.about` says.
         queries: positions of a text, evenly spread, whose attention is measured.
-
-    Raises:
-        InputError: if there are no texts, or of unequal length.
     """
     energy, attention, edges, lengths = [], [], (), set()
     for tokens in texts:

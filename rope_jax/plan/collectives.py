@@ -32,13 +32,7 @@ def collectives(text: str) -> tuple[Collective, ...]:
 
     A device sends the bytes of ring algorithms among n devices: (n - 1) / n of the result of an all-gather or
     all-to-all, n - 1 times the result of a reduce-scatter, and 2 (n - 1) / n of the result of an all-reduce. A loop
-    without a known trip count counts once.
-
-    Args:
-        text: HLO of a compiled program, `compiled.as_text()`.
-
-    Returns:
-        One entry for each kind that occurs, in the order of `KINDS`.
+    without a known trip count counts once. The text is HLO, `compiled.as_text()`; kinds come in the order of `KINDS`.
     """
     found, calls, entry = defaultdict(list), defaultdict(list), None
     name = None

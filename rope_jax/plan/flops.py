@@ -32,12 +32,9 @@ def model_flops(config: LlamaConfig, length: int, frozen: bool = False) -> float
 
 
 def key_blocks(config: LlamaConfig, length: int, devices: int = 1) -> float:
-    """Average number of key blocks per query block in the attention of backend `cpu`.
+    """Average number of key blocks per query block in the attention of backend `cpu`, for rows of one document.
 
-    Args:
-        config: model config.
-        length: tokens of a row, one document.
-        devices: number of devices that a row is sharded over, each of which holds two pieces in ring order.
+    Each of the devices that a row is sharded over holds two pieces in ring order.
     """
     size = length // (2 * devices) if devices > 1 else length
     (n, rows), (m, columns) = block_sizes(size, size, config.attention_chunk)

@@ -69,11 +69,8 @@ def angle_counts(
 def angle_histograms(
     frequencies: Float32[AnyArray, " pairs"] | Turns, length: int | Int[Array, ""], intervals: int
 ) -> Int32[Array, "pairs intervals"]:
-    """Positions `m = 0 ... n - 1` of each pair whose angle `m * frequency mod 2 pi` falls in each interval.
+    """Positions `m = 0 ... n - 1` of each pair whose angle `m * frequency mod 2 pi` falls in each of b equal intervals.
 
-    Args:
-        frequencies: radians or `Turns` per position.
-        length: number n of positions (tokens); at most 2^24 in float32, below 2^31 in turns.
-        intervals: number b of equal intervals of [0, 2 pi); static.
+    The `length` n is at most 2^24 for frequencies in radians, below 2^31 for `Turns`; `intervals` is static.
     """
     return jax.vmap(lambda frequency: angle_counts(frequency, length, intervals))(frequencies)

@@ -43,9 +43,6 @@ class DistanceHistogram:
     Attributes:
         edges: K + 1 rising whole numbers, the first 0, tokens.
         mass: K shares, such as the attention that falls into a bin; of any sum.
-
-    Raises:
-        InputError: naming the attribute that cannot be used.
     """
 
     edges: tuple[int, ...]

@@ -28,10 +28,9 @@ def disturbance(
     Args:
         theta: frequencies before extension: radians per position for the authors' roundings, or `Turns` per position.
         factors: scale factors relative to `theta`.
-        measure: contexts, intervals and distance.
 
     Returns:
-        Disturbance per pair, nats.
+        Nats.
     """
     return shift(theta, extended(theta, factors), measure)
 
@@ -40,16 +39,7 @@ def disturbance(
 def disturbances(
     theta: Float32[AnyArray, " pairs"] | Turns, candidates: Float32[AnyArray, "candidates pairs"], measure: Measure
 ) -> Float32[Array, "candidates pairs"]:
-    """`disturbance` of every row of factors.
-
-    Args:
-        theta: frequencies before extension, radians or `Turns` per position.
-        candidates: a row of scale factors per candidate.
-        measure: contexts, intervals and distance.
-
-    Returns:
-        Disturbance per candidate and pair, nats.
-    """
+    """`disturbance` of every row of factors, nats."""
     return jax.vmap(lambda factors: disturbance(theta, factors, measure))(candidates)
 
 

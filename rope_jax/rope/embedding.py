@@ -53,10 +53,6 @@ def periods(base: float, head_dim: int) -> Float32[np.ndarray, " pairs"]:
     The float32 roundings are those of Hugging Face's `base ** (arange(0, d, 2) / d)`, because the model that is
     extended was trained with, and will be served with, those. They are taken on the host, so that every backend
     gets the same numbers.
-
-    Args:
-        base: rotary base, above 1.
-        head_dim: head dimension D, even.
     """
     check_base(base)
     check_head_dim(head_dim)
@@ -65,14 +61,9 @@ def periods(base: float, head_dim: int) -> Float32[np.ndarray, " pairs"]:
 
 
 def frequencies(base: float, head_dim: int) -> Float32[np.ndarray, " pairs"]:
-    """Rotary frequencies `theta_i = base^(-2i/D)` (RoFormer, arXiv 2104.09864, section 3.2.2).
+    """Rotary frequencies `theta_i = base^(-2i/D)`, radians per position (RoFormer, arXiv 2104.09864, section 3.2.2).
 
-    Args:
-        base: rotary base, above 1.
-        head_dim: head dimension D, even.
-
-    Returns:
-        Radians per position, decreasing from 1; rounded as Hugging Face rounds them.
+    They decrease from 1, and are rounded as Hugging Face rounds them.
     """
     return np.float32(1) / periods(base, head_dim)
 
@@ -80,19 +71,11 @@ def frequencies(base: float, head_dim: int) -> Float32[np.ndarray, " pairs"]:
 def phases(
     positions: Int[AnyArray, "*batch"], period: Float32[AnyArray, " pairs"], factors: Float32[AnyArray, " pairs"]
 ) -> Float32[Array, "*batch pairs"]:
-    """Rotary angles `m * theta_i / f_i`, not reduced modulo 2 pi.
+    """Rotary angles `m * theta_i / f_i`, radians, not reduced modulo 2 pi; `period` is from `periods`.
 
     A broadcast multiply in float32: a matmul would run in bfloat16 on TPU, and a bfloat16 frequency is off by
     whole periods at 16k. The order of operations, `m * (1 / (f * period))`, is that of Hugging Face's `longrope`, so
     that an exported vector gives the same bits there.
-
-    Args:
-        positions: token positions m.
-        period: positions per radian, from `periods`.
-        factors: scale factors.
-
-    Returns:
-        Angles, radians.
     """
     frequency = jnp.asarray(1.0 / (factors * period), jnp.float32)
     return jnp.asarray(positions, jnp.float32)[..., None] * frequency
@@ -103,12 +86,9 @@ def rotate(
     cos: Float32[AnyArray, "#batch length pairs"],
     sin: Float32[AnyArray, "#batch length pairs"],
 ) -> Float[Array, "batch length heads dim"]:
-    """Rotates each pair `(x[i], x[i + D/2])` by its angle, in float32; the result has the dtype of `x`.
+    """Rotates each pair `(x[i], x[i + D/2])` of queries or keys, Hugging Face's layout, by its angle, in float32.
 
-    Args:
-        x: queries or keys, half-split (Hugging Face) layout.
-        cos: cosine of the angles, times the attention factor (YaRN, arXiv 2309.00071, section 3.4).
-        sin: sine of the angles, times the same.
+    Cosine and sine are times the attention factor (YaRN, arXiv 2309.00071, section 3.4).
     """
     cos, sin = cos[:, :, None, :], sin[:, :, None, :]
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)

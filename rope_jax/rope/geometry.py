@@ -22,9 +22,6 @@ class Geometry:
         head_dim: head dimension D, even.
         own: the scaling that the model's config already carries, one vector for all layers.
         layers: number of layers; None if unknown, which allows no extension per layer.
-
-    Raises:
-        InputError: naming the attribute that cannot be used.
     """
 
     base: float
@@ -52,11 +49,9 @@ class Geometry:
     def frequencies(
         self, arithmetic: str = FLOAT32, factors: Float32[AnyArray, " pairs"] | None = None
     ) -> Float32[AnyArray, " pairs"] | Turns:
-        """Frequencies in the arithmetic of a measure.
+        """Frequencies under a scale vector's factors, by default the model's own, in the arithmetic of a measure.
 
-        Args:
-            arithmetic: "float32" for radians, rounded as they are served; "exact" for `Turns` per position.
-            factors: of a `ScaleVector`; by default the model's own.
+        "float32" is radians per position, rounded as they are served; "exact" is `Turns` per position.
         """
         plain = frequencies if arithmetic == FLOAT32 else exact_frequencies
         return extended(plain(self.base, self.head_dim), np.asarray(self.own.factors if factors is None else factors))

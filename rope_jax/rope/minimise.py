@@ -22,7 +22,6 @@ from rope_jax.rope.arrays import AnyArray
 from rope_jax.rope.disturbance import pair_shift
 from rope_jax.rope.exact.turns import Turns, exact_turns
 from rope_jax.rope.measure import Measure
-from rope_jax.rope.wasserstein import pair_wasserstein
 
 STEPS = (2e-2, 1e-2, 5e-3, 2e-3, 1e-3, 5e-4, 2e-4, 1e-4, 5e-5, 2e-5, 1e-5, 5e-6, 2e-6, 1e-6, 1e-7)
 
@@ -65,7 +64,7 @@ class Minimum:
 
     Attributes:
         factors: float32 `[D/2]`, the best scale factors found; a little below 1 or above s for some pairs.
-        cost: float32 `[D/2]`, their disturbance, nats, or circular Wasserstein distance, radians.
+        cost: float32 `[D/2]`, their disturbance, nats.
         ends: float32 `[2, D/2]`, the cost at factors 1 and s, of which none is below `cost`.
     """
 
@@ -79,25 +78,10 @@ def minimise(theta: Float32[AnyArray, " pairs"] | Turns, measure: Measure, searc
 
     The search itself counts angles roughly (30 bits up to 2^15 positions), at a cost that does not grow with the
     length. Its best factors, with 1 and s, are then measured in the arithmetic of the frequencies, and the best of
-    those is the answer. So no pair is ever worse than at 1 or at s, in the arithmetic that was asked for.
-
-    Args:
-        theta: frequencies of the model that is extended, radians or `Turns` per position; not traced.
-        measure: contexts, intervals and distance.
-        search: how densely; the default tries 4026 factors per pair.
+    those is the answer. So no pair is ever worse than at 1 or at s, in the arithmetic that was asked for. The
+    frequencies are not traced; the default search tries 4026 factors per pair.
     """
     return _minimise(theta, exact_turns(theta).roughly(), measure.extension, measure, search)
-
-
-def minimise_wasserstein(
-    theta: Float32[AnyArray, " pairs"] | Turns, measure: Measure, search: Search = Search()
-) -> Minimum:
-    """Searches each pair's factor densely for the least circular Wasserstein distance.
-
-    It needs no intervals and is smooth enough for a much smaller `search`, but its memory and time grow with the
-    length.
-    """
-    return _minimise_wasserstein(theta, measure.extension, measure.original, measure.target, search)
 
 
 @functools.partial(jax.jit, static_argnames="search")
@@ -109,39 +93,13 @@ def _minimise(theta, rough, extension, measure, search):
         frequency, rough = frequencies
         tried, costs = _search_pair(cost(rough), extension, search)
         _, best = jax.lax.top_k(-costs, min(search.finalists, search.candidates))
-        finalists = jnp.concatenate([_ends(extension), tried[best]])
-        return _best(finalists, cost(frequency)(finalists))
+        finalists = jnp.concatenate([jnp.stack([jnp.float32(1), jnp.float32(extension)]), tried[best]])
+        costs = cost(frequency)(finalists)
+        winner = jnp.argmin(costs)
+        return finalists[winner], costs[winner], costs[:2]
 
-    return _over_pairs(pair, (theta, rough))
-
-
-@functools.partial(jax.jit, static_argnames=("original", "target", "search"))
-def _minimise_wasserstein(theta, extension, original, target, search):
-    def pair(frequency):
-        # One candidate at a time: each sorts all its angles.
-        def cost(factors):
-            return jax.lax.map(lambda factor: pair_wasserstein(frequency, factor, original, target), factors)
-
-        tried, costs = _search_pair(cost, extension, search)
-        ends = _ends(extension)
-        return _best(jnp.concatenate([ends, tried]), jnp.concatenate([cost(ends), costs]))
-
-    return _over_pairs(pair, theta)
-
-
-def _ends(extension):
-    extension = jnp.asarray(extension, jnp.float32)
-    return jnp.stack([jnp.ones_like(extension), extension])
-
-
-def _best(factors, costs):
-    winner = jnp.argmin(costs)
-    return factors[winner], costs[winner], costs[:2]
-
-
-def _over_pairs(pair, frequencies):
     # One after the other, so that memory holds the candidates of one grid of one pair.
-    factors, least, ends = jax.lax.map(pair, frequencies)
+    factors, least, ends = jax.lax.map(pair, (theta, rough))
     return Minimum(factors, least, ends.T)
 
 

@@ -14,21 +14,13 @@ from rope_jax.rope.measure import Measure
 def noise_floor(
     theta: Float32[AnyArray, " pairs"] | Turns, candidates: Float[AnyArray, "candidates pairs"], measure: Measure
 ) -> Float32[Array, " pairs"]:
-    """Change of a pair's disturbance when the grid of intervals is shifted by half an interval.
+    """Largest change of a pair's disturbance, nats, among candidates when the grid shifts by half an interval.
 
     A disturbance is estimated from how many angles fall between edges, and the edges could be anywhere. Shifting them
     changes no distribution, so what it does to the estimate is the estimate's error. A margin of a selection below it
     says how samples fall into intervals, not what a model would notice. Random multinomial samples would give a floor
     far too high, because the angles of a pair are much more regular; windows that start elsewhere have other
-    distributions for pairs that do not complete many periods.
-
-    Args:
-        theta: frequencies of the model that is extended; not traced.
-        candidates: scale factors.
-        measure: contexts, intervals and distance.
-
-    Returns:
-        The largest change among the candidates, nats.
+    distributions for pairs that do not complete many periods. The frequencies are not traced.
     """
     return _noise_floor(exact_turns(theta).roughly(), jnp.asarray(candidates, jnp.float32), measure)
 

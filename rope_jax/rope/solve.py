@@ -100,12 +100,8 @@ def select(
     Args:
         theta: frequencies of the model that is extended.
         candidates: positive scale factors, the default row first, at least one other.
-        measure: contexts, intervals and distance.
         rule: which pairs leave the default row.
         cost: what pairs compare, and the unit of `thresholds`; by default the disturbance, which the paper compares.
-
-    Raises:
-        InputError: if the candidates do not fit the frequencies, or the rule asks for more dimensions than there are.
     """
     rows = np.asarray(candidates, np.float32)
     if rows.ndim != 2 or len(rows) < 2 or rows.shape[1] != len(theta):

@@ -32,12 +32,9 @@ _FEW_RADIANS, _SHORT_STEP = 8.0, 0.1
 def changed_distances(
     theta: Float32[AnyArray, " pairs"], factors: Float32[AnyArray, " pairs"], weights: DistanceWeights
 ) -> Float32[Array, " pairs"]:
-    """A_i: how much familiar distances change, from 0 (not at all) to 2.
+    """A_i: how much familiar distances, those below the original context, change: from 0 (not at all) to 2.
 
-    Args:
-        theta: frequencies before extension, radians per position.
-        factors: scale factors of at least 1.
-        weights: of the distances below the original context.
+    Frequencies are those before extension, radians per position; factors are at least 1.
     """
     return jax.vmap(pair_changed, in_axes=(0, 0, None))(theta, factors, weights)
 
@@ -49,13 +46,9 @@ def unseen_angles(
     original: int | Array,
     weights: DistanceWeights,
 ) -> Float32[Array, " pairs"]:
-    """B_i: how far the angles of extended distances lie from those of pre-training, from 0 (among them) to 2.
+    """B_i: how far the angles of distances below the extended context lie from those of pre-training.
 
-    Args:
-        theta: frequencies before extension, radians per position.
-        factors: scale factors of at least 1.
-        original: pre-training context L, tokens.
-        weights: of the distances below the extended context.
+    From 0 (among them) to 2. Arguments are as for `changed_distances`; `original` is the pre-training context, tokens.
     """
     return jax.vmap(pair_unseen, in_axes=(0, 0, None, None))(theta, factors, original, weights)
 

@@ -51,11 +51,7 @@ class Usage:
 
 
 def read_usage(path: Path) -> Usage:
-    """Reads what `Usage.write` wrote.
-
-    Raises:
-        InputError: naming the file, if it holds something else.
-    """
+    """Reads what `Usage.write` wrote; `InputError` names a file that holds something else."""
     value = read_json_object(path)
     try:
         energy, edges, attention = value["energy"], value["distances"]["edges"], value["distances"]["attention"]

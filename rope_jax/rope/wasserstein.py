@@ -20,14 +20,12 @@ def wasserstein(
 
     Memory grows with `target`; both contexts are static.
     """
-    return jax.lax.map(lambda pair: pair_wasserstein(pair[0], pair[1], original, target), (theta, factors))
 
+    def pair(frequency_and_factor):
+        frequency, factor = frequency_and_factor
+        return circular_wasserstein(_turns(frequency, original), _turns(extended(frequency, factor), target))
 
-def pair_wasserstein(
-    frequency: Float32[AnyArray, ""] | Turns, factor: Float32[AnyArray, ""], original: int, target: int
-) -> Float32[Array, ""]:
-    """`wasserstein` of one pair."""
-    return circular_wasserstein(_turns(frequency, original), _turns(extended(frequency, factor), target))
+    return jax.lax.map(pair, (theta, factors))
 
 
 def circular_wasserstein(first: Float32[AnyArray, " n"], second: Float32[AnyArray, " m"]) -> Float32[Array, ""]:

@@ -10,12 +10,8 @@ def needed_bytes(folder: RunFolder, parameters: int, trained: int, methods: tupl
     """Bytes that a run has yet to write; methods that have finished are not counted again.
 
     Each method keeps checkpoints of a float32 state: what is trained and two moments. One more checkpoint exists while
-    the newest is written. The export adds the parameters.
-
-    Args:
-        parameters: parameters of the model.
-        trained: numbers that are trained: parameters, or low-rank factors beside them.
-        keep: checkpoints kept per method.
+    the newest is written. `trained` counts the numbers that are trained: parameters, or low-rank factors beside them.
+    The export adds the parameters.
     """
     waiting = [method for method in methods if not (folder / f"methods/{method}/after.json").exists()]
     return 12 * trained * (keep * len(waiting) + 1) + 4 * parameters if waiting else 0

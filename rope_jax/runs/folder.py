@@ -25,7 +25,7 @@ from typing import Any
 
 from rope_jax import multihost
 from rope_jax.errors import InputError
-from rope_jax.files import read_json, sealed, unsealed, write_json
+from rope_jax.files import read_json, sealed, set_aside, unsealed, write_json
 from rope_jax.lock import Locked, locked
 
 # Fields, or sections of fields, that may differ between two commands on one folder: finished stages stay valid.
@@ -56,20 +56,30 @@ class RunFolder:
     def has(self, name: str) -> bool:
         return multihost.from_first((self.path / name).exists)
 
-    def recorded(self, name: str) -> dict | None:
-        """The record `name`; None if the stage has not finished."""
-        return multihost.from_first(lambda: self._read(name))
+    def recorded(
+        self, name: str, of: Mapping[str, str] | None = None, say: Callable[[str], None] = lambda text: None
+    ) -> dict | None:
+        """The record `name`; None if the stage has not finished.
+
+        `of` are digests of what it must have been made of, as it says under `of` itself. A record of something else is
+        set aside under another name, so that its stage runs again, and `say` is told why.
+        """
+
+        def find() -> list:
+            record = self._read(name)
+            if record is None or of is None or record.get("of") == of:
+                return [record, ""]
+            return [None, set_aside(self.path / f"{name}.json", record.get("of"), of)]
+
+        record, why = multihost.from_first(find)
+        if why:
+            say(why)
+        return record
 
     def record(self, name: str, make: Callable[[], Mapping[str, Any]]) -> dict:
-        """The record `name`, made and written if the stage has not finished; as it stands in the file.
+        """The record `name`, a path without `.json`, made if the stage has not finished; as it is in the file.
 
-        Args:
-            name: path of the record in this folder, without `.json`.
-            make: computes the JSON-able record. Called in every process, for it may use all devices; what process 0
-                computes is recorded.
-
-        Raises:
-            InputError: if the record is damaged, naming the file.
+        Every process calls `make`, for it may use all devices; what process 0 computes is recorded.
         """
         found = self.recorded(name)
         if found is not None:
@@ -79,11 +89,7 @@ class RunFolder:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Creates this folder and holds it for one command, or for the processes of one run, of which the first locks.
-
-        Raises:
-            InputError: naming the process that holds it already, or if it cannot be written to.
-        """
+        """Creates this folder and holds it for one command, or for the processes of one run; the first one locks."""
         with contextlib.ExitStack() as held:
             if multihost.is_first():
                 try:
@@ -96,22 +102,6 @@ class RunFolder:
                 except OSError as error:
                     raise self._not_writable(error) from error
             yield
-
-    def drop_outdated(self, name: str, of: Mapping[str, str]) -> list[str]:
-        """What the record `name` says it was made of, under `of`, and is another now; empty if there is no record.
-
-        An outdated record is set aside as `NAME.old.json`, so that its stage runs again.
-        """
-
-        def drop() -> list[str]:
-            record = self._read(name)
-            if record is None or record.get("of") == of:
-                return []
-            (self.path / f"{name}.json").replace(self.path / f"{name}.old.json")
-            before = record.get("of") or {}
-            return [part for part in of if before.get(part) != of[part]]
-
-        return multihost.from_first(drop)
 
     def check(
         self,
@@ -126,10 +116,6 @@ class RunFolder:
             may_change: fields, or sections of fields, that may differ.
             defaults: by dotted name, the value of a field that the folder's config does not have: it was begun by a
                 version without that field.
-
-        Raises:
-            InputError: if the folder belongs to another config, with the first field that differs as `field`; or if
-                it cannot be created.
         """
         path = self.path / "config.json"
         try:

@@ -75,14 +75,8 @@ class Checkpoints:
         Corruption, even one flipped bit, and values that are not finite are detected: a warning names the damaged
         checkpoint, and once an older one is restored, the damaged one is renamed so that its step can be saved again.
 
-        Args:
-            abstract: state of `jax.ShapeDtypeStruct` with shardings.
-
-        Returns:
-            The state and the progress.
-
-        Raises:
-            InputError: if all checkpoints are damaged or of another model; the message names the newest.
+        `abstract` is a state of `jax.ShapeDtypeStruct` with shardings. Gives the state and the progress; `InputError`
+        names the newest checkpoint if all are damaged or of another model.
         """
         reasons: dict[int, str] = {}
         for step in sorted(self._manager.all_steps(), reverse=True):
@@ -225,16 +219,8 @@ def _first_line(error: Exception) -> str:
 def read_trained(folder: Path, abstract, step: int) -> dict:
     """Reads the trained numbers from a checkpoint, without the optimizer state.
 
-    Args:
-        folder: folder of the checkpoints.
-        abstract: `TrainState.params` or a part of it, of `jax.ShapeDtypeStruct` with shardings.
-        step: step of the checkpoint.
-
-    Returns:
-        The arrays, a pytree like `abstract`.
-
-    Raises:
-        InputError: if there is no such checkpoint, or it is damaged, not finite or of another model.
+    `abstract` is `TrainState.params` or a part of it, of `jax.ShapeDtypeStruct` with shardings. `InputError` if there
+    is no such checkpoint, or it is damaged, not finite or of another model.
     """
     place, item = Path(folder).resolve() / str(step), {"params": abstract}
     if not place.is_dir():

@@ -41,8 +41,6 @@ def explain(flags, variables: Variables, rows: dict, model: LlamaConfig, mesh: M
         flags: `finite` of the gradients.
         variables: what the model computed with before the step.
         rows: rows of the step's `A` microbatches, arrays `[A, ...]`.
-        model: model config.
-        mesh: device mesh; None for one device.
 
     Returns:
         A clause such as 'the output of layer 3 (counted from 0)'.

@@ -72,13 +72,10 @@ def learn(
 
     Args:
         base: parameters, which stay unchanged, and the scale vector to start from, `[D/2]` or `[layers, D/2]`.
-        model: model config.
         batches: dicts of int32 `[B, T]` `tokens`, `segment_ids` and `positions`, T the extended context.
-        config: learning rate and what is learned.
         mesh: mesh that parameters and batches are sharded over; None for one device.
 
     Raises:
-        InputError: if `batches` is empty.
         NonFiniteLoss: if a loss or the learned vector is not finite.
     """
     state = create_state(to_logarithms(base.rope), optax.adam(config.learning_rate))

@@ -38,17 +38,9 @@ def cross_entropy(hidden, head, targets, weights, chunk: int, *, mesh: Mesh | No
 
 
 def token_nll(hidden, head, targets, chunk, wanted=None):
-    """Negative log likelihood of every target.
+    """Negative log likelihood of every target, float32 `[B, T]`, nats; arguments as of `cross_entropy`.
 
-    Args:
-        hidden: `[B, T, E]`, any float dtype, which the matrix product uses too.
-        head: `[E, V]`.
-        targets: int32 `[B, T]`, within the vocabulary.
-        chunk: tokens of a row whose logits are formed at a time; need not divide T.
-        wanted: bool `[B, T]`, None for all; other targets get zero, and a chunk without a wanted one costs nothing.
-
-    Returns:
-        float32 `[B, T]`, nats.
+    Targets that are not `wanted`, bool `[B, T]`, get zero, and a chunk without a wanted one costs nothing.
     """
     if wanted is None:
         wanted = jnp.ones(targets.shape, bool)
@@ -56,11 +48,7 @@ def token_nll(hidden, head, targets, chunk, wanted=None):
 
 
 def next_token_targets(tokens, segment_ids):
-    """The token that each token of a packed row predicts.
-
-    Args:
-        tokens: int32 `[B, T]`.
-        segment_ids: int32 `[B, T]`, the document of each token, 0 for padding.
+    """The token that each token of a packed row predicts; documents are numbered, 0 is padding.
 
     Returns:
         Targets int32 `[B, T]`, the tokens shifted left, and weights float32 `[B, T]`: 1 where the next token

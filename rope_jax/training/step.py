@@ -21,10 +21,8 @@ def summed_loss(
     """Next-token loss of one microbatch, differentiable in the variables.
 
     Args:
-        variables: what the model computes with.
         rows: `tokens`, `segment_ids` and `positions`, each int32 `[B, T]`; with `variables.original` also the bool
             `short`.
-        model: model config (static).
         loss_chunk: tokens of a row projected to the vocabulary at a time (static).
         mesh: mesh that rows and their tokens are sharded over; None for one device (static).
 
@@ -51,10 +49,8 @@ def train_step(
     float32 and divided once, so that accumulation changes memory and not the result.
 
     Args:
-        state: current state.
         batch: rows of `A` microbatches, arrays `[A, ...]`, such as int32 `[A, B, T]` tokens.
         loss: function of `state.params` and the rows of one microbatch that returns what `summed_loss` does.
-        optimizer: optimizer of `state.params`.
         check_finite: also checks loss and gradients, and leaves the state unchanged if they are not finite.
 
     Returns:

@@ -28,13 +28,7 @@ HOST = "pinned_host"
 
 @dataclasses.dataclass(frozen=True)
 class Training:
-    """What an update is compiled for, apart from the shape of the scale vector. Hashable.
-
-    Attributes:
-        model: model config.
-        config: the run's configuration.
-        mesh: device mesh; its devices may be virtual.
-    """
+    """What an update is compiled for, apart from the shape of the scale vector. Hashable; devices may be virtual."""
 
     model: LlamaConfig
     config: TrainConfig

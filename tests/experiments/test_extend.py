@@ -185,7 +185,7 @@ def test_an_evaluation_of_another_vector_is_measured_anew(finished, texts, tmp_p
     again = extend(small_config(texts), tmp_path / "small", "small")
     np.testing.assert_array_equal(measured, np.float32([results["methods"]["yarn"]["scale"]["factors"]]))
     assert again["methods"] == results["methods"]
-    assert "measured anew: it was of another vector" in capsys.readouterr().out
+    assert "before.json is of another vector: measured anew" in capsys.readouterr().out
 
 
 def test_a_method_can_be_added_to_a_finished_run(finished, texts, tmp_path):

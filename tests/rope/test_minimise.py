@@ -8,8 +8,7 @@ from rope_jax.rope.disturbance import disturbance, disturbances
 from rope_jax.rope.embedding import frequencies
 from rope_jax.rope.exact.turns import exact_frequencies
 from rope_jax.rope.measure import JENSEN_SHANNON, Measure
-from rope_jax.rope.minimise import Search, minimise, minimise_wasserstein
-from rope_jax.rope.wasserstein import wasserstein
+from rope_jax.rope.minimise import Search, minimise
 from tests.rope.golden import THETA, keep_or_interpolate
 
 SMALL = Search(coarse=61, steps=(1e-2, 1e-3, 1e-5), fan=6, finalists=8)
@@ -52,16 +51,6 @@ def test_another_distance():
     # The best under another distance is no better under this one.
     other = minimise(theta, Measure(256, 512, intervals=64), SMALL).factors
     assert float(found.cost.mean()) <= float(disturbance(theta, other, measure).mean()) + 1e-6
-
-
-def test_wasserstein():
-    theta = frequencies(10000.0, 32)
-    found = minimise_wasserstein(theta, Measure(128, 256), Search(coarse=16, steps=(1e-2, 1e-3), fan=4))
-    np.testing.assert_allclose(wasserstein(theta, found.factors, 128, 256), found.cost, rtol=1e-4, atol=1e-6)
-    ends = np.stack([wasserstein(theta, np.full(16, f, np.float32), 128, 256) for f in (1, 2)])
-    assert (np.asarray(found.cost) <= ends.min(axis=0) + 1e-6).all()
-    # The slowest pair has swept an arc, and keeps to it by being interpolated.
-    assert float(found.factors[-1]) == pytest.approx(2, rel=0.02)
 
 
 def test_pair_order_does_not_matter():

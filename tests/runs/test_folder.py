@@ -86,16 +86,18 @@ def test_a_run_keeps_to_its_texts(tmp_path):
 
 
 def test_a_record_of_something_else_is_set_aside(tmp_path):
-    folder = RunFolder(tmp_path)
+    folder, said = RunFolder(tmp_path), []
     of = {"vector": "1", "texts": "2"}
-    assert folder.drop_outdated("before", of) == []
-    folder.record("before", lambda: {"perplexity": 5.0, "of": of})
-    assert folder.drop_outdated("before", dict(of)) == [] and folder.has("before.json")
-    assert folder.drop_outdated("before", {**of, "texts": "3"}) == ["texts"]
-    assert not folder.has("before.json") and folder.recorded("before.old")["of"] == of
+    assert folder.recorded("before", of, said.append) is None
+    made = folder.record("before", lambda: {"perplexity": 5.0, "of": of})
+    assert folder.recorded("before", dict(of), said.append) == made and not said
+    assert folder.recorded("before", {**of, "texts": "3"}, said.append) is None
+    assert "before.json is of another texts: measured anew" in said.pop()
+    assert not folder.has("before.json") and folder.recorded("before.old1") == made
     # A record of a version that did not say what it is of.
     folder.record("before", lambda: {"perplexity": 5.0})
-    assert folder.drop_outdated("before", of) == ["vector", "texts"]
+    assert folder.recorded("before", of, said.append) is None
+    assert "is of another vector, texts: measured anew; the old file is now before.old2.json" in said.pop()
 
 
 def test_a_folder_belongs_to_one_config(tmp_path):

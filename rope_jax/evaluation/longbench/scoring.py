@@ -96,9 +96,6 @@ def write_scores(
     In `output`, created if missing, `results.json` becomes `{"longbench_e": scores}`, null standing for NaN, which JSON
     does not have, and `longbench_e.json` the table with intervals, the averages and the sets without a file. Gives
     `{set: {"0-4k": percent, "4-8k": percent, "8k+": percent}}`, rounded to two digits; NaN for an empty bucket.
-
-    Raises:
-        InputError: if a prediction file is damaged, before anything is written, or the output cannot be written.
     """
     scored = read_scored(folder, progress)
     scores = {name: bucket_scores(rows) for name, rows in scored.items()}

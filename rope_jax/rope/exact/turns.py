@@ -67,15 +67,7 @@ class Turns:
 
 
 def exact_frequencies(base: float, head_dim: int) -> Turns:
-    """Rotary frequencies `theta_i = base^(-2i/D)`, not rounded to float32.
-
-    Args:
-        base: rotary base, above 1.
-        head_dim: head dimension D, even.
-
-    Returns:
-        Turns per position `[D/2]`.
-    """
+    """Rotary frequencies `theta_i = base^(-2i/D)`, turns per position `[D/2]`, not rounded to float32."""
     check_base(base)
     check_head_dim(head_dim)
     return Turns.create(float(base) ** -(np.arange(0, head_dim, 2) / head_dim))
@@ -89,14 +81,8 @@ def exact_turns(theta: Float32[AnyArray, " pairs"] | Turns) -> Turns:
 def divide(turns: Turns, factor: Float32[AnyArray, "*shape"]) -> Turns:
     """Turns per position of an extended pair, `theta / f`, exact for the given float32 factor.
 
-    Long division by the factor's 24-bit significand, a byte at a time; its exponent is a shift.
-
-    Args:
-        turns: below one half.
-        factor: of the same shape, normal numbers above 0.
-
-    Returns:
-        The quotient, rounded down to 2^-64 turns; whole turns drop out.
+    Long division by the factor's 24-bit significand, a byte at a time; its exponent is a shift. Turns are below one
+    half, factors normal numbers above 0. The quotient is rounded down to 2^-64 turns; whole turns drop out.
     """
     bits = jax.lax.bitcast_convert_type(jnp.asarray(factor, jnp.float32), jnp.uint32)
     significand = (bits & jnp.uint32(0x7FFFFF)) | jnp.uint32(0x800000)
@@ -127,18 +113,10 @@ def angle(turns: Turns, position: Int[AnyArray, "*shape"]) -> UInt32[Array, "*re
 def exact_phases(
     positions: Int[AnyArray, "*batch"], theta: Turns, factors: Float32[AnyArray, " pairs"]
 ) -> Float32[Array, "*batch pairs"]:
-    """Rotary angles `m * theta_i / f_i`, reduced to a turn exactly before they become float32.
+    """Rotary angles `m * theta_i / f_i`, radians from -pi to pi, reduced to a turn exactly before they become float32.
 
     Off by less than 1e-6 rad at every position, where `phases` is off by 6e-2 rad at 1M. Differentiable in the
     factors (and in them only) in forward and reverse mode.
-
-    Args:
-        positions: token positions m.
-        theta: turns per position, from `exact_frequencies`.
-        factors: scale factors.
-
-    Returns:
-        Angles, radians, from -pi to pi.
     """
     step = divide(theta, factors)
     share = jax.lax.bitcast_convert_type(angle(step, positions[..., None]), jnp.int32)

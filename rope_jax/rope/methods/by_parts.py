@@ -50,17 +50,11 @@ def yarn(
     `beta_slow` periods within the original context: `i(beta) = D ln(L / (2 pi beta)) / (2 ln base)`.
 
     Args:
-        base: rotary base, above 1.
-        head_dim: head dimension D, even.
         extension: extension factor s, at least 1.
         original: original context L, tokens.
-        beta_fast: periods from which a pair is kept.
-        beta_slow: periods up to which a pair is interpolated; below `beta_fast`.
         truncate: round the two ends of the ramp outward to whole pairs.
         attention_factor: on cos and sin; by default `0.1 ln s + 1` (section 3.4).
         own: `[D/2]`, factors by which the model scales already; the result is relative to them.
-    Raises:
-        InputError: naming the argument that is out of range.
     """
     ramp = Ramp(base, head_dim, original, (beta_fast, beta_slow), truncate)
     check_extension(extension)
@@ -135,16 +129,8 @@ def llama3(
 ) -> RelativeScale:
     """`1/f_i = (1 - m_i)/s + m_i`, `m_i = clip((r_i - low)/(high - low), 0, 1)`.
 
-    `r_i = L theta_i / 2 pi` are the periods of a pair within the original context.
-
-    Args:
-        theta: `[D/2]`, frequencies before scaling, radians per position.
-        extension: extension factor s, at least 1.
-        original: original context L, tokens.
-        low_frequency_factor: periods up to which a pair is interpolated.
-        high_frequency_factor: periods from which a pair is kept; above `low_frequency_factor`.
-    Raises:
-        InputError: naming the argument that is out of range.
+    `r_i = L theta_i / 2 pi` are the periods of a pair within the original context of L tokens, at frequencies before
+    scaling, `[D/2]`, radians per position. With `low` of them or fewer it is interpolated, with `high` or more kept.
     """
     check_extension(extension)
     check_original(original)

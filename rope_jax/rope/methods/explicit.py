@@ -91,12 +91,7 @@ def explicit(
 
 
 def longrope_attention_factor(extension: float, original: int) -> float:
-    """LongRoPE's factor on cos and sin, `sqrt(1 + ln s / ln L)` (arXiv 2402.13753; `longrope` in Hugging Face).
-
-    Args:
-        extension: extension factor s = L'/L, at least 1.
-        original: original context L, tokens, at least 2.
-    """
+    """LongRoPE's factor on cos and sin, `sqrt(1 + ln s / ln L)` (arXiv 2402.13753; `longrope` in Hugging Face)."""
     check_extension(extension)
     check_original(original)
     return math.sqrt(1 + math.log(extension) / math.log(original))

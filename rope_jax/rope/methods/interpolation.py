@@ -34,12 +34,7 @@ class PositionInterpolation(ClosedForm):
 
 
 def position_interpolation(head_dim: int, extension: float) -> RelativeScale:
-    """`f_i = s` (`linear` in Hugging Face).
-
-    Args:
-        head_dim: head dimension D, even.
-        extension: extension factor s = L'/L, at least 1.
-    """
+    """`f_i = s` (`linear` in Hugging Face)."""
     check_head_dim(head_dim)
     check_extension(extension)
     return RelativeScale.create(np.full(head_dim // 2, extension))

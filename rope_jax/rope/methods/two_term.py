@@ -68,12 +68,8 @@ def least_cost(
 ) -> Float32[Array, " pairs"]:
     """The factor of each pair, to a relative precision of 1e-5.
 
-    Args:
-        theta: frequencies before extension, radians per position.
-        extension: extension factor s.
-        setting: the original context, tokens, and the weight of unseen angles.
-        seen: weights of the distances below the original context.
-        extended: weights of the distances below the extended context.
+    `setting` is the original context, tokens, and the weight of unseen angles; `seen` and `extended` weigh the
+    distances below the original and the extended context.
     """
     original, unseen_weight = setting
 
