@@ -9,8 +9,13 @@ What serving engines compute with exported models, against this package: the mea
 probabilities in nats per token, of {tokens:,} tokens, half of them just below and half just above the original context.
 Engines and this package compute in float32. Figures of one cell are: below / above the original context.
 
-The tiny models have random weights, whose attention is sharp, so that a wrong vector shows. Of the methods,
-`yarn` is written as `yarn`, `dprope` as `longrope`, and `fine-tuned` is a DPRope export after training.
+The tiny models have random weights, whose attention is sharp, so that a wrong vector shows. Of the methods, `ntk` is
+written as another `rope_theta`, `yarn` as `yarn`, and `dprope` as `longrope`; `dprope+af` is that with an attention
+factor of 1.2, and `fine-tuned` a DPRope export after training. Figures in bold are of an engine that applies another
+vector than the model's; a note says which.
+
+SmolLM2-135M is extended from 8,192 to 16,384 tokens. llama.cpp reads its quantised weights as they are, and multiplies
+them with activations of 8 bits; the others read the same weights in float32.
 
 """
 
@@ -43,22 +48,22 @@ def page(found: dict) -> str:
             cells.append(cell(match[0], notes) if match else "")
         text += f"| {family} | {method} | {' | '.join(cells)} |\n"
     text += "".join(f"\n{number}. {note}" for number, note in enumerate(notes, 1)) + "\n" if notes else ""
-    seconds = dict.fromkeys(engines)
-    for row in rows:
-        seconds[row["engine"]] = row["seconds"]
-    took = ", ".join(f"{engine} {value} s" for engine, value in seconds.items())
-    return text + f"\nTime that each engine took for all of its models: {took} ({found['machine']}).\n" + TAIL
+    return text + f"\nMeasured on {found['machine']}.\n" + TAIL
 
 
 def cell(row: dict, notes: list[str]) -> str:
-    """Figures of one engine and model, or the number of the note that says why there are none."""
+    """Figures of one engine and model, with the number of the note that says what is wrong."""
     if "refused" in row:
-        note = row["refused"].replace("`", "").strip().splitlines()[0]
-        if note not in notes:
-            notes.append(note)
-        return f"refused ({notes.index(note) + 1})"
-    text = f"{row['below']:.1g} / {row['above']:.1g}"
-    return text if row["applied"] == "the model's own" else f"**{text}**"
+        text, note = "refused", row["refused"].replace("`", "").strip().splitlines()[0]
+    else:
+        text, note = f"{row['below']:.1g} / {row['above']:.1g}", ""
+        if row["applied"] != "the model's own":
+            text, note = f"**{text}**", f"what it computes with is the vector {row['applied'] or 'of no known formula'}"
+    if not note:
+        return text
+    if note not in notes:
+        notes.append(note)
+    return f"{text} ({notes.index(note) + 1})"
 
 
 if __name__ == "__main__":

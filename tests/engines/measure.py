@@ -1,20 +1,21 @@
 """What engines compute with exports, against this package.
 
-    python -m tests.engines.measure FOLDER RESULTS.json [ENVIRONMENT ...]
+    python -m tests.engines.measure FOLDER RESULTS.json [ENVIRONMENT ...] [--only "FAMILY METHOD" ...]
 
 FOLDER holds the environments of `tests.engines.environments`, and takes the exports. RESULTS.json is what
-`docs/engines.py` makes its page of; what it holds of other environments stays.
+`docs/engines.py` makes its page of; what it holds of other environments and models stays. `--only` takes patterns, such
+as "SmolLM2* *".
 """
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
+import fnmatch
 import functools
 import json
 import platform
 import shutil
-import sys
-import time
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -27,7 +28,7 @@ from rope_jax.data.tokenizer import load_tokenizer
 from rope_jax.interop.engines import Question, ask
 from rope_jax.interop.huggingface import check_model
 from tests.engines.environments import ENVIRONMENTS, interpreter
-from tests.engines.models import Export, smollm2_exports, tiny_exports
+from tests.engines.models import Export, make, names
 
 # Tokens on each side of the original context.
 TOKENS = 1000
@@ -55,16 +56,14 @@ def measure(environments: Path, name: str, exports: Iterable[Export]) -> list[di
         probe, ours = expected(path, export.original)
         tolerance = QUANTISED if engine == "llama.cpp" and export.quantised else TOLERANCE
         asked.append((row, dataclasses.replace(probe, tolerance=tolerance), ours))
-    began = time.monotonic()
     version, answers = ask(
         engine,
         [Question(probe.path, probe.tokens, probe.columns) for _, probe, _ in asked],
         str(interpreter(environments, name)),
         timeout=3600,
     )
-    seconds = time.monotonic() - began
     for row in rows:
-        row |= {"engine": version, "seconds": round(seconds)}
+        row |= {"engine": version}
     for (row, probe, ours), theirs in zip(asked, answers):
         if isinstance(theirs, str):
             row["refused"] = theirs
@@ -88,17 +87,26 @@ def expected(path: Path, original: int) -> tuple[Probe, dict[str, np.ndarray]]:
     return probe, scores(probe, [(OWN, known.rope)])
 
 
-def main(place: Path, results: Path, names: list[str]) -> None:
+def main(place: Path, results: Path, environments: list[str], patterns: list[str]) -> None:
+    wanted = [name for name in names() if any(fnmatch.fnmatch(" ".join(name), pattern) for pattern in patterns)]
     shutil.rmtree(place / "exports", ignore_errors=True)
-    exports = [*tiny_exports(place / "exports"), *smollm2_exports(place / "exports")]
-    for name in names or ENVIRONMENTS:
-        kept = json.loads(results.read_text())["rows"] if results.exists() else []
-        kept = [row for row in kept if row["environment"] != name]
-        rows = measure(place, name, exports)
+    exports = [make(place / "exports", *name) for name in wanted]
+    for environment in environments or ENVIRONMENTS:
+        rows = measure(place, environment, exports)
         print(json.dumps(rows, indent=1), flush=True)
+        kept = json.loads(results.read_text())["rows"] if results.exists() else []
+        found = {(row["environment"], row["family"], row["method"]): row for row in [*kept, *rows]}
+        order = [(environment, *name) for environment in ENVIRONMENTS for name in names()]
         machine = f"{platform.machine()}, Python {platform.python_version()}, NumPy {np.__version__}"
-        results.write_text(json.dumps({"machine": machine, "rows": kept + rows}, indent=1) + "\n", encoding="utf-8")
+        written = {"machine": machine, "rows": [found[name] for name in order if name in found]}
+        results.write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]).resolve(), Path(sys.argv[2]), sys.argv[3:])
+    parser = argparse.ArgumentParser()
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("results", type=Path)
+    parser.add_argument("environments", nargs="*")
+    parser.add_argument("--only", nargs="+", default=["*"])
+    given = parser.parse_args()
+    main(given.folder.resolve(), given.results, given.environments, given.only)

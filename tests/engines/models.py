@@ -30,6 +30,7 @@ ZERO_SHOT = {
 METHODS = {**ZERO_SHOT, "fine-tuned": None}
 # The base alone is told in one place; a Qwen3's GGUF file holds no more.
 TINY = [(family, name) for family in FAMILIES for name in METHODS if name != "ntk" or family == "qwen3"]
+SMOLLM2_MODELS = [("SmolLM2-135M", name) for name in ("yarn", "dprope", "dprope+af")]
 ORIGINAL, TARGET = 1024, 2048
 
 
@@ -54,10 +55,17 @@ class Export:
     quantised: bool = False
 
 
-def tiny_exports(place: Path) -> list[Export]:
-    """`TINY`, below `place`."""
-    texts = write_texts(place / "texts")
-    return [tiny_export(place, texts, family, method) for family, method in TINY]
+def names() -> list[tuple[str, str]]:
+    """Family and method of every export that can be made."""
+    return [*TINY, *(SMOLLM2_MODELS if os.environ.get(SMOLLM2) else ())]
+
+
+def make(place: Path, family: str, method: str) -> Export:
+    """One export, below `place`."""
+    if (family, method) in SMOLLM2_MODELS:
+        return smollm2_export(place, method)
+    texts = place / "texts"
+    return tiny_export(place, texts if texts.is_dir() else write_texts(texts), family, method)
 
 
 def tiny_export(place: Path, texts: Path, family: str, method: str) -> Export:
@@ -88,17 +96,12 @@ def in_gguf(written: dict, target: Path) -> Path | str:
     return target / "gguf" / "model.gguf"
 
 
-def smollm2_exports(place: Path) -> list[Export]:
-    """SmolLM2 zero-shot at twice its context; none without its file."""
-    file = os.environ.get(SMOLLM2)
-    found = []
-    for method in ("yarn", "dprope", "dprope+af") if file else ():
-        target = place / "smollm2" / method
-        written = {"model__path": file, "context__target": 16_384, **ZERO_SHOT[method]}
-        formats = ("hf", "gguf")
-        export(config_of(**written, export__formats=formats), target, "export", reporter=Silent())
-        found.append(Export("SmolLM2-135M", method, target / "export", target / "model.gguf", 8192, quantised=True))
-    return found
+def smollm2_export(place: Path, method: str) -> Export:
+    """SmolLM2 zero-shot at twice its context."""
+    target = place / "smollm2" / method
+    written = {"model__path": os.environ[SMOLLM2], "context__target": 16_384, **ZERO_SHOT[method]}
+    export(config_of(**written, export__formats=("hf", "gguf")), target, "export", reporter=Silent())
+    return Export("SmolLM2-135M", method, target / "export", target / "model.gguf", 8192, quantised=True)
 
 
 def config_of(**fields):

@@ -10,7 +10,7 @@ import pytest
 
 from tests.engines.environments import ENVIRONMENTS, interpreter
 from tests.engines.measure import measure
-from tests.engines.models import TINY, smollm2_exports, tiny_exports
+from tests.engines.models import SMOLLM2_MODELS, TINY, make, names
 
 pytestmark = pytest.mark.engines
 
@@ -19,12 +19,14 @@ PLACE = Path(os.environ.get("ROPE_JAX_ENGINES", "engines")).resolve()
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
-    return tiny_exports(tmp_path_factory.mktemp("engines"))
+    place = tmp_path_factory.mktemp("engines")
+    return [make(place, *name) for name in TINY]
 
 
 @pytest.fixture(scope="module")
 def smollm2(tmp_path_factory):
-    return smollm2_exports(tmp_path_factory.mktemp("smollm2"))
+    place = tmp_path_factory.mktemp("smollm2")
+    return [make(place, *name) for name in SMOLLM2_MODELS if name in names()]
 
 
 def measured(name, exports):

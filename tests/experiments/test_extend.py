@@ -3,6 +3,7 @@
 import contextlib
 import json
 import math
+import os
 import shutil
 import time
 import weakref
@@ -277,14 +278,26 @@ def test_full_disk_is_said_before_anything_runs(texts, tmp_path, monkeypatch):
         extend(small_config(texts), tmp_path / "run", "small", reporter=Silent())
 
 
+def signs(whole):
+    """Files at which to kill a run: of some stages the first, with ROPE_JAX_LONG=1 twenty of all stages in order."""
+    if not os.environ.get("ROPE_JAX_LONG"):
+        return ["pretrain/checkpoints/2", "model", "methods/yarn/before.json", "methods/dprope/checkpoints/2"]
+    made = [path for path in whole.rglob("*") if path.is_file() and not {"profile", "compiled"} & {*path.parts}]
+    made.sort(key=lambda path: path.stat().st_mtime)
+    return [made[i].relative_to(whole) for i in np.linspace(0, len(made) - 1, 20).astype(int)]
+
+
 @pytest.mark.slow
 def test_killed_anywhere_the_same_command_resumes(finished, texts, tmp_path):
-    """kill -9 as soon as each stage's first file appears; the end is bit for bit the undisturbed run's."""
-    folder = tmp_path / "small"
-    for sign in ("pretrain/checkpoints/2", "model", "methods/yarn/before.json", "methods/dprope/checkpoints/2"):
+    """kill -9 soon after a stage's file appears; the end is bit for bit the undisturbed run's."""
+    folder, random, kills = tmp_path / "small", np.random.default_rng(0), []
+    for sign in signs(finished[0]):
         with forked(run_small, folder, texts, 8) as child:
             while child.is_alive() and not (folder / sign).exists():
                 time.sleep(0.01)
+            child.join(random.uniform(0, 0.2))
+            kills += [sign] * child.is_alive()
+    print(f"{len(kills)} kills, after {', '.join(map(str, kills))}")
     with forked(run_small, folder, texts, 8) as child:
         child.join()
         assert child.exitcode == 0
