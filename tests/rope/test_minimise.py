@@ -1,5 +1,6 @@
 """The continuous search against the paper's selection, the published bounds and other distances."""
 
+import jax
 import numpy as np
 import pytest
 
@@ -36,10 +37,15 @@ def test_bounds(target, bound):
 )
 def test_no_pair_is_worse_than_the_papers_selection(base, head_dim, original):
     theta, measure = exact_frequencies(base, head_dim), Measure(original, 4 * original)
-    found = minimise(theta, measure, SMALL)
-    selected = np.asarray(disturbances(theta, keep_or_interpolate(head_dim, 4), measure)).min(axis=0)
-    assert (np.asarray(found.cost) <= selected + 2e-6).all()
-    assert float(found.cost.mean()) < 0.5 * selected.mean()
+    found, selected = [], []
+    # Pairs are searched one by one: 32 at a time are one program for all head dimensions.
+    for start in range(0, head_dim // 2, 32):
+        pairs = jax.tree.map(lambda x, start=start: x[start : start + 32], theta)
+        found.append(minimise(pairs, measure, SMALL).cost)
+        selected.append(disturbances(pairs, keep_or_interpolate(64, 4), measure).min(axis=0))
+    found, selected = np.concatenate(found), np.concatenate(selected)
+    assert (found <= selected + 2e-6).all()
+    assert float(found.mean()) < 0.5 * selected.mean()
 
 
 def test_another_distance():
