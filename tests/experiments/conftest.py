@@ -32,7 +32,7 @@ def finished(small, texts):
     folder, whole = small / "run", small / "whole"
     with locked(small / "lock", wait=True):
         if whole.exists():
-            return folder, json.loads((folder / "results.json").read_text())
+            return folder, json.loads(whole.read_text(encoding="utf-8"))
         results = extend(small_config(texts), folder, "small", profile=(2, 3), reporter=Silent())
-        whole.touch()
+        whole.write_text(json.dumps(results), encoding="utf-8")
         return folder, results

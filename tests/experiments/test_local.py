@@ -2,18 +2,20 @@
 
 import importlib
 
+import jax
 import numpy as np
 import pytest
 
 from experiments.extend import extend
 from rope_jax.commands.reporter import Silent
 from rope_jax.interop.huggingface import check_model
+from rope_jax.sharding import make_mesh
 from tests.interop.stories import write_stories260k
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("optimised")
-def test_stories260k_on_books(shared, tmp_path):
+def test_stories260k_on_books(shared, tmp_path, monkeypatch):
     config = importlib.import_module("configs.local").get_config()
     config.model.path = str(write_stories260k(shared / "data", tmp_path / "stories"))
     config.data.path = str(shared / "data/books")
@@ -23,7 +25,7 @@ def test_stories260k_on_books(shared, tmp_path):
     config.eval.position_tokens = 2_000
     config.eval.passkey_trials = 2
     # Cutting a model this small over eight virtual devices would take longer than computing it.
-    config.mesh.data, config.mesh.fsdp = -1, 1
+    monkeypatch.setattr("experiments.extend.make_mesh", lambda **sizes: make_mesh(**sizes, devices=jax.devices()[:1]))
     config.lock()
     results = extend(config, tmp_path / "run", "local", reporter=Silent())
     assert list(results["methods"]) == ["dprope", "extrapolation"]

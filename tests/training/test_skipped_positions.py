@@ -61,8 +61,7 @@ def test_skipped_positions_beat_extrapolation_beyond_the_training_length(tmp_pat
     tuned = fit(tmp_path / "tuned", RUN, model=MODEL, rope=interpolated, batches=rows, **load)
     assert rows.met == set(range(TARGET))
     extrapolated, skipped = beyond(params, identity(8)), beyond(tuned.model.params, interpolated)
-    # Of three seeds, extrapolation is 1.2 to 1.8 above the least and skipped positions 0.02 to 0.07; a row's difference
-    # has a standard error of 0.1.
+    # Of three other seeds, extrapolation is 1.2 to 1.8 above the least, and skipped positions 0.02 to 0.07.
     difference = skipped - extrapolated
     assert difference.mean() + 2 * difference.std(ddof=1) / ROWS**0.5 < -0.8
     assert skipped.mean() < np.log(32) / 2 + 0.2
