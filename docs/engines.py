@@ -12,7 +12,7 @@ Engines and this package compute in float32. Figures of one cell are: below / ab
 The tiny models have random weights, whose attention is sharp, so that a wrong vector shows. Of the methods, `ntk` is
 written as another `rope_theta`, `yarn` as `yarn`, and `dprope` as `longrope`; `dprope+af` is that with an attention
 factor of 1.2, and `fine-tuned` a DPRope export after training. Figures in bold are of an engine that applies another
-vector than the model's; a note says which.
+vector than the model's; a note says which. An empty cell was not measured.
 
 SmolLM2-135M is extended from 8,192 to 16,384 tokens. llama.cpp reads its quantised weights as they are, and multiplies
 them with activations of 8 bits; the others read the same weights in float32.

@@ -59,7 +59,7 @@ def _draw_lines(figure: LinePlot) -> Canvas:
         _scale_y(axes, figure)
     for axes in grid[:, 0]:
         axes.set_ylabel(figure.y_label)
-    if len(figure.panels) == 1:
+    if len(figure.panels) == 1 and len(figure.panels[0].lines) <= 6:
         grid[0, 0].legend()
     else:
         labels = {name: h for axes in used for h, name in zip(*axes.get_legend_handles_labels())}

@@ -105,17 +105,22 @@ class Table:
         return None
 
 
-def compare(measured: Mapping[str, Sequence[Line]], quality: str) -> dict[str, Difference]:
-    """Differences of every vector from the reference in one measure, paired by model and by document or row."""
+def compare(measured: Mapping[str, Sequence[Line]], quality: str, reference: str = REFERENCE) -> dict[str, Difference]:
+    """Differences of every vector from `reference` in one measure, paired by model and by document or row."""
     of = QUALITIES[quality].of
     values = {name: np.stack([of(line) for line in lines]) for name, lines in measured.items()}
     # A row may ask for nothing beyond L; it is the same row for all.
     asked = np.all([np.isfinite(value).all(axis=0) for value in values.values()], axis=0)
-    return paired_differences({name: value[:, asked] for name, value in values.items()}, REFERENCE)
+    if not asked.any():
+        return {}
+    return paired_differences({name: value[:, asked] for name, value in values.items()}, reference)
 
 
 def mean(lines: Sequence[Line], quality: str) -> float:
-    return float(np.mean([np.nanmean(QUALITIES[quality].of(line)) for line in lines]))
+    """Over lines and what they ask for; NaN if that is nothing."""
+    values = np.stack([QUALITIES[quality].of(line) for line in lines])
+    asked = np.isfinite(values)
+    return float(values[asked].mean()) if asked.any() else np.nan
 
 
 def exact_recall(lines: Sequence[Line]) -> tuple[float, float]:

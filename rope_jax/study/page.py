@@ -28,6 +28,8 @@ from rope_jax.study.statistics import Difference
 
 TITLES = {ZERO_SHOT: "zero-shot", TUNED: "fine-tuned", SKIPPED: "fine-tuned with skipped positions"}
 EXTRAPOLATION = "extrapolation"
+# Differences are also shown from the strongest vector that is used without training.
+RIVAL = "mrrope_pro"
 # Methods whose parameters are varied.
 _ABLATED = ("dprope", "dprope_argmin", "dprope_robust", "two_term")
 
@@ -99,24 +101,19 @@ def _positions(table: Table) -> list[Block]:
         for extension in table.extensions:
             for stage in stages(table):
                 measured = _named(table.measured(extension, stage, group))
-                panels.append(
-                    Panel(
-                        [
-                            Curve(name, _steps(lines, 8), _mean_of(lines, "position"))
-                            for name, lines in measured.items()
-                        ],
-                        "position (tokens)",
-                        f"s = {extension}, {TITLES[stage]}",
-                    )
-                )
+                base = _mean_of(measured[REFERENCE], "position") if measured else 0
+                lines = [
+                    Curve(name, _steps(found, 8), (_mean_of(found, "position") - base).tolist())
+                    for name, found in measured.items()
+                ]
+                panels.append(Panel(lines, "position (tokens)", f"s = {extension}, {TITLES[stage]}"))
         shown = [panel for panel in panels if panel.lines]
         if shown:
-            # The first tokens of any window are hard; they would flatten the rest.
-            rest = [y for panel in shown for line in panel.lines for y in line.y[2:]]
-            limits = (min(rest) - 0.1, float(np.quantile(rest, 0.97)) + 0.2)
+            values = [y for panel in shown for line in panel.lines for y in line.y]
+            limits = float(np.quantile(values, 0.005)) - 0.03, float(np.quantile(values, 0.95)) + 0.03
             name = f"position_{group[0]}_{group[1]}"
-            title = f"{group[0]}, L = {group[1]}"
-            figures.append(LinePlot(name, shown, "NLL (nats)", title, y_limits=limits, original=group[1]))
+            title, what = f"{group[0]}, L = {group[1]}", f"NLL less that of {titled(REFERENCE)} (nats)"
+            figures.append(LinePlot(name, shown, what, title, y_limits=limits, original=group[1]))
     return figures
 
 
@@ -130,25 +127,25 @@ def _comparison(table: Table, extension: int, stage: str) -> list[Block]:
 
 def _differences(measured: Mapping[str, Sequence[Line]]) -> Cells:
     differences = {quality: compare(measured, quality) for quality in QUALITIES}
+    rival = compare(measured, "beyond", RIVAL) if RIVAL in measured else {}
     order = sorted(measured, key=lambda name: mean(measured[name], "beyond"))
     rows = []
     for name in order:
         lines = measured[name]
-        exact = f"{exact_recall(lines)[1]:.0%}"
         if name == REFERENCE:
             cells = [f"{mean(lines, quality):.3f}" for quality in QUALITIES]
         else:
-            cells = [_difference(differences[quality][name]) for quality in QUALITIES]
-        rows.append([titled(name), *cells, exact])
-    head = [
-        "method",
-        *(quality.title for quality in QUALITIES.values()),
-        "exact beyond L",
-    ]
-    return Cells(head, rows)
+            cells = [_difference(found.get(name)) for found in differences.values()]
+        cells += [_difference(rival.get(name))] if rival else []
+        rows.append([titled(name), *cells, f"{exact_recall(lines)[1]:.0%}"])
+    head = ["method", *(quality.title for quality in QUALITIES.values())]
+    head += [f"{QUALITIES['beyond'].title}, from {titled(RIVAL)}"] if rival else []
+    return Cells([*head, "exact beyond L"], rows)
 
 
-def _difference(difference: Difference) -> str:
+def _difference(difference: Difference | None) -> str:
+    if difference is None:
+        return "-"
     low, high = difference.together
     seeds = sum(value < 0 for value in difference.seeds)
     shown = f"{difference.mean:+.3f} ({low:+.3f} to {high:+.3f})"
@@ -174,7 +171,8 @@ def _recall(table: Table, extension: int, stage: str) -> list[Block]:
 
 def _recall_by_distance(lines: Sequence[Line]) -> np.ndarray:
     counts, hits = (np.sum([line["facts"][name]["distance"] for line in lines], axis=0) for name in ("count", "hits"))
-    return hits / np.maximum(counts, 1)
+    # A gap where nothing is asked for.
+    return np.divide(hits, counts, out=np.full(len(counts), np.nan), where=counts > 0)
 
 
 def _predictors(table: Table) -> list[Block]:
@@ -328,6 +326,7 @@ def _named(measured: Mapping[str, list[Line]]) -> dict[str, list[Line]]:
         "dprope_argmin",
         "dprope_robust",
         "two_term",
+        "two_term@yarn",
     )
     return {name: measured[name] for name in (*shown, "minimal", "learned", "cope") if name in measured}
 
@@ -340,5 +339,5 @@ def _steps(lines: Sequence[Line], parts: int) -> list[float]:
     return [(i + 0.5) * line["context"] / parts for i in range(count)]
 
 
-def _mean_of(lines: Sequence[Line], key: str) -> list[float]:
-    return np.mean([line[key] for line in lines], axis=0).tolist()
+def _mean_of(lines: Sequence[Line], key: str) -> np.ndarray:
+    return np.mean([line[key] for line in lines], axis=0)

@@ -228,7 +228,8 @@ def test_card_of_a_run(lora_run):
     folder, results = lora_run
     text = (folder / "export/README.md").read_text()
     for said in (
-        "4 steps of 8 sequences of 128 tokens, low-rank updates (rank 3, q, o, up, norm)",
+        "4 steps of 8 sequences of 128 tokens; 0.5 of them hold documents of at most 64 tokens",
+        "low-rank updates (rank 3, q, o, up, norm)",
         "texts of the folder texts",
         f"| 128 tokens | {results['methods']['dprope']['before']['perplexity']['128']['perplexity']:.3f} | "
         f"{results['methods']['dprope']['after']['perplexity']['128']['perplexity']:.3f} |",
