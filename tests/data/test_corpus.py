@@ -207,6 +207,7 @@ assert "tensorflow" not in sys.modules
 """
 
 
+@pytest.mark.slow
 def test_processes_prepare_together_without_tensorflow_or_writing_elsewhere(split_folder, tmp_path):
     home = tmp_path / "home"
     home.mkdir()

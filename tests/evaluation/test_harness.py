@@ -160,6 +160,7 @@ def test_every_task_reads_its_own_files(tmp_path):
         read_questions(tmp_path, "arc_challenge", 0)
 
 
+@pytest.mark.slow
 def test_the_hub_needs_no_folder():
     tasks = harness_tasks()["task"]
     assert len(tasks) == 57 + 3

@@ -53,6 +53,7 @@ def test_means_are_compared_in_words_that_fit(mean, reference, text):
     assert procedure._against(mean, reference) == text
 
 
+@pytest.mark.slow
 def test_every_method_is_tabulated_and_figures_are_drawn(tmp_path, capsys):
     config = load("tiny")
     result = analyze(config, tmp_path, "tiny")

@@ -128,6 +128,7 @@ def rows_of(folder, suite):
     return {row["id"]: row for row in map(json.loads, lines)}
 
 
+@pytest.mark.slow
 def test_answers_are_those_of_transformers(data, finished):
     """Greedy, batched, with stop strings: as `generate` of transformers prompt by prompt, cut by hand."""
     folder, _ = finished
@@ -164,6 +165,7 @@ def test_answers_are_those_of_transformers(data, finished):
         assert row["score"] == SUITES[suite].score(sample, text)
 
 
+@pytest.mark.slow
 def test_results_hold_every_suite(finished):
     folder, results = finished
     assert json.loads((folder / "results.json").read_text()) == results
@@ -186,6 +188,7 @@ def test_results_hold_every_suite(finished):
     assert "git clone" in reasons["babilong", "qa2", 0]
 
 
+@pytest.mark.slow
 def test_page_has_tables_and_pictures(finished):
     folder, _ = finished
     page = (folder / "report.md").read_text()
@@ -200,6 +203,7 @@ def test_page_has_tables_and_pictures(finished):
             assert image.size[0] > 600
 
 
+@pytest.mark.slow
 def test_predictions_can_be_scored_on_their_own(finished, tmp_path):
     """The benchmark's own form of predictions gives the table again."""
     folder, results = finished
@@ -225,6 +229,7 @@ def answers(folder, suite):
     return {i: (row["prediction"], row["score"]) for i, row in rows_of(folder, suite).items()}
 
 
+@pytest.mark.slow
 def test_resumed_evaluation_equals_an_uninterrupted_one(data, finished, tmp_path):
     folder, results = finished
     again = tmp_path / "again"
@@ -246,6 +251,7 @@ def test_resumed_evaluation_equals_an_uninterrupted_one(data, finished, tmp_path
         assert len(lines) == len(rows_of(folder, suite))
 
 
+@pytest.mark.slow
 def test_texts_methods_and_later_suites(data, tmp_path, capsys):
     """Perplexity and LongPPL under two scale vectors; a later command adds a suite, and one vector has changed."""
     config = small_config(data, "perplexity,longppl")
@@ -372,6 +378,7 @@ def test_longppl_is_not_measured_past_the_context_of_its_evaluator(data, tmp_pat
     assert "config.eval.longppl_evaluator" in str(error.value)
 
 
+@pytest.mark.slow
 def test_other_prompts_or_settings_are_refused(data, finished, tmp_path):
     folder, _ = finished
     again = tmp_path / "again"

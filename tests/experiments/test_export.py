@@ -157,6 +157,7 @@ def test_factors_into_an_existing_gguf(model, tmp_path):
     assert found.factors.max() == 2
 
 
+@pytest.mark.slow
 def test_a_run_with_lora(lora_run, tmp_path):
     """Its export is the merged model; as an adapter on the scaled base it gives the same; so does a checkpoint."""
     folder, results = lora_run
@@ -190,6 +191,7 @@ def test_a_run_with_lora(lora_run, tmp_path):
     assert (tmp_path / "b/export/README.md").read_text() == (folder / "export/README.md").read_text()
 
 
+@pytest.mark.slow
 def test_best_step_of_a_run(lora_run, tmp_path):
     folder, _ = lora_run
     known = losses(folder / "methods/learned/checkpoints")
@@ -202,6 +204,7 @@ def test_best_step_of_a_run(lora_run, tmp_path):
     assert read_model(tmp_path / "export").provenance["fine_tuning_steps"] == 2
 
 
+@pytest.mark.slow
 def test_another_method_and_step_of_a_run(lora_run, tmp_path):
     """The vector that was learned with the weights is that of the checkpoint."""
     folder, results = lora_run
@@ -224,6 +227,7 @@ def test_another_method_and_step_of_a_run(lora_run, tmp_path):
     np.testing.assert_allclose(theirs, reference_logits(tmp_path / "export", tokens), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_card_of_a_run(lora_run):
     folder, results = lora_run
     text = (folder / "export/README.md").read_text()
@@ -240,6 +244,7 @@ def test_card_of_a_run(lora_run):
         assert said in text
 
 
+@pytest.mark.slow
 def test_checkpoints_hold_what_is_trained_alone(lora_run):
     folder, _ = lora_run
     size = sum(file.stat().st_size for file in (folder / "methods/dprope/checkpoints/4").rglob("*") if file.is_file())
@@ -248,6 +253,7 @@ def test_checkpoints_hold_what_is_trained_alone(lora_run):
     assert size < 2 * weights
 
 
+@pytest.mark.slow
 def test_what_a_run_does_not_have(lora_run, model, tmp_path):
     folder, _ = lora_run
     for fields, field, message in (

@@ -189,6 +189,7 @@ def test_an_evaluation_of_another_vector_is_measured_anew(finished, texts, tmp_p
     assert "before.json is of another vector: measured anew" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_method_can_be_added_to_a_finished_run(finished, texts, tmp_path):
     folder, results = finished
     shutil.copytree(folder, tmp_path / "small")

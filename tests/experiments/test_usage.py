@@ -12,6 +12,7 @@ from rope_jax.errors import InputError
 from tests.experiments.helpers import assigned, small_config
 
 
+@pytest.mark.slow
 def test_energies_and_distances_of_a_model_weigh_its_analysis(texts, finished, tmp_path):
     config = assigned(small_config(texts), {"model.path": str(finished[0] / "export"), "usage.tokens": 96})
     config = assigned(config, {"usage.texts": 3})

@@ -180,6 +180,7 @@ def test_tensors_need_not_be_aligned(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, read_model(folder).params, before.params)
 
 
+@pytest.mark.slow
 def test_neither_torch_nor_transformers_is_needed(tmp_path):
     folder = write_random_llama(tmp_path / "in", torch.bfloat16)
     script = (

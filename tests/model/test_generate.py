@@ -104,6 +104,7 @@ def test_eos_at_once_gives_an_empty_answer(untied):
     assert greedy(params, config, identity(8), prompts, 5, stops=Stops([first]))[0].shape == (0,)
 
 
+@pytest.mark.slow
 def test_small_batches_come_as_they_complete_with_the_same_tokens(untied):
     _, params, config = untied
     prompts = random_prompts([30, 3, 14, 5, 9])
@@ -193,6 +194,7 @@ def test_a_stop_string_ends_after_the_token_that_completes_it(untied):
         np.testing.assert_array_equal(got[1], free[1])
 
 
+@pytest.mark.slow
 def test_many_lengths_and_scale_vectors_share_few_compilations(untied):
     _, params, config = untied
     config = dataclasses.replace(config, context=135, num_layers=1)  # not compiled by another test

@@ -15,7 +15,7 @@ from tests.rope.golden import THETA, keep_or_interpolate
 SMALL = Search(coarse=61, steps=(1e-2, 1e-3, 1e-5), fan=6, finalists=8)
 
 
-@pytest.mark.parametrize(("target", "bound"), [(8192, 0.70), (16384, 0.90)])
+@pytest.mark.parametrize(("target", "bound"), [pytest.param(8192, 0.70, marks=pytest.mark.slow), (16384, 0.90)])
 def test_bounds(target, bound):
     measure = Measure(4096, target)
     found = minimise(THETA, measure)
@@ -27,13 +27,9 @@ def test_bounds(target, bound):
     np.testing.assert_allclose(found.ends, ends, rtol=1e-4, atol=2e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("base", "head_dim", "original"),
-    [
-        (500000.0, 128, 8192),
-        pytest.param(500000.0, 64, 8192, marks=pytest.mark.slow),
-        pytest.param(10000.0, 256, 4096, marks=pytest.mark.slow),
-    ],
+    ("base", "head_dim", "original"), [(500000.0, 128, 8192), (500000.0, 64, 8192), (10000.0, 256, 4096)]
 )
 def test_no_pair_is_worse_than_the_papers_selection(base, head_dim, original):
     theta, measure = exact_frequencies(base, head_dim), Measure(original, 4 * original)
@@ -48,6 +44,7 @@ def test_no_pair_is_worse_than_the_papers_selection(base, head_dim, original):
     assert float(found.mean()) < 0.5 * selected.mean()
 
 
+@pytest.mark.slow
 def test_another_distance():
     theta = frequencies(10000.0, 32)
     measure = Measure(256, 512, intervals=64, distance=JENSEN_SHANNON)

@@ -76,6 +76,7 @@ def test_mass_by_nearest_distances(original, extension, resolution, base):
             assert low - 1e-6 <= float(measured[row, pair]) <= high + 1e-6
 
 
+@pytest.mark.slow
 def test_the_method_chooses_by_mass_and_reports_disturbance():
     base, head_dim, original, target = SETTINGS[4]
     geometry = Geometry(base, head_dim, identity(head_dim))

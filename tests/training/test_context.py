@@ -59,7 +59,7 @@ def one_device(config):
 @pytest.mark.parametrize(
     ("sizes", "config", "accumulation"),
     [
-        pytest.param((2, 2, 2, 1), REMAT, 1, id="llama on data=2,fsdp=2,tensor=2"),
+        pytest.param((2, 2, 2, 1), REMAT, 1, id="llama on data=2,fsdp=2,tensor=2", marks=pytest.mark.slow),
         pytest.param((2, 1, 1, 4), REMAT, 2, id="llama on data=2,context=4"),
         pytest.param((1, 2, 2, 2), MISTRAL, 1, id="mistral on fsdp=2,tensor=2,context=2", marks=pytest.mark.slow),
     ],

@@ -68,6 +68,7 @@ def test_training_stops_and_names_it(tmp_path, mesh, lora):
         fit(tmp_path, config, mesh)
 
 
+@pytest.mark.slow
 def test_checked_training_is_the_same_training(tmp_path):
     off, on = (fit(tmp_path / str(c), dataclasses.replace(RUN, check_finite=c)) for c in (False, True))
     # The same sums, which a compiler may fuse in another way.

@@ -109,6 +109,7 @@ def test_weights_and_vector_together(params, tmp_path, lora):
     assert not query and value == bool(lora)
 
 
+@pytest.mark.slow
 def test_together_resumed_and_on_eight_devices(tmp_path):
     whole = jointly(tmp_path / "whole")
     jointly(tmp_path / "parts", stop_at=5)

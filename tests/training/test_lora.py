@@ -69,6 +69,7 @@ def test_initial_factors_are_those_of_peft(frozen):
     assert not b.any()
 
 
+@pytest.mark.slow
 def test_applied_equals_numpy_kernels(frozen):
     """`W + (alpha/r) A B` formed in float64, run through the model without adapters."""
     trained = disturbed(frozen)
@@ -91,6 +92,7 @@ def test_applied_equals_numpy_kernels(frozen):
     assert jax.tree.map(jnp.shape, merged) == jax.tree.map(jnp.shape, frozen)
 
 
+@pytest.mark.slow
 def test_gradient_is_the_full_one_projected(frozen):
     """dL/dB = s A^T dL/dW and dL/dA = s dL/dW B^T, with dL/dW of full training at the merged weights."""
     trained = disturbed(frozen)

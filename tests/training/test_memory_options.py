@@ -49,6 +49,7 @@ def test_resume_is_bitwise_the_same(tmp_path, config):
     assert resumed.start == 4 and identical(whole.model, resumed.model)
 
 
+@pytest.mark.slow
 def test_host_memory_changes_no_bit(tmp_path):
     mesh = mesh_of(2, 2, 2)
     device, host = (fit(tmp_path / name, config, mesh) for name, config in (("device", RUN), ("host", HOST)))

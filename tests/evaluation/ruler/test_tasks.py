@@ -88,6 +88,7 @@ def test_byte_prompts_of_own_words_can_be_answered(own_sources, task):
             assert from_json(json.loads(json.dumps(dataclasses.asdict(sample)))) == sample
 
 
+@pytest.mark.slow
 def test_samples_are_the_same_in_another_process_and_independent_of_their_number(own_sources):
     script = """
 import hashlib

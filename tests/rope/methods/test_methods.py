@@ -58,6 +58,7 @@ def test_exact_angles_give_the_float64_table(target):
     assert mean("pi", target, arithmetic=EXACT) == pytest.approx(expected, abs=0.011)
 
 
+@pytest.mark.slow
 def test_exact_angles_reach_ten_million_tokens():
     solution = solve("dprope_robust", 10_000_000, EXACT)
     assert np.flatnonzero(solution.selection.winner).tolist() == list(range(46, 64))
