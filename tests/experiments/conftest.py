@@ -22,7 +22,7 @@ def small(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def texts(small):
-    with locked(small / "lock", wait=True):
+    with locked(small / "texts.lock", wait=True):
         return small / "texts" if (small / "texts").exists() else write_texts(small / "texts")
 
 

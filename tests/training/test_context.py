@@ -56,12 +56,13 @@ def one_device(config):
     return one_step(mesh_of(1, 1, 1, 1), config)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sizes", "config", "accumulation"),
     [
-        pytest.param((2, 2, 2, 1), REMAT, 1, id="llama on data=2,fsdp=2,tensor=2", marks=pytest.mark.slow),
+        pytest.param((2, 2, 2, 1), REMAT, 1, id="llama on data=2,fsdp=2,tensor=2"),
         pytest.param((2, 1, 1, 4), REMAT, 2, id="llama on data=2,context=4"),
-        pytest.param((1, 2, 2, 2), MISTRAL, 1, id="mistral on fsdp=2,tensor=2,context=2", marks=pytest.mark.slow),
+        pytest.param((1, 2, 2, 2), MISTRAL, 1, id="mistral on fsdp=2,tensor=2,context=2"),
     ],
 )
 def test_a_step_over_cut_sequences_equals_that_of_one_device(sizes, config, accumulation):

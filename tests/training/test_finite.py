@@ -59,7 +59,13 @@ def test_names_the_first_part(params):
 LORA = LoraConfig(2, 4.0, ("q", "embedding", "norm"))
 
 
-@pytest.mark.parametrize(("mesh", "lora"), [(ONE, None), (mesh_of(2, 2, 2), LORA)], ids=["one", "eight with LoRA"])
+@pytest.mark.parametrize(
+    ("mesh", "lora"),
+    [
+        pytest.param(ONE, None, id="one"),
+        pytest.param(mesh_of(2, 2, 2), LORA, id="eight with LoRA", marks=pytest.mark.slow),
+    ],
+)
 def test_training_stops_and_names_it(tmp_path, mesh, lora):
     optimizer = OptimizerConfig(learning_rate=1e30, steps=6)
     config = dataclasses.replace(RUN, optimizer=optimizer, check_finite=True, lora=lora)

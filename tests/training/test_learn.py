@@ -50,6 +50,7 @@ def test_gradient_of_the_logarithms_is_the_finite_difference(params, rotary):
         assert float(gradient.factors[pair]) == pytest.approx(estimate, rel=2e-2, abs=2e-4)
 
 
+@pytest.mark.slow
 def test_loss_falls_and_weights_stay(params):
     batch, start = next(Batches()), ScaleVector.create(np.full(4, 2.0))
     before = jax.tree.map(np.array, params)

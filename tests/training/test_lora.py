@@ -160,6 +160,7 @@ def test_factors_are_cut_as_their_kernels():
     assert tuple(o["b"].spec) == (None, None, "fsdp")
 
 
+@pytest.mark.slow
 def test_bfloat16_weights_keep_float32_factors():
     model = dataclasses.replace(CONFIG, dtype="bfloat16", param_dtype="bfloat16")
     frozen = initial(model=model)

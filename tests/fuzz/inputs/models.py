@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from rope_jax.interop.new_folder import rescale_folder
 from rope_jax.rope.embedding import identity
 from tests.fuzz.damage import VALUES, Change
 from tests.fuzz.inputs.kinds import Kind
+
+Content = bytes | str | Callable[[], bytes | str]
 
 # Models: one block of 16 channels.
 HEADS, KV_HEADS, HEAD_DIM, WIDTH, HIDDEN = 2, 1, 8, 16, 24
@@ -110,15 +113,24 @@ def changed_config(**changes: str) -> Change:
     return change
 
 
-def content(name: str, data: bytes | str) -> Change:
-    """A file with this content."""
-    return lambda folder: (folder / name).write_bytes(data if isinstance(data, bytes) else data.encode())
+def _bytes(data: Content) -> bytes:
+    data = data() if callable(data) else data
+    return data if isinstance(data, bytes) else data.encode()
 
 
-def header(data: bytes | str, length: int | None = None, rest: bytes = b"") -> Change:
+def content(name: str, data: Content) -> Change:
+    """A file with this content; what is large is made when it is written."""
+    return lambda folder: (folder / name).write_bytes(_bytes(data))
+
+
+def header(data: Content, length: int | None = None, rest: bytes = b"") -> Change:
     """A safetensors file with this header."""
-    data = data if isinstance(data, bytes) else data.encode()
-    return content(MODEL, struct.pack("<Q", len(data) if length is None else length) + data + rest)
+
+    def whole() -> bytes:
+        text = _bytes(data)
+        return struct.pack("<Q", len(text) if length is None else length) + text + rest
+
+    return content(MODEL, whole)
 
 
 def entry(**changes: Any) -> Change:
@@ -158,7 +170,7 @@ CONFIGS = Kind(
         },
         "layer_types of 10^5": changed_config(layer_types=json.dumps(["full_attention"] * 100_000)),
         "10^9 layers and their types": changed_config(num_hidden_layers="1000000000", layer_types='["full_attention"]'),
-        "180 MB": content(CONFIG_FILE, b'{"a": "' + b"x" * (180 << 20) + b'"}'),
+        "180 MB": content(CONFIG_FILE, lambda: b'{"a": "' + b"x" * (180 << 20) + b'"}'),
         "a list": content(CONFIG_FILE, "[]"),
         "no JSON": content(CONFIG_FILE, "config"),
         "UTF-16": content(CONFIG_FILE, json.dumps(CONFIG).encode("utf-16")),
@@ -181,8 +193,8 @@ WEIGHTS = Kind(
     use_model,
     (MODEL,),
     refused={
-        "96 MB of {}": header(b'{"a":[' + b"{}," * (32 << 20) + b"{}]}"),
-        "99 MB of blanks": header(b"{" + b" " * 99_000_000 + b"}"),
+        "96 MB of {}": header(lambda: b'{"a":[' + b"{}," * (32 << 20) + b"{}]}"),
+        "99 MB of blanks": header(lambda: b"{" + b" " * 99_000_000 + b"}"),
         "a header of 2^63": header("{}", 1 << 63),
         "a header of 2^40": header("{}", 1 << 40),
         "no header": header("", 0),
@@ -198,7 +210,9 @@ WEIGHTS = Kind(
             json.dumps({"x" * 10**6: {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}), rest=b"\0" * 4
         ),
         "300,000 tensors": header(
-            json.dumps({f"t{i}": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for i in range(300_000)})
+            lambda: json.dumps(
+                {f"t{i}": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for i in range(300_000)}
+            )
         ),
         "an unknown dtype": entry(dtype="F33"),
         "float64": entry(dtype="F64"),
@@ -248,7 +262,7 @@ SHARDS = Kind(
         "a tensor that is absent": index(other="model-00001-of-00001.safetensors"),
         "both": lambda folder: write_model_folder(folder),
         "a million tensors": content(
-            INDEX, json.dumps({"weight_map": {f"t{i}": f"{i % 500}.safetensors" for i in range(10**6)}})
+            INDEX, lambda: json.dumps({"weight_map": {f"t{i}": f"{i % 500}.safetensors" for i in range(10**6)}})
         ),
     },
 )
