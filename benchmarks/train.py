@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--remat", default="dots", help="of `rope_jax.model.remat`")
     parser.add_argument("--checkpointing", action="store_true", help="the peer's gradient checkpointing")
-    parser.add_argument("--attention", default="cpu", help="backend: cpu, cudnn or splash")
+    parser.add_argument("--attention", default="cpu", help="backend: cpu, cudnn, pallas or splash")
     parser.add_argument("--chunk", type=int, default=512, help="queries and keys at a time of the backend cpu")
     parser.add_argument("--loss-tokens", type=int, default=512, help="tokens whose logits are formed at a time")
     parser.add_argument("--unroll", action="store_true", help="unroll the layers instead of scanning them")

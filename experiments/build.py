@@ -15,6 +15,7 @@ from experiments.methods import solved_method
 from experiments.names import reading, renamed, section, value
 from rope_jax.commands.fields import FIELDS, LEARNED, OWN, check_fields
 from rope_jax.commands.learned import LearnedMethod
+from rope_jax.commands.plan import PLANNED
 from rope_jax.commands.run import Corpus, Recipe
 from rope_jax.commands.source import Compute, Source
 from rope_jax.data.corpus import open_corpus
@@ -96,7 +97,7 @@ def plan_source(config: ConfigDict) -> Source:
         place = beside if config.plan.model else resolve_model(path, config.model.revision) if path else Path()
         known = read_source(place) if path else None
     known = known or _small_model(config)
-    return Source(path, place, known, compute(config).of(known.config, "gpu"))
+    return Source(path, place, known, compute(config).of(known.config, PLANNED))
 
 
 def _small_model(config: ConfigDict) -> SourceConfig:

@@ -22,7 +22,7 @@ from rope_jax.interop import gguf_model
 from rope_jax.interop.hf_config import SourceConfig
 from rope_jax.interop.hub import resolve_model
 from rope_jax.interop.huggingface import read_model
-from rope_jax.model.backends import check_backend
+from rope_jax.model.backends import Device, check_backend, described_backend
 from rope_jax.model.llama import param_shardings
 from rope_jax.report.evaluation_page import evaluation_page
 from rope_jax.report.page import counted, signed, write_page
@@ -70,7 +70,8 @@ def evaluate(job: EvaluationJob, folder: RunFolder, reporter: Reporter) -> dict:
         reporter.say(f"not run  {missing.what}: {missing.reason}")
     reporter.say(
         f"{job.name}: {', '.join(evaluation.benchmarks)} by {', '.join(job.vectors)} at "
-        f"{', '.join(f'{length:,}' for length in setting.lengths)} tokens"
+        f"{', '.join(f'{length:,}' for length in setting.lengths)} tokens; attention by "
+        f"{described_backend(setting.model, Device.here())}"
     )
     weights, shared = weights_digest(job.source), evaluation.measure_shared()
     with reporter.byte_bar("reading the model") as advance:

@@ -24,6 +24,7 @@ from rope_jax.evaluation.record import stage_record
 from rope_jax.files import write_json
 from rope_jax.interop.huggingface import write_model
 from rope_jax.interop.model_card import write_card
+from rope_jax.model.backends import Device, described_backend
 from rope_jax.model.llama import init_params, param_shardings
 from rope_jax.report.extension_page import extension_page
 from rope_jax.report.metrics import read_metrics
@@ -318,7 +319,7 @@ def _summary(run: Run) -> str:
 
 
 def _devices(run: Run) -> str:
-    pieces = run.mesh.shape["context"]
-    ring = f" in a ring of {pieces} pieces of every sequence" if pieces > 1 else ""
-    attention = run.recipe.source.model.attention
-    return f"{run.mesh.size} x {jax.devices()[0].device_kind}; attention by '{attention}'{ring}"
+    device, pieces = Device.here(), run.mesh.shape["context"]
+    ring = f"; sequences are cut into {pieces} pieces" if pieces > 1 else ""
+    attention = described_backend(run.recipe.source.model, device, ring=pieces > 1)
+    return f"{run.mesh.size} x {device.kind}; attention by {attention}{ring}"

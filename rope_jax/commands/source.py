@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
 from jax.sharding import Mesh
 
 from rope_jax.commands.reporter import Reporter
@@ -15,6 +14,7 @@ from rope_jax.errors import InputError
 from rope_jax.interop.hf_config import SourceConfig
 from rope_jax.interop.hub import commit_of
 from rope_jax.interop.huggingface import read_model
+from rope_jax.model.backends import Device, best_backend
 from rope_jax.model.config import LlamaConfig
 from rope_jax.model.llama import param_shardings
 from rope_jax.rope.embedding import ScaleVector
@@ -26,26 +26,27 @@ class Compute:
 
     Attributes:
         choices: fields of `LlamaConfig`. An 'auto' of `dtype` is bfloat16, and float32 on a CPU, which emulates
-            bfloat16; of `param_dtype`, the dtype of the stored weights; of `attention`, 'splash' on a TPU, unless a
-            ring has to respect a sliding window, else 'cpu'. It is never 'cudnn', which materialises a T x T mask for
-            packed documents.
+            bfloat16; of `param_dtype`, the dtype of the stored weights; of `attention`, the fastest backend that takes
+            the model.
         ring: whether sequences are split over devices.
     """
 
     choices: Mapping[str, Any]
     ring: bool = False
 
-    def of(self, model: LlamaConfig, platform: str | None = None) -> LlamaConfig:
-        """A stored model's config with these choices on a platform, such as 'gpu'; None for JAX's default here."""
-        platform = platform or jax.default_backend()
-        windowed_ring = self.ring and model.sliding_window is not None
+    def of(self, model: LlamaConfig, device: Device | None = None) -> LlamaConfig:
+        """A stored model's config with these choices on a device, by default the one here."""
+        device = device or Device.here()
         automatic = {
-            "dtype": "float32" if platform == "cpu" else "bfloat16",
+            "dtype": "float32" if device.platform == "cpu" else "bfloat16",
             "param_dtype": model.param_dtype,
-            "attention": "splash" if platform == "tpu" and not windowed_ring else "cpu",
+            "attention": model.attention,
         }
         chosen = {name: automatic[name] if value == "auto" else value for name, value in self.choices.items()}
-        return dataclasses.replace(model, **chosen)
+        model = dataclasses.replace(model, **chosen)
+        if self.choices.get("attention") == "auto":
+            model = dataclasses.replace(model, attention=best_backend(model, device, ring=self.ring))
+        return model
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,11 +1,15 @@
 """Causal self-attention of packed documents by the backend that a model's config names.
 
-`cpu` is plain JAX and runs anywhere; `cudnn` is the flash attention of NVIDIA's library; `splash` is JAX's own kernel
-for TPUs. All take grouped query heads, a sliding window and documents. An unavailable backend is an error; there is no
-silent fallback.
+`cpu` is plain JAX and runs anywhere. `cudnn` is the flash attention of NVIDIA's library for rows of one document, and
+another backend where rows hold several. `pallas` and `splash` are JAX's own kernels, for GPUs and for TPUs. None forms
+a mask of T x T. An unavailable backend is an error; there is no silent fallback.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
 
 import jax
 from jax.ad_checkpoint import checkpoint_name
@@ -14,27 +18,35 @@ from rope_jax.errors import InputError
 from rope_jax.model.arrays import Key, Query, Segments
 from rope_jax.model.attention import causal_attention
 from rope_jax.model.config import LlamaConfig
-from rope_jax.model.kernels import cudnn_attention, splash_attention, splash_piece
+from rope_jax.model.kernels import cudnn_attention, pallas_attention, splash_attention, splash_piece
 from rope_jax.model.remat import ATTENTION
+
+# Kernels of a platform, the best first; 'cpu' comes after them.
+KERNELS = {"gpu": ("cudnn", "pallas"), "tpu": ("splash",)}
 
 
 def attend(query: Query, key: Key, value: Key, segment_ids: Segments, config: LlamaConfig) -> Query:
     """Causal self-attention by `config.attention`, in the dtype of `query`."""
     arrays, window = (query, key, value, segment_ids), config.sliding_window
-    # Named for checkpointing policies; `cpu` names its output itself, with the sums that go with it.
+    plain = partial(causal_attention, chunk=config.attention_chunk, window=window)
+    if config.attention == "cpu":
+        return plain(*arrays)  # names its output itself, with the sums that go with it
     if config.attention == "cudnn":
-        return checkpoint_name(cudnn_attention(*arrays, window=window), ATTENTION)
-    if config.attention == "splash":
-        return checkpoint_name(splash_attention(*arrays, window=window), ATTENTION)
-    return causal_attention(*arrays, chunk=config.attention_chunk, window=window)
+        packed = plain if _unfit("pallas", config) else pallas_attention
+        out = cudnn_attention(*arrays, packed=packed, window=window)
+    elif config.attention == "pallas":
+        out = pallas_attention(*arrays)
+    else:
+        out = splash_attention(*arrays, window=window)
+    return checkpoint_name(out, ATTENTION)  # for checkpointing policies
 
 
 def ring_kernel(config: LlamaConfig) -> Callable | None:
     """The kernel of a ring's forward pass by `config.attention`; its backward pass is plain JAX.
 
     The gradient of one piece of a softmax is not in the public interface of any kernel. The log of a softmax's sum,
-    which the forward pass needs, is in that of 'splash'; that of cuDNN rounds it to 16 bits, so 'cudnn' computes a ring
-    in plain JAX.
+    which the forward pass needs, is in that of 'splash'; that of cuDNN rounds it to 16 bits, and 'pallas' takes one
+    list of documents for queries and keys: on GPUs a ring computes in plain JAX.
 
     Returns:
         `kernel` of `rope_jax.model.ring.Ring`; None for plain JAX.
@@ -42,33 +54,95 @@ def ring_kernel(config: LlamaConfig) -> Callable | None:
     if config.attention != "splash":
         return None
     if config.sliding_window is not None:
-        raise InputError(
-            f"`attention` is 'splash', which has no sliding window (`sliding_window` is {config.sliding_window}) over "
-            "sequences that are cut over devices: use 'cpu', or leave sequences whole"
-        )
+        raise _refused(config.attention, _windowed_ring(config))
     return splash_piece
 
 
-def check_backend(config: LlamaConfig) -> None:
-    """Raises InputError if this machine lacks the backend that `config` asks for, or if it does not take this model."""
+class Device(NamedTuple):
+    """What attention is computed on."""
 
-    def require(condition, reason, field="attention"):
-        if not condition:
-            raise InputError(f"`attention` is '{config.attention}', which {reason}", field=field)
+    platform: str  # as JAX names it: 'cpu', 'gpu' or 'tpu'
+    kind: str
+    capability: float | None = None  # compute capability of a GPU of NVIDIA
 
-    platform, wanted = jax.default_backend(), {"cudnn": "gpu", "splash": "tpu"}.get(config.attention)
-    have = f"needs a {wanted}, and JAX has a {platform} here: 'cpu' runs anywhere"
-    require(wanted in (None, platform), have)
-    if config.attention != "cudnn":
-        return
-    require(config.dtype != "float32", "computes in 16 bits: set `dtype` to 'bfloat16'", "dtype")
-    device = jax.local_devices()[0]
-    capability = str(getattr(device, "compute_capability", ""))
-    require("." in capability, f"needs a GPU of NVIDIA, and this is a {device.device_kind}: use 'cpu'")
-    # From Hopper on, 9.0, heads may be twice as wide.
-    widest = 256 if float(capability) >= 9 else 128
-    require(
-        config.head_dim % 8 == 0 and config.head_dim <= widest,
-        f"takes values of `head_dim` that are multiples of 8 up to {widest} on a {device.device_kind}, and the "
-        f"model's is {config.head_dim}: use 'cpu'",
+    @classmethod
+    def here(cls) -> Device:
+        """This process's first device."""
+        device = jax.local_devices()[0]
+        capability = str(getattr(device, "compute_capability", ""))
+        return cls(device.platform, device.device_kind, float(capability) if "." in capability else None)
+
+
+def check_backend(config: LlamaConfig, device: Device | None = None, *, ring: bool = False) -> None:
+    """Raises InputError if a device lacks the backend that `config` asks for, or if that does not take this model.
+
+    `device` is by default the one here; with a `ring`, sequences are cut over devices.
+    """
+    if reason := _refusal(config.attention, config, device or Device.here(), ring):
+        raise _refused(config.attention, reason)
+
+
+def best_backend(config: LlamaConfig, device: Device, *, ring: bool = False) -> str:
+    """The fastest backend that takes a model on a device, whatever `config.attention` is."""
+    kernels = KERNELS.get(device.platform, ())
+    return next((name for name in kernels if not _refusal(name, config, device, ring)), "cpu")
+
+
+def described_backend(config: LlamaConfig, device: Device, *, ring: bool = False) -> str:
+    """The backend that computes a model's attention on a device, and why no better one does."""
+    name = config.attention
+    best, *_ = *KERNELS.get(device.platform, ()), "cpu"
+    said = f"'{name}'"
+    if name != best and (reason := _refusal(best, config, device, ring)):
+        said += f" instead of '{best}', which {reason}"
+    if name == "cudnn":
+        reason = _unfit("pallas", config)
+        other = f"'cpu' instead of 'pallas', which {reason}" if reason else "'pallas'"
+        said += f"; rows of several documents by {other}"
+    if ring and device.platform == "gpu" and name != "cpu":
+        said = f"'cpu' in training, where sequences are cut over devices; else {said}"
+    return said
+
+
+def _refused(name: str, reason: str) -> InputError:
+    return InputError(f"`attention` is '{name}', which {reason}", field="dtype" if "`dtype`" in reason else "attention")
+
+
+def _refusal(name: str, config: LlamaConfig, device: Device, ring: bool) -> str:
+    """Why a backend does not compute a model's attention on a device; empty if it does."""
+    if name == "cpu":
+        return ""
+    if name == "splash" and ring and config.sliding_window is not None:
+        return _windowed_ring(config)
+    wanted = next(platform for platform, names in KERNELS.items() if name in names)
+    if device.platform != wanted:
+        return f"needs a {wanted}, and JAX has a {device.platform} here: 'cpu' runs anywhere"
+    if wanted == "tpu":
+        return ""
+    if (device.capability or 0) < 8:
+        return f"needs a GPU of NVIDIA, of compute capability 8.0 or later, and this is a {device.kind}: use 'cpu'"
+    return _unfit(name, config, device.capability)
+
+
+def _windowed_ring(config: LlamaConfig) -> str:
+    return (
+        f"has no sliding window (`sliding_window` is {config.sliding_window}) over sequences that are cut over devices: "
+        "use 'cpu', or leave sequences whole"
     )
+
+
+def _unfit(name: str, config: LlamaConfig, capability: float | None = None) -> str:
+    """Why a GPU's kernel does not take a model; empty if it does."""
+    if config.dtype == "float32":
+        return "computes in 16 bits: set `dtype` to 'bfloat16'"
+    if name == "pallas" and config.sliding_window is not None:
+        return f"has no sliding window, and the model's is {config.sliding_window}: use 'cudnn' or 'cpu'"
+    least, multiple = (8, 8) if name == "cudnn" else (16, 2)
+    # From Hopper on, heads of cuDNN may be twice as wide.
+    widest = 256 if name == "cudnn" and (capability or 0) >= 9 else 128
+    if config.head_dim % multiple or not least <= config.head_dim <= widest:
+        return (
+            f"takes multiples of {multiple} from {least} to {widest} as `head_dim`, and the model's is "
+            f"{config.head_dim}: use 'cpu'"
+        )
+    return ""

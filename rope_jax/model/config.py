@@ -7,7 +7,7 @@ from rope_jax.errors import require
 from rope_jax.model.remat import POLICIES
 
 ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3")
-ATTENTION = ("cpu", "cudnn", "splash")
+ATTENTION = ("cpu", "cudnn", "pallas", "splash")
 ROTARY = ("float32", "exact")
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -41,7 +41,8 @@ class LlamaConfig:
         remat: gradient checkpointing: what a block keeps for the backward pass, one of `rope_jax.model.remat.POLICIES`.
         scan_unroll: blocks per iteration of the scan over layers. 1 compiles fastest; `num_layers` unrolls
             fully, which is a little faster on a CPU, but keeps as much there as if `remat` were 'none'.
-        attention: backend of attention over whole sequences: 'cpu', plain JAX that runs anywhere, 'cudnn' or 'splash'.
+        attention: backend of attention over whole sequences, of `rope_jax.model.backends`: 'cpu', plain JAX that runs
+            anywhere, 'cudnn', 'pallas' or 'splash'.
         attention_chunk: queries and keys handled at a time by 'cpu'; bounds its memory.
     """
 
@@ -85,6 +86,8 @@ class LlamaConfig:
         window = self.sliding_window
         fits = window is None or (self.architecture == "mistral" and window >= 1)
         check("sliding_window", fits, "it is a number of tokens for 'mistral', and None for the others")
+        windowed = self.attention == "pallas" and window is not None
+        check("attention", not windowed, f"it has no sliding window, and the model's is {window}: use 'cudnn' or 'cpu'")
 
     @property
     def qk_norm(self) -> bool:

@@ -1,6 +1,6 @@
 """Attention by the kernels of accelerators, through their public interfaces."""
 
-from functools import partial
+from collections.abc import Callable
 from typing import Literal
 
 import jax
@@ -16,35 +16,44 @@ def cudnn_attention(
     value: Key,
     segment_ids: Segments,
     *,
+    packed: Callable[[Query, Key, Key, Segments], Query],
     window: int | None = None,
     implementation: Literal["cudnn", "xla"] = "cudnn",
 ) -> Query:
-    """Causal self-attention by NVIDIA's cuDNN, through `jax.nn.dot_product_attention`.
+    """Causal self-attention by NVIDIA's cuDNN, through `jax.nn.dot_product_attention`, where rows are one document.
 
-    That interface knows no documents, and lengths alone (`key_value_seq_lengths`) cannot say where the second one of
-    a row begins. So rows of several documents get a mask, which cuDNN adds to the scores: correct in value and
-    gradient, for 4 T^2 bytes per row on top (the mask and an unused gradient of it). Where every row is a single
-    document, the kernel runs without it. It computes in bfloat16 or float16; the implementation 'xla' is its reference.
-    `window` is the number of tokens that a query sees, its own included.
+    That interface knows no documents but by a mask of T x T. So if a row holds several, the batch is computed by
+    `packed`. cuDNN computes in bfloat16 or float16; the implementation 'xla' is its reference. `window` is the number
+    of tokens that a query sees, its own included.
     """
-    length = query.shape[1]
-    # With a mask, cuDNN differentiates no odd lengths. Padding at the end is not seen by the others under a causal one.
-    query, key, value = (_padded(x, 1, 2) for x in (query, key, value))
-    segment_ids = _padded(segment_ids, 1, 2, mode="edge")
-    attention = partial(jax.nn.dot_product_attention, is_causal=True, implementation=implementation)
 
-    def documents(query, key, value):
-        mask = segment_ids[:, None, :, None] == segment_ids[:, None, None, :]
-        if window is not None:
-            places = jnp.arange(query.shape[1])
-            mask &= places > places[:, None] - window
-        return attention(query, key, value, mask=mask)
-
-    def one_document(query, key, value):
-        return attention(query, key, value, local_window_size=None if window is None else (window - 1, 0))
+    def one_document(query, key, value, segment_ids):
+        length, local = query.shape[1], None if window is None else (window - 1, 0)
+        # cuDNN differentiates no odd lengths. Padding at the end is not seen by the others under a causal mask.
+        query, key, value = (_padded(x, 1, 2) for x in (query, key, value))
+        return jax.nn.dot_product_attention(
+            query, key, value, is_causal=True, local_window_size=local, implementation=implementation
+        )[:, :length]
 
     single = jnp.all(segment_ids == segment_ids[:, :1])
-    return jax.lax.cond(single, one_document, documents, query, key, value)[:, :length]
+    return jax.lax.cond(single, one_document, packed, query, key, value, jnp.asarray(segment_ids))
+
+
+def pallas_attention(query: Query, key: Key, value: Key, segment_ids: Segments, *, interpret: bool = False) -> Query:
+    """Causal self-attention of packed documents by JAX's kernel for GPUs, in blocks of 128 queries.
+
+    It has no grouped heads: keys and values are repeated. `interpret` runs the kernel's program on any platform,
+    slowly.
+    """
+    # Imported by those who use it only. Deprecated from JAX 0.12 on; its successor, tokamax, needs Python 3.12.
+    from jax.experimental.pallas.ops.gpu import attention
+
+    length, heads, dim = query.shape[1:]
+    key, value = (jnp.repeat(x, heads // x.shape[2], axis=2) for x in (key, value))
+    query, key, value = (_padded(x, 1) for x in (query, key, value))
+    ids = _padded(segment_ids, 1, mode="edge")
+    out = attention.mha(query, key, value, ids, sm_scale=dim**-0.5, causal=True, interpret=interpret)
+    return jnp.asarray(out)[:, :length]
 
 
 def splash_attention(

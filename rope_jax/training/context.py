@@ -36,9 +36,7 @@ def attention_on(config: LlamaConfig, mesh: Mesh | None) -> Callable:
 
 def check_attention(config: LlamaConfig, mesh: Mesh) -> None:
     """Raises InputError if the attention's backend is not available here, or has no ring for this model on a mesh."""
-    if _cut(mesh):
-        ring_kernel(config)
-    check_backend(config)
+    check_backend(config, ring=_cut(mesh))
 
 
 def check_length(mesh: Mesh, length: int) -> None:

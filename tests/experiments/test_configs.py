@@ -11,11 +11,13 @@ from configs import defaults
 from experiments import build
 from rope_jax.commands.cards import described
 from rope_jax.commands.extend import check_exportable
+from rope_jax.commands.plan import PLANNED
 from rope_jax.commands.source import Source
 from rope_jax.data.mixed import Mix
 from rope_jax.data.positions import Skips
 from rope_jax.errors import InputError
 from rope_jax.interop.hf_config import SourceConfig
+from rope_jax.model.backends import Device, check_backend, described_backend
 from rope_jax.model.config import LlamaConfig
 from rope_jax.model.llama import abstract_params
 from rope_jax.rope.embedding import identity
@@ -23,6 +25,7 @@ from rope_jax.rope.measure import Measure
 from rope_jax.sharding import make_mesh
 from rope_jax.training.update import Training
 
+H100 = Device("gpu", "H100", 9.0)
 LLAMA2_7B = LlamaConfig(32000, 4096, 11008, 32, 32, 32, 128)
 LLAMA2_13B = LlamaConfig(32000, 5120, 13824, 40, 40, 40, 128)
 
@@ -38,9 +41,9 @@ def load(name):
     return importlib.import_module(f"configs.{name}").get_config()
 
 
-def source_of(config, model, platform=None):
+def source_of(config, model, device=None):
     known = SourceConfig(model, identity(model.head_dim), provenance=None, carried={})
-    return Source("model", Path("model"), known, build.compute(config).of(model, platform))
+    return Source("model", Path("model"), known, build.compute(config).of(model, device))
 
 
 @pytest.mark.parametrize(("name", "model", "target", "n_hat", "steps"), PAPER)
@@ -62,26 +65,43 @@ def test_paper_recipe(name, model, target, n_hat, steps):
 def test_shapes_to_plan_with(name, model):
     source = build.plan_source(load(name))
     planned = source.model
-    assert planned == build.compute(load(name)).of(model, "gpu")
+    assert planned == build.compute(load(name)).of(model, PLANNED)
     assert (planned.dtype, planned.param_dtype, planned.remat) == ("bfloat16", "float32", "full")
     np.testing.assert_array_equal(source.own.factors, 1)
 
 
 @pytest.mark.parametrize(
-    ("platform", "context", "window", "attention"),
+    ("device", "context", "window", "head_dim", "said"),
     [
-        ("cpu", 1, None, "cpu"),
-        ("gpu", 2, None, "cpu"),
-        ("tpu", 1, 4096, "splash"),
-        ("tpu", 2, None, "splash"),
-        ("tpu", 2, 4096, "cpu"),  # in a ring, its kernel has no window
+        (Device("cpu", "cpu"), 1, None, 16, "'cpu'"),
+        (H100, 1, None, 64, "'cudnn'; rows of several documents by 'pallas'"),
+        (H100, 1, 4096, 64, "'cudnn'; rows of several documents by 'cpu' instead of 'pallas', which has no sliding"),
+        (H100, 1, None, 256, "'cudnn'; rows of several documents by 'cpu' instead of 'pallas', which takes"),
+        (H100, 2, None, 64, "'cpu' in training, where sequences are cut over devices; else 'cudnn'; rows of"),
+        (H100, 1, None, 100, "'pallas' instead of 'cudnn', which takes multiples of 8 from 8 to 256 as `head_dim`"),
+        (Device("gpu", "V100", 7.0), 1, None, 64, "'cpu' instead of 'cudnn', which needs a GPU of NVIDIA, of compute"),
+        (Device("gpu", "MI300X"), 1, None, 64, "'cpu' instead of 'cudnn', which needs a GPU of NVIDIA"),
+        (Device("tpu", "TPU v5"), 1, 4096, 64, "'splash'"),
+        (Device("tpu", "TPU v5"), 2, None, 64, "'splash'"),
+        (Device("tpu", "TPU v5"), 2, 4096, 64, "'cpu' instead of 'splash', which has no sliding window"),
     ],
 )
-def test_attention_that_auto_takes(platform, context, window, attention):
+def test_attention_that_auto_takes(device, context, window, head_dim, said):
     config = load("llama2_8k")
+    assert config.model.attention == "auto"
     config.mesh.context = context
-    model = LlamaConfig(1000, 64, 128, 2, 4, 2, 16, sliding_window=window, architecture="mistral")
-    assert build.compute(config).of(model, platform).attention == attention
+    model = LlamaConfig(1000, 64, 128, 2, 4, 2, head_dim, sliding_window=window, architecture="mistral")
+    found = build.compute(config).of(model, device)
+    check_backend(found, device, ring=context > 1)
+    assert described_backend(found, device, ring=context > 1).startswith(said)
+
+
+def test_attention_in_float32_on_a_gpu():
+    config = load("llama2_8k")
+    config.model.dtype = "float32"
+    found = build.compute(config).of(LLAMA2_7B, H100)
+    said = "'cpu' instead of 'cudnn', which computes in 16 bits: set `dtype` to 'bfloat16'"
+    assert found.attention == "cpu" and described_backend(found, H100) == said
 
 
 @pytest.mark.parametrize(("name", "model"), [(name, model) for name, model, *_ in PAPER[::2]])

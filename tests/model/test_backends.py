@@ -1,17 +1,20 @@
 """Every backend of attention against attention by definition, in float64."""
 
 import dataclasses
+import re
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AbstractDevice, AbstractMesh
 
 from rope_jax.errors import InputError
+from rope_jax.model.attention import causal_attention
 from rope_jax.model.backends import attend, check_backend, ring_kernel
 from rope_jax.model.config import LlamaConfig
-from rope_jax.model.kernels import cudnn_attention, splash_attention, splash_piece
+from rope_jax.model.kernels import cudnn_attention, pallas_attention, splash_attention, splash_piece
 from rope_jax.model.llama import abstract_params
 from rope_jax.model.ring import Ring, ring_attention, zigzag
 from rope_jax.sharding import make_mesh, spec
@@ -20,6 +23,7 @@ from tests.model.references import allowed_keys, dense, random_segments
 
 B, T, H, K, D = 2, 64, 4, 2, 16
 MODEL = LlamaConfig(64, 64, 64, 1, H, K, D, architecture="mistral", attention_chunk=24)
+HALF = {"dtype": "bfloat16"}
 
 
 def inputs(length, rows=B, seed=0):
@@ -41,15 +45,22 @@ def ring(query, key, value, segments, window=None, kernel=None):
     return out[:, np.argsort(zigzag(query.shape[1], 4))]
 
 
+def cudnn(*arrays, window=None):
+    """The arguments that cuDNN is called with, computed by what JAX defines them by."""
+    packed = partial(causal_attention, chunk=24, window=window)
+    return cudnn_attention(*arrays, packed=packed, window=window, implementation="xla")
+
+
+pallas = partial(pallas_attention, interpret=True)
 BACKENDS = {
-    "cpu": lambda *x, window: attend(*x, dataclasses.replace(MODEL, sliding_window=window)),
-    # The arguments that cuDNN is called with, computed by what JAX defines them by.
-    "cudnn's definition": partial(cudnn_attention, implementation="xla"),
+    "cpu": lambda *x, window=None: attend(*x, dataclasses.replace(MODEL, sliding_window=window)),
+    "cudnn's definition": cudnn,
+    "pallas, interpreted": pallas,
     "splash, interpreted": partial(splash_attention, interpret=True),
     "ring": ring,
-    # It has no window, and refuses models that have one (tests/training/test_context.py).
     "ring of splash, interpreted": partial(ring, kernel=partial(splash_piece, interpret=True)),
 }
+WINDOWLESS = ("pallas, interpreted", "ring of splash, interpreted")
 ON_GPU = jax.default_backend() == "gpu"
 
 
@@ -65,12 +76,13 @@ def value_and_gradients(attention):
 
 @pytest.mark.parametrize(
     ("backend", "window"),
-    [(name, window) for name in BACKENDS for window in (None, 13) if not (window and "ring of splash" in name)],
+    [(name, None) for name in BACKENDS] + [(name, 13) for name in BACKENDS if name not in WINDOWLESS],
 )
 def test_equals_the_definition_in_value_and_gradient(backend, window):
-    # Neither even nor a multiple of anything, but for the ring, which is cut into eight pieces.
-    length = T if "ring" in backend else T - 3
-    arrays, compiled = inputs(length), value_and_gradients(partial(BACKENDS[backend], window=window))
+    # Neither even nor a multiple of anything, but for the ring, which is cut into eight pieces. Two blocks of 'pallas'.
+    length = T if "ring" in backend else 3 * T - 3 if backend == "pallas, interpreted" else T - 3
+    arrays = inputs(length)
+    compiled = value_and_gradients(partial(BACKENDS[backend], **({"window": window} if window else {})))
     for segments in documents(length).values():
         found, ours = compiled(*arrays, segments)
         out, gradients = dense(*arrays[:3], allowed_keys(segments, window), arrays[3])
@@ -80,11 +92,12 @@ def test_equals_the_definition_in_value_and_gradient(backend, window):
             np.testing.assert_allclose(got, expected, atol=1e-5)
 
 
-@pytest.mark.skipif(not ON_GPU, reason="cuDNN needs a GPU")
-@pytest.mark.parametrize("window", [None, 13])
-def test_cudnn_equals_the_definition(window):
+@pytest.mark.skipif(not ON_GPU, reason="the kernels need a GPU")
+@pytest.mark.parametrize(("backend", "window"), [("cudnn", None), ("cudnn", 13), ("pallas", None)])
+def test_a_gpus_kernels_equal_the_definition(backend, window):
     arrays = [jnp.asarray(x, jnp.bfloat16) for x in inputs(T - 3)]
-    compiled = value_and_gradients(partial(cudnn_attention, window=window))
+    config = dataclasses.replace(MODEL, attention=backend, sliding_window=window, dtype="bfloat16")
+    compiled = value_and_gradients(partial(attend, config=config))
     for segments in documents(T - 3).values():
         found, ours = compiled(*arrays, segments)
         rounded = [np.float32(x) for x in arrays]
@@ -109,22 +122,29 @@ def test_splash_lowers_to_kernels_for_tpus(window):
     assert text.count("@tpu_custom_call") == 3  # forward, and the gradients of queries and of keys
 
 
-@pytest.mark.parametrize("window", [None, 100])
-def test_cudnn_lowers_to_its_fused_attention(window, monkeypatch):
+@pytest.mark.parametrize(("backend", "window"), [("cudnn", None), ("cudnn", 100), ("pallas", None)])
+def test_attention_lowers_to_kernels_for_gpus(backend, window, monkeypatch):
     # The version is the one thing that JAX asks a library on this machine for. There is no public way to state it:
     # where this name moves, this test fails, and nothing else.
     from jax._src.cudnn import fused_attention_stablehlo
 
     monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91000)
-    text = lowered(partial(cudnn_attention, window=window), "cuda")
-    for name in ("ScaleBiasSoftmax", "ScaleBiasSoftmaxBackward", "Softmax", "SoftmaxBackward"):
-        assert f"@__cudnn$fmha{name}(" in text
-    # No scores outside of the kernels: what is as large as T x T is the mask, one for all heads.
-    assert f"tensor<{B}x{H}x1024x1024x" not in text
+    config = dataclasses.replace(MODEL, attention=backend, sliding_window=window, dtype="bfloat16", head_dim=128)
+    device = AbstractDevice("NVIDIA H100 80GB HBM3", None, "gpu")
+    with jax.sharding.use_abstract_mesh(AbstractMesh((1,), ("one",), abstract_device=device)):
+        text = lowered(partial(attend, config=config), "cuda")
+    for name in ("Softmax", "SoftmaxBackward"):
+        assert (f"@__cudnn$fmha{name}(" in text) == (backend == "cudnn")
+    # cuDNN takes a window; of rows of several documents, the kernel takes those without one.
+    for name in ("forward", "backward"):
+        assert (f'name = "mha_{name}"' in text) == (window is None)
+    # Neither scores nor a mask outside of the kernels.
+    assert not re.search(r"(1023|1024)x\1x", text)
 
 
 @pytest.mark.parametrize(
-    ("attention", "window", "kernel"), [("cpu", 13, None), ("cudnn", 13, None), ("splash", None, splash_piece)]
+    ("attention", "window", "kernel"),
+    [("cpu", 13, None), ("cudnn", 13, None), ("pallas", None, None), ("splash", None, splash_piece)],
 )
 def test_a_ring_computes_with_what_was_asked_for(attention, window, kernel):
     config = dataclasses.replace(MODEL, attention=attention, sliding_window=window)
@@ -160,20 +180,21 @@ def test_kernels_run_on_each_devices_rows_and_heads(monkeypatch):
         ("gpu", {"attention": "splash"}, "attention", r"needs a tpu, .* a gpu here"),
         ("cpu", {"attention": "cudnn"}, "attention", r"needs a gpu, .* a cpu here: 'cpu' runs anywhere"),
         ("gpu", {"attention": "cudnn"}, "dtype", r"16 bits: set `dtype`"),
-        ("gpu", {"attention": "cudnn", "dtype": "bfloat16", "head_dim": 12}, "attention", r"of 8 up to 128 on a A100"),
-        ("gpu", {"attention": "cudnn", "dtype": "bfloat16", "head_dim": 192}, "attention", r"the model's is 192"),
+        ("gpu", {"attention": "cudnn", "head_dim": 12} | HALF, "attention", r"multiples of 8 from 8 to 128 .* is 12"),
+        ("gpu", {"attention": "cudnn", "head_dim": 192} | HALF, "attention", r"the model's is 192"),
+        ("gpu", {"attention": "pallas", "head_dim": 8} | HALF, "attention", r"of 2 from 16 to 128"),
+        ("gpu", {"attention": "pallas", "sliding_window": 9} | HALF, "attention", r"no sliding window, .* is 9"),
     ],
 )
 def test_an_unavailable_backend_is_refused(platform, changes, field, message, monkeypatch):
-    device = type("Device", (), {"compute_capability": "8.0", "device_kind": "A100"})()
-    monkeypatch.setattr(jax, "default_backend", lambda: platform)
-    monkeypatch.setattr(jax, "local_devices", lambda: [device])
+    kind = {"compute_capability": "8.0", "device_kind": "A100", "platform": platform}
+    monkeypatch.setattr(jax, "local_devices", lambda: [type("Device", (), kind)()])
     with pytest.raises(InputError, match=message) as error:
         check_backend(dataclasses.replace(MODEL, **changes))
     assert error.value.field == field
     check_backend(MODEL)
     if platform == "gpu":
-        check_backend(dataclasses.replace(MODEL, attention="cudnn", dtype="bfloat16"))
+        check_backend(dataclasses.replace(MODEL, attention="cudnn", **HALF))
 
 
 def test_parameters_are_made_without_the_backend():
