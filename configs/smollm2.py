@@ -17,8 +17,8 @@ def get_config():
     config.eval.split = "test"  # of a folder without splits, all of it
     config.suite = "perplexity"
     config.eval.lengths = (16_384,)
-    # One window for each vector; its first token is BOS.
+    # One window for each vector, whose first token is BOS, and none that slides.
     config.eval.max_tokens = config.eval.position_tokens = 16_383
     config.eval.batch = 1
-    config.eval.conventions = ("token",)
+    config.eval.conventions = ()
     return config

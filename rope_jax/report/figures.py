@@ -132,13 +132,9 @@ def perplexity_by_position(panels: Mapping[str, Mapping[str, Sequence[Mapping]]]
         return _with_intervals(method, [(b["start"] * b["end"]) ** 0.5 for b in buckets], buckets, "perplexity")
 
     # Every model predicts the first few tokens of a window poorly; they would flatten the rest.
-    shown = [
-        bucket["perplexity"]
-        for curves in panels.values()
-        for buckets in curves.values()
-        for bucket in buckets
-        if bucket["start"] >= original / 16
-    ]
+    buckets = [bucket for curves in panels.values() for curve in curves.values() for bucket in curve]
+    first = min(original, max(bucket["end"] for bucket in buckets)) / 16
+    shown = [bucket["perplexity"] for bucket in buckets if bucket["start"] >= first]
     return LinePlot(
         "perplexity_by_position",
         [

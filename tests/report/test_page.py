@@ -20,6 +20,10 @@ FIGURES = [
     ),
     figures.depth_maps("ruler", "RULER", {"own": {"a": GRID, "b": GRID}}, "needle"),
     figures.depth_maps("passkey", "Passkey", {method: {"passkey": GRID} for method in ("own", "pi", "yarn")}, "key"),
+    # A window that is far shorter than the original context.
+    figures.perplexity_by_position(
+        {"w": {"own": [{"start": 32, "end": 64, "nll": 1.1, "perplexity": 3.0, "interval": [2.0, 4.0]}]}}, 8192
+    ),
     figures.Histograms("figure_1", "Angles", {"pre-training": {"pair 6": [0.5, 0.5], "pair 22": [0.1, 0.9]}}),
 ]
 
