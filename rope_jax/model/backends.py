@@ -126,8 +126,8 @@ def _refusal(name: str, config: LlamaConfig, device: Device, ring: bool) -> str:
 
 def _windowed_ring(config: LlamaConfig) -> str:
     return (
-        f"has no sliding window (`sliding_window` is {config.sliding_window}) over sequences that are cut over devices: "
-        "use 'cpu', or leave sequences whole"
+        f"has no sliding window (`sliding_window` is {config.sliding_window}) over sequences that are cut over "
+        "devices: use 'cpu', or leave sequences whole"
     )
 
 

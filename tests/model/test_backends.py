@@ -122,24 +122,35 @@ def test_splash_lowers_to_kernels_for_tpus(window):
     assert text.count("@tpu_custom_call") == 3  # forward, and the gradients of queries and of keys
 
 
-@pytest.mark.parametrize(("backend", "window"), [("cudnn", None), ("cudnn", 100), ("pallas", None)])
-def test_attention_lowers_to_kernels_for_gpus(backend, window, monkeypatch):
+@pytest.mark.parametrize("window", [None, 100])
+def test_cudnn_lowers_to_its_fused_attention(window, monkeypatch):
     # The version is the one thing that JAX asks a library on this machine for. There is no public way to state it:
     # where this name moves, this test fails, and nothing else.
     from jax._src.cudnn import fused_attention_stablehlo
 
     monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91000)
-    config = dataclasses.replace(MODEL, attention=backend, sliding_window=window, dtype="bfloat16", head_dim=128)
-    device = AbstractDevice("NVIDIA H100 80GB HBM3", None, "gpu")
-    with jax.sharding.use_abstract_mesh(AbstractMesh((1,), ("one",), abstract_device=device)):
-        text = lowered(partial(attend, config=config), "cuda")
+    packed = partial(causal_attention, chunk=256, window=window)
+    text = lowered(partial(cudnn_attention, packed=packed, window=window), "cuda")
     for name in ("Softmax", "SoftmaxBackward"):
-        assert (f"@__cudnn$fmha{name}(" in text) == (backend == "cudnn")
-    # cuDNN takes a window; of rows of several documents, the kernel takes those without one.
-    for name in ("forward", "backward"):
-        assert (f'name = "mha_{name}"' in text) == (window is None)
+        assert f"@__cudnn$fmha{name}(" in text
     # Neither scores nor a mask outside of the kernels.
     assert not re.search(r"(1023|1024)x\1x", text)
+
+    # Rows of several documents are for JAX's kernel, which has no window.
+    config = dataclasses.replace(MODEL, attention="cudnn", sliding_window=window, head_dim=128, **HALF)
+    arrays = [jax.ShapeDtypeStruct((B, T, heads, 128), jnp.bfloat16) for heads in (H, K, K)]
+    program = jax.make_jaxpr(partial(attend, config=config))(*arrays, np.ones((B, T), np.int32))
+    assert ("mha_forward" in str(program)) == (window is None)
+
+
+def test_pallas_lowers_to_kernels_for_gpus():
+    device = AbstractDevice("NVIDIA H100 80GB HBM3", None, "gpu")
+    with jax.sharding.use_abstract_mesh(AbstractMesh((1,), ("one",), abstract_device=device)):
+        text = lowered(pallas_attention, "cuda")
+    assert text.count("@__gpu$xla.gpu.triton") == 3
+    for name in ("forward", "preprocess_backward", "backward"):
+        assert f'name = "mha_{name}"' in text
+    assert not re.search(r"(1023|1024)x\1x", text)  # as above
 
 
 @pytest.mark.parametrize(
