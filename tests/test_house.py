@@ -26,7 +26,7 @@ FLOORS = (
     {"evaluation"},
     {"plan", "report", "runs"},
     {"study"},
-    {"commands"},
+    {"api", "commands"},
 )
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 FEW_PARAMETERS = ("rope", "model", "training", "evaluation", "runs", "study")

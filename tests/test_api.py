@@ -1,0 +1,92 @@
+"""The library in few lines, against transformers and the paper, and its page as it is printed."""
+
+import json
+import re
+import subprocess
+import sys
+from functools import partial
+
+import numpy as np
+import pytest
+
+import rope_jax
+from rope_jax.data.byte_tokenizer import ByteTokenizer
+from rope_jax.errors import InputError
+from rope_jax.rope.methods import METHODS
+from tests.conftest import REPOSITORY
+from tests.interop.references import reference_logits, write_random_llama
+
+PAGE = (REPOSITORY / "docs/library.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("api") / "model"
+    tokenizer = ByteTokenizer()
+    write_random_llama(folder, vocab_size=tokenizer.vocab_size)
+    tokenizer.save(folder)
+    return folder
+
+
+def test_a_model_under_a_vector_equals_transformers(folder, tmp_path):
+    model = rope_jax.load(str(folder))
+    tokens = np.random.default_rng(0).integers(0, 250, 200)
+    # Sums of some hundred float32 terms in another order.
+    same = partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4)
+    same(model.logits(tokens), reference_logits(folder, tokens[None])[0])
+
+    config = json.loads((folder / "config.json").read_text())
+    theta = config["rope_parameters"]["rope_theta"]
+    yarn = {"rope_type": "yarn", "rope_theta": theta, "factor": 4.0, "original_max_position_embeddings": 128}
+    other = tmp_path / "yarn"
+    other.mkdir()
+    (other / "model.safetensors").symlink_to(folder / "model.safetensors")
+    (other / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 512, "rope_parameters": yarn}))
+    expected = reference_logits(other, tokens[None])[0]
+    longer = model.under("yarn", target=512)
+    same(longer.logits(tokens), expected)
+    same(model.under(rope_jax.solve("yarn", model, 512)).logits(tokens), expected)
+    logs = expected - np.log(np.sum(np.exp(expected), axis=1, keepdims=True))
+    same(longer.nll(tokens), -logs[np.arange(199), tokens[1:]])
+
+
+def test_text_begins_as_the_tokenizer_says(folder):
+    model = rope_jax.load(str(folder))
+    text = "ab"
+    start = [] if model.tokenizer.bos_id is None else [model.tokenizer.bos_id]
+    np.testing.assert_array_equal(model.logits(text), model.logits([*start, *model.tokenizer.encode(text)]))
+    assert isinstance(model.generate(text, 3), str)
+
+
+def test_a_vector_disturbs_what_the_paper_says():
+    geometry = rope_jax.Geometry(10000.0, 128, rope_jax.ScaleVector.create(np.ones(64)))
+    solution = rope_jax.solve("dprope_argmin", geometry, 8192, 4096)
+    assert 1e3 * solution.disturbance.mean() == pytest.approx(6.71, abs=0.011)
+    again = rope_jax.disturbance(solution.scale, geometry, 8192, 4096)
+    np.testing.assert_array_equal(again, solution.disturbance)
+    # A method may be an object.
+    same = rope_jax.solve(METHODS["dprope_argmin"](), geometry, 8192, 4096)
+    np.testing.assert_array_equal(same.scale.factors, solution.scale.factors)
+
+
+def test_unknown_names_are_refused(folder):
+    with pytest.raises(InputError) as caught:
+        rope_jax.solve("yarnn", rope_jax.load(str(folder)), 512)
+    assert caught.value.field == "method"
+    with pytest.raises(AttributeError):
+        rope_jax.nothing  # noqa: B018
+
+
+def test_the_page_runs_as_printed(folder, capsys):
+    for code in re.findall(r"```python\n(.*?)```", PAGE, re.S):
+        exec(compile(code.replace("MODEL", str(folder)), "docs/library.md", "exec"), {})
+    *_, ours, interpolation = capsys.readouterr().out.splitlines()
+    printed = re.findall(r"# ([\d.]+)\n", PAGE)
+    assert [f"{float(ours):.2f}", f"{float(interpolation):.2f}"] == printed
+
+
+def test_the_package_alone_imports_nothing():
+    code = (
+        "import rope_jax, sys; assert rope_jax.__version__; print(*{'jax', 'numpy', 'transformers'} & set(sys.modules))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "\n"
