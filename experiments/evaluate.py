@@ -6,7 +6,7 @@ python -m experiments.evaluate --score DIR --workdir OUT      # LongBench-E's pr
 
 MODEL is a Hugging Face folder or hub id, or the folder of a run of experiments.extend. Every prediction is kept as it
 is made: interrupted anywhere, the same command resumes, and later ones may add suites and methods. The workdir then
-holds `report.md`, `results.json` with every number, and `predictions/`.
+holds `report.html`, `results.json` with every number, and `predictions/`.
 """
 
 from pathlib import Path

@@ -25,7 +25,8 @@ from rope_jax.interop.huggingface import read_model
 from rope_jax.model.backends import Device, check_backend, described_backend
 from rope_jax.model.llama import param_shardings
 from rope_jax.report.evaluation_page import evaluation_page
-from rope_jax.report.page import counted, signed, write_page
+from rope_jax.report.page import counted, signed
+from rope_jax.report.write import write_page
 from rope_jax.rope.embedding import ScaleVector
 from rope_jax.runs.folder import RunFolder
 from rope_jax.runs.software import versions
@@ -94,7 +95,7 @@ def evaluate(job: EvaluationJob, folder: RunFolder, reporter: Reporter) -> dict:
     write_json(folder / "results.json", results)
     write_page(folder.path, evaluation_page(results))
     reporter.say(
-        f"page     {folder / 'report.md'}\nnumbers  {folder / 'results.json'}\nanswers  {folder / 'predictions'}"
+        f"page     {folder / 'report.html'}\nnumbers  {folder / 'results.json'}\nanswers  {folder / 'predictions'}"
     )
     return results
 

@@ -28,7 +28,7 @@ from rope_jax.model.backends import Device, described_backend
 from rope_jax.model.llama import init_params, param_shardings
 from rope_jax.report.extension_page import extension_page
 from rope_jax.report.metrics import read_metrics
-from rope_jax.report.page import write_page
+from rope_jax.report.write import write_page
 from rope_jax.rope.embedding import ScaleVector, identity
 from rope_jax.rope.methods.explicit import Explicit
 from rope_jax.runs.software import versions
@@ -64,7 +64,7 @@ def extend(run: Run, reporter: Reporter) -> dict:
         tune(run, method, scale, of[method], reporter)
 
     results = write_report(run)
-    reporter.say(f"page     {folder / 'report.md'}\nexport   {folder / 'export'}\nnumbers  {folder / 'results.json'}")
+    reporter.say(f"page     {folder / 'report.html'}\nexport   {folder / 'export'}\nnumbers  {folder / 'results.json'}")
     return results
 
 

@@ -4,7 +4,7 @@ RUN/tokenizer/, RUN/tokens.npz         a tokenizer of the training texts, and al
 RUN/vectors/L-S/NAME.json              a scale vector, and what is known of it without running a model
 RUN/models/SHAPE-L-SEED/               a model, with records of its training and of its energies, and below it
   S/zero_shot|tuned|skipped/NAME.json    a measurement under a vector
-RUN/table.jsonl, RUN/report.md         all records, a line each; the page made from them
+RUN/table.jsonl, RUN/report.html       all records, a line each; the page made from them, also as report.md
 """
 
 import contextlib
@@ -37,7 +37,7 @@ from rope_jax.model.config import LlamaConfig
 from rope_jax.model.llama import abstract_params, init_params
 from rope_jax.model.usage import measure_usage
 from rope_jax.report.metrics import MetricsWriter, read_metrics
-from rope_jax.report.page import write_page
+from rope_jax.report.write import write_page
 from rope_jax.rope.embedding import ScaleVector, identity
 from rope_jax.rope.geometry import Geometry
 from rope_jax.rope.measure import Measure

@@ -2,10 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
-from rope_jax.files import write_text
-from rope_jax.report import plots
 from rope_jax.report.figures import Figure
 
 
@@ -43,14 +40,6 @@ class Page:
     title: str
     introduction: Sequence[Block]
     sections: Sequence[Section]
-
-
-def write_page(folder: Path, page: Page) -> None:
-    """Writes `report.md` and `plots/*.png` into a run's or evaluation's folder."""
-    for block in (*page.introduction, *(block for section in page.sections for block in section.blocks)):
-        if isinstance(block, Figure):
-            plots.save(block, folder / "plots")
-    write_text(folder / "report.md", markdown(page))
 
 
 def markdown(page: Page) -> str:

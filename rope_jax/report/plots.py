@@ -1,8 +1,12 @@
 """Draws figures with Matplotlib."""
 
+import dataclasses
 import io
+import itertools
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import matplotlib
 import numpy as np
@@ -10,19 +14,95 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure as Canvas
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from rope_jax.report.figures import Figure, HeatMaps, Histograms, Line, LinePlot
+from rope_jax.report.figures import Figure, HeatMaps, Histograms, Line, LinePlot, Panel
 from rope_jax.report.styles import look, titled
+
+SVG = "http://www.w3.org/2000/svg"
+ElementTree.register_namespace("", SVG)
+ElementTree.register_namespace("xlink", "http://www.w3.org/1999/xlink")
+# Places of a vector graphic that show their values.
+MOST_PLACES = 200
 
 
 def png(figure: Figure) -> bytes:
     """A figure as the content of a PNG file. Equal figures give equal bytes."""
-    draw = {LinePlot: _draw_lines, HeatMaps: _draw_maps, Histograms: _draw_histograms}[type(figure)]
     file = io.BytesIO()
     with matplotlib.rc_context({"savefig.bbox": "tight"}):
-        draw(figure).savefig(file, metadata={"Software": None})  # no version of Matplotlib inside
+        _draw(figure).savefig(file, metadata={"Software": None})  # no version of Matplotlib inside
     return file.getvalue()
+
+
+def svg(figure: Figure) -> list[str]:
+    """A figure as elements for HTML, one per panel or map, without its title.
+
+    Groups of class `values` lie over the marks, and their `<title>` has the numbers. Ids are unique among figures of
+    other names.
+    """
+    return [_svg(piece, f"{figure.name} {i}") for i, piece in enumerate(_pieces(dataclasses.replace(figure, title="")))]
+
+
+def _pieces(figure: Figure) -> list[Figure]:
+    match figure:
+        case LinePlot():
+            return [dataclasses.replace(figure, panels=[panel]) for panel in figure.panels]
+        case HeatMaps():
+            return [dataclasses.replace(figure, maps={t: m}, columns=1) for t, m in figure.maps.items()]
+    return [figure]
+
+
+def _svg(figure: Figure, salt: str) -> str:
+    file, titles = io.BytesIO(), {}
+    with matplotlib.rc_context({"savefig.bbox": "tight", "svg.fonttype": "none", "svg.hashsalt": salt}):
+        canvas = _draw(figure)
+        if not isinstance(figure, Histograms):
+            canvas.set_size_inches(5.2, 3.6)  # as wide as a phone
+            for place, text in _places(canvas.axes[0], figure):
+                place.set(gid=f"values {len(titles)}", facecolor="none", edgecolor="none", zorder=9, in_layout=False)
+                titles[place.get_gid()] = text
+                canvas.axes[0].add_artist(place)
+        canvas.savefig(file, format="svg")
+    root = ElementTree.fromstring(file.getvalue())
+    root.attrib |= {"role": "img", "aria-label": figure.name.replace("_", " ")}
+    for metadata in root.findall(f"{{{SVG}}}metadata"):
+        root.remove(metadata)
+    for group in root.iter(f"{{{SVG}}}g"):
+        if text := titles.get(group.attrib.pop("id", "")):
+            group.set("class", "values")
+            title = ElementTree.Element(f"{{{SVG}}}title")
+            title.text = text
+            group.insert(0, title)
+    return ElementTree.tostring(root, encoding="unicode")
+
+
+def _places(axes: Axes, figure: LinePlot | HeatMaps) -> Iterator[tuple[Rectangle, str]]:
+    """Areas of the axes of one panel or map, and the numbers of each."""
+    if isinstance(figure, LinePlot):
+        yield from _columns(axes, figure.panels[0])
+        return
+    (scored,) = figure.maps.values()
+    for (x, y), score in np.ndenumerate(np.array(scored["mean"], float)):
+        if not np.isnan(score):
+            where = f"{scored['lengths'][x]:,} tokens, {figure.hidden} at {scored['depths'][y]:.0%}"
+            yield Rectangle((x - 0.5, y - 0.5), 1, 1), f"{where}: {score:.3g}%"
+
+
+def _columns(axes: Axes, panel: Panel) -> Iterator[tuple[Rectangle, str]]:
+    """A column around each x, with the values of all lines."""
+    at: dict[float, list[str]] = {}
+    for line in panel.lines:
+        for i, (x, y) in enumerate(zip(line.x, line.y)):
+            low, high = line.interval or (line.y, line.y)
+            ends = f" ({low[i]:.4g} to {high[i]:.4g})" if low[i] != high[i] else ""
+            at.setdefault(x, []).append(f"{titled(line.method)}: {y:.4g}{ends}")
+    places = sorted(at)[:: -(-len(at) // MOST_PLACES) or 1]
+    left, right = axes.get_xlim()
+    edges = [left, *((a + b) / 2 for a, b in itertools.pairwise(places)), right]
+    for x, (start, end) in zip(places, itertools.pairwise(edges)):
+        column = Rectangle((start, 0), end - start, 1, transform=axes.get_xaxis_transform())
+        yield column, "\n".join([f"{panel.x_label}: {x:,.6g}", *at[x]])
 
 
 def save(figure: Figure, folder: Path) -> Path:
@@ -31,6 +111,15 @@ def save(figure: Figure, folder: Path) -> Path:
     path = folder / f"{figure.name}.png"
     path.write_bytes(png(figure))
     return path
+
+
+def _draw(figure: Figure) -> Canvas:
+    match figure:
+        case LinePlot():
+            return _draw_lines(figure)
+        case HeatMaps():
+            return _draw_maps(figure)
+    return _draw_histograms(figure)
 
 
 def _draw_lines(figure: LinePlot) -> Canvas:
@@ -125,7 +214,9 @@ def _draw_maps(figure: HeatMaps) -> Canvas:
     for axes, (title, scored) in zip(shown, figure.maps.items()):
         scores = np.array(scored["mean"], float).T
         axes.set_facecolor("#e4e4e4")  # nothing measured
-        axes.imshow(scores, cmap="RdYlGn", vmin=0, vmax=100, aspect="auto")
+        edges = (np.arange(size + 1) - 0.5 for size in reversed(scores.shape))
+        axes.pcolormesh(*edges, scores, cmap="RdYlGn", vmin=0, vmax=100)  # cells, where imshow has a picture
+        axes.invert_yaxis()
         for (y, x), score in np.ndenumerate(scores):
             if not np.isnan(score):
                 colour = "black" if 15 < score < 85 else "white"

@@ -9,7 +9,7 @@ methods/METHOD/before.json      a record: the evaluation before fine-tuning
 methods/METHOD/checkpoints/     Orbax checkpoints of fine-tuning
 methods/METHOD/metrics.jsonl    loss and speed of every training step
 methods/METHOD/after.json       a record: the evaluation after fine-tuning
-results.json, report.md         all records, and the page made from them
+results.json, report.html       all records, and the page made from them; report.md is the same page
 export/                         the Hugging Face folder
 """
 

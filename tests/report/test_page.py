@@ -5,7 +5,9 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from rope_jax.report import figures, plots
-from rope_jax.report.page import Command, Page, Section, Table, counted, markdown, with_interval, write_page
+from rope_jax.report.html import html
+from rope_jax.report.page import Command, Page, Section, Table, counted, markdown, with_interval
+from rope_jax.report.write import write_page
 
 LINES = figures.disturbance_per_pair({"pi": [0.0, 0.1, 0.3], "dprope": np.float32([0, 0, 0.2])})
 GRID = {"lengths": [4096, 8192], "depths": [0.25, 0.75], "mean": [[0.0, 100.0], [50.0, None]]}
@@ -40,6 +42,7 @@ def test_markdown_holds_every_block(tmp_path):
     )
     write_page(tmp_path, page)
     assert (tmp_path / "report.md").read_text() == markdown(page)
+    assert (tmp_path / "report.html").read_text() == html(page)
     assert (tmp_path / "plots/disturbance.png").read_bytes().startswith(b"\x89PNG")
     blocks = markdown(page).rstrip("\n").split("\n\n")
     assert blocks == [
