@@ -38,7 +38,7 @@ def card(
         rope=rope,
         original=recipe.measure.original,
         target=target,
-        training=_training(recipe.tuning[method], steps) if steps else "",
+        training=training(recipe.tuning[method], steps) if steps else "",
         data=str(recipe.corpus),
         before=before,
         after=after,
@@ -59,7 +59,8 @@ def described(config: TrainConfig) -> str:
     return f"sequences of {config.length:,} tokens{skips}{mix}"
 
 
-def _training(config: TrainConfig, steps: int) -> str:
+def training(config: TrainConfig, steps: int) -> str:
+    """A fine-tuning as a sentence."""
     lora, optimizer = config.lora, config.optimizer
     weights = f"low-rank updates (rank {lora.rank}, {', '.join(lora.targets)})" if lora else "all weights"
     return (

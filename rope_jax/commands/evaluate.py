@@ -8,7 +8,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from rope_jax.commands.fields import DEFAULTS
+from rope_jax.commands.fields import DEFAULTS, changed
 from rope_jax.commands.reporter import Reporter
 from rope_jax.errors import InputError
 from rope_jax.evaluation.benchmark import Benchmark, Questions, Setting, Subject
@@ -168,6 +168,7 @@ def _results(job: EvaluationJob, evaluation: Evaluation, suites: Mapping[str, Ma
         "versions": versions(),
         "seconds": seconds,
         "config": job.config,
+        "changed": changed(job.config),
     }
     # As a reader of the file sees it.
     return json.loads(json.dumps(result))

@@ -9,7 +9,9 @@ import jax
 import numpy as np
 
 from rope_jax import multihost
+from rope_jax.commands import cards
 from rope_jax.commands.cards import card, described, provenance
+from rope_jax.commands.fields import changed
 from rope_jax.commands.fit import fit
 from rope_jax.commands.learned import LearnedMethod, gradient_record, learned_solution
 from rope_jax.commands.reporter import Reporter
@@ -26,6 +28,8 @@ from rope_jax.interop.huggingface import write_model
 from rope_jax.interop.model_card import write_card
 from rope_jax.model.backends import Device, described_backend
 from rope_jax.model.llama import init_params, param_shardings
+from rope_jax.plan.flops import model_flops
+from rope_jax.plan.memory import measured
 from rope_jax.report.extension_page import extension_page
 from rope_jax.report.metrics import read_metrics
 from rope_jax.report.write import write_page
@@ -214,6 +218,7 @@ def write_report(run: Run) -> dict:
     methods = {m: {stage: f.recorded(stage) for stage in ("scale", "before", "after")} for m, f in folders.items()}
     curves = {method: read_metrics(folder / "metrics.jsonl") for method, folder in folders.items()}
     tuning = recipe.tuning[recipe.exported]
+    tokens = tuning.optimizer.steps * tuning.global_batch * tuning.length
     results = {
         "name": run.name,
         "command": run.command,
@@ -237,14 +242,21 @@ def write_report(run: Run) -> dict:
             "length": tuning.length,
             "reach": tuning.skips.reach if tuning.skips else tuning.length,
             "mix": tuning.mix.share if tuning.mix else 0.0,
+            "description": cards.training(tuning, tuning.optimizer.steps),
+            "flops": tokens * model_flops(model, tuning.length, frozen=tuning.lora is not None),
+            "peak_bytes": measured(run.mesh),
         },
         "eval": {"stride": run.settings["eval"]["stride"]},
         "methods": methods,
-        "comparisons": {stage: _comparisons(run, methods, stage) for stage in ("before", "after")},
+        "comparisons": {
+            **{stage: _comparisons(run, methods, stage, stage) for stage in ("before", "after")},
+            "gain": _comparisons(run, methods, "before", "after"),
+        },
         "export": {"method": recipe.exported, "folder": "export"},
         "versions": versions(),
         "seconds": _seconds(run, methods, curves),
         "config": run.settings,
+        "changed": changed(run.settings),
     }
     if multihost.is_first():
         write_json(run.folder / "results.json", results)
@@ -252,15 +264,21 @@ def write_report(run: Run) -> dict:
     return results
 
 
-def _comparisons(run: Run, methods: Mapping[str, Mapping], stage: str) -> dict[str, dict]:
-    """Paired differences in NLL of the other methods from the exported one."""
-    found = {
-        method: {f"{window} token": record for window, record in stages[stage]["perplexity"].items()}
-        | {"by_position": stages[stage]["by_position"]}
-        for method, stages in methods.items()
+def _comparisons(run: Run, methods: Mapping[str, Mapping], stage: str, reference: str) -> dict[str, dict]:
+    """Paired differences in NLL of methods at a stage from the exported one at the stage `reference`."""
+
+    def records(method: str, stage: str) -> dict:
+        found = methods[method][stage]
+        by_window = {f"{window} token": record for window, record in found["perplexity"].items()}
+        return by_window | {"by_position": found["by_position"]}
+
+    exported, original = run.recipe.exported, run.recipe.measure.original
+    theirs = records(exported, reference)
+    return {
+        method: compare_perplexities(records(method, stage), theirs, original, run.seed)
+        for method in methods
+        if (method, stage) != (exported, reference)
     }
-    reference, original = found.pop(run.recipe.exported), run.recipe.measure.original
-    return {m: compare_perplexities(records, reference, original, run.seed) for m, records in found.items()}
 
 
 def check_exportable(recipe: Recipe) -> None:

@@ -364,3 +364,16 @@ FIELDS: tuple[Field, ...] = (
 )
 
 DEFAULTS: dict[str, Any] = {field.name: field.default for field in FIELDS}
+
+
+def changed(settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Fields of a JSON-able config that differ from their defaults: name to `value` and `default`."""
+    found = {}
+    for name, default in DEFAULTS.items():
+        value: Any = settings
+        for part in name.split("."):
+            value = value.get(part) if isinstance(value, Mapping) else None
+        default = list(default) if isinstance(default, tuple) else default
+        if value not in (None, default):
+            found[name] = {"value": value, "default": default}
+    return found

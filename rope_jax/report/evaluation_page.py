@@ -20,7 +20,7 @@ def evaluation_page(results: Mapping) -> Page:
         f"{', '.join(titled(method) for method in results['methods'])}. Scores are percentages, in brackets their 95% "
         "confidence intervals."
     )
-    blocks: list[Block] = [introduction]
+    blocks: list[Block] = [*_verdict(results), introduction]
     panels = _panels(results)
     if panels:
         blocks.append(figures.score_by_length(panels, context["original"]))
@@ -41,6 +41,27 @@ def evaluation_page(results: Mapping) -> Page:
             reproduction(results, "All answers: `predictions/`."),
         ],
     )
+
+
+def _verdict(results: Mapping) -> list[Block]:
+    """Which vectors read better far in the window than the reference; empty if there is nothing to compare."""
+    found, places = results["comparisons"]["suites"].get("perplexity"), _regions(results)
+    if not found or "long" not in places:
+        return []
+    told: dict[str, list[str]] = {"Better": [], "Worse": [], "Not told apart": []}
+    ranked = sorted(found, key=lambda method: found[method]["regions"]["long"]["difference"] or 0)
+    for method in ranked:
+        place = found[method]["regions"]["long"]
+        low, high = place["interval"] or (0, 0)
+        name = "Better" if high < 0 else "Worse" if low > 0 else "Not told apart"
+        told[name].append(f"{titled(method)} {signed(place['difference'], place['interval'], 3)}")
+    start, end = places["long"]["start"], places["long"]["end"] - 1
+    reference = titled(results["comparisons"]["reference"])
+    groups = ". ".join(f"*{name}*: {'; '.join(methods)}" for name, methods in told.items() if methods)
+    return [
+        f"NLL at positions {start:,} to {end:,}, in nats per token less that of {reference}; paired, 95% intervals. "
+        f"{groups}."
+    ]
 
 
 def _short_context(results: Mapping) -> list[Block]:

@@ -9,6 +9,7 @@ from rope_jax.report.page import Block, Page, Section, Table, counted, reproduct
 from rope_jax.report.styles import titled
 
 STAGES = ("before", "after")
+EXTRAPOLATION = "extrapolation"  # the model as it was
 
 
 def extension_page(results: Mapping, curves: Mapping[str, Sequence[Mapping]]) -> Page:
@@ -43,15 +44,95 @@ def extension_page(results: Mapping, curves: Mapping[str, Sequence[Mapping]]) ->
         ]
     return Page(
         f"{results['name']}: {context['original']:,} to {context['target']:,} tokens",
-        [introduction, figures.perplexity_by_position(positions, context["original"])],
+        [*_verdict(results), introduction, figures.perplexity_by_position(positions, context["original"])],
         [
             Section("Perplexity", _perplexity(results)),
             Section("Scale vectors and their disturbance", vectors),
-            Section("Fine-tuning", [figures.training_curves(curves)]),
+            Section("Fine-tuning", [_training(train), figures.training_curves(curves)]),
             Section("Passkey retrieval", _passkey(methods)),
             reproduction(results, "Losses per step: `methods/*/metrics.jsonl`, also for TensorBoard."),
         ],
     )
+
+
+def _verdict(results: Mapping) -> list[Block]:
+    """What the extension did: the exported model against the one before it, and against other methods."""
+    exported, gain, rivals = (
+        results["export"]["method"],
+        results["comparisons"]["gain"],
+        results["comparisons"]["after"],
+    )
+    original = EXTRAPOLATION if EXTRAPOLATION in gain else exported
+    rows = {(method, "before"): gain[method]["regions"] for method in dict.fromkeys((original, exported))}
+    rows |= {(method, "after"): found["regions"] for method, found in rivals.items()}
+    places = next(iter(rows.values()))
+    moved = "; ".join(
+        f"at positions {_positions(places[name])} it {_moved(places[name])}"
+        for name in ("long", "short")
+        if name in places
+    )
+    better = [titled(m) for m, found in rivals.items() if _apart(found["regions"].get("long")) < 0]
+    text = f"*{titled(exported)}, fine-tuned*, against *{titled(original)}, before fine-tuning*: {moved}."
+    if rivals and "long" in places:
+        named = ", ".join(better) or "no other method"
+        text += f" Better at {_positions(places['long'])} after the same fine-tuning: {named}."
+    keys = {
+        f"{titled(method)} {stage}": _found(results["methods"][method][stage]["passkey"])
+        for method, stage in dict.fromkeys(((original, "before"), (exported, "before"), (exported, "after")))
+    }
+    if all(keys.values()):
+        text += f" Keys found: {', '.join(f'{name} {found}' for name, found in keys.items())}."
+    return [
+        text,
+        f"NLL in nats per token less that of {titled(exported)} after fine-tuning, by position, so that above 0 the "
+        "exported model is better; paired, 95% intervals over documents:",
+        Table(
+            ["method", "stage", *map(_positions, places.values())],
+            [
+                [titled(m), stage, *(signed(p["difference"], p["interval"], 3) for p in found.values())]
+                for (m, stage), found in rows.items()
+            ],
+        ),
+    ]
+
+
+def _apart(place: Mapping | None) -> int:
+    """The sign of a difference whose interval excludes 0, else 0."""
+    low, high = (place and place["interval"]) or (0, 0)
+    return int(low > 0) - int(high < 0)
+
+
+def _moved(place: Mapping) -> str:
+    """What became of the NLL, from the difference of what was before."""
+    apart, interval = place["difference"], place["interval"]
+    if apart is None:
+        return "was not measured"
+    sign = _apart(place)
+    if not sign:
+        change = signed(-apart, interval and [-end for end in reversed(interval)], 3)
+        return f"changes the NLL by {change} nats per token{', which may be no change' if interval else ''}"
+    change = with_interval(abs(apart), sorted(map(abs, interval)), (3, 3))
+    return f"{'lowers' if sign > 0 else 'raises'} the NLL by {change} nats per token"
+
+
+def _positions(place: Mapping) -> str:
+    return f"{place['start']:,} to {place['end'] - 1:,}"
+
+
+def _found(grid: Mapping | None) -> str:
+    """Keys found at all lengths; empty if they were not asked for."""
+    rates = grid["per_length"] if grid else ()
+    return f"{sum(r['successes'] for r in rates)} of {sum(r['trials'] for r in rates)}" if rates else ""
+
+
+def _training(train: Mapping) -> str:
+    """Recipe and cost of a method's fine-tuning."""
+    memory = (
+        f" The last process held at most {train['peak_bytes'] / 2**30:.1f} GiB on a device."
+        if train["peak_bytes"]
+        else ""
+    )
+    return f"{train['description']} This takes {train['flops']:.3g} FLOPs for each method.{memory}"
 
 
 def _sequences(train: Mapping, context: Mapping) -> str:
@@ -109,7 +190,7 @@ def _perplexity(results: Mapping) -> list[Block]:
 
 def _differences(results: Mapping) -> list[Block]:
     """NLL of the other methods less that of the exported one, before and after fine-tuning."""
-    stages = {stage: found for stage, found in results["comparisons"].items() if found}
+    stages = {stage: results["comparisons"][stage] for stage in STAGES if results["comparisons"][stage]}
     if not stages:
         return []
     places = next(iter(stages["after"].values()))["regions"].values()
@@ -121,7 +202,7 @@ def _differences(results: Mapping) -> list[Block]:
     return [
         f"NLL in nats per token less that of {titled(results['export']['method'])}, by position in windows of "
         f"{results['context']['target']:,}; paired, 95% intervals over documents:",
-        Table(["method", "stage", *(f"{p['start']:,} to {p['end'] - 1:,}" for p in places)], rows),
+        Table(["method", "stage", *map(_positions, places)], rows),
     ]
 
 

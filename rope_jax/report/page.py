@@ -89,6 +89,11 @@ def reproduction(results: Mapping, files: str) -> Section:
     versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
     seconds = ", ".join(f"{stage} {seconds:.0f}" for stage, seconds in results["seconds"].items())
     text = f"All numbers, with the full configuration: `results.json`. {files}"
-    return Section(
-        "How to repeat it", [Command(results["command"]), f"Versions: {versions}.", f"Seconds: {seconds}.", text]
-    )
+    blocks: list[Block] = [Command(results["command"]), f"Versions: {versions}.", f"Seconds: {seconds}.", text]
+    if results["changed"]:
+        rows = [
+            [f"`{name}`", *(f"`{found[key]!r}`" for key in ("value", "default"))]
+            for name, found in results["changed"].items()
+        ]
+        blocks += ["Fields of the config that differ from their defaults:", Table(["field", "value", "default"], rows)]
+    return Section("How to repeat it", blocks)

@@ -24,6 +24,7 @@ from rope_jax.files import sealed, unsealed
 from rope_jax.interop.huggingface import read_model
 from rope_jax.model.llama import Llama
 from rope_jax.report.metrics import read_metrics
+from rope_jax.report.page import signed
 from rope_jax.runs.folder import RunFolder
 from rope_jax.training.checkpoints import Checkpoints
 from tests.experiments.helpers import run_small, small_config
@@ -112,10 +113,14 @@ def test_learned_factors_start_where_asked_and_are_trained_with_the_weights(fini
 
 
 def test_page_shows_every_method_and_its_pictures_exist(finished):
-    folder, _ = finished
+    folder, results = finished
     page = (folder / "report.md").read_text()
-    for name in ("DPRoPE", "YaRN", "before", "after"):
+    for name in ("DPRoPE", "YaRN", "before", "after", "| `train.mix` | `0.5` | `0.0` |"):
         assert name in page
+    gain = results["comparisons"]["gain"]["dprope"]["regions"]
+    for text in (page, (folder / "report.html").read_text()):
+        for place in gain.values():
+            assert signed(place["difference"], place["interval"], 3) in text
     pictures = [line.split("(")[1].rstrip(")") for line in page.splitlines() if line.startswith("![")]
     assert len(pictures) == 5
     for picture in pictures:

@@ -9,6 +9,7 @@ from rope_jax.report.figures import HeatMaps, LinePlot
 from rope_jax.report.page import Table, markdown
 
 ENDING = {"command": "python -m it --flag", "versions": {"jax": "1.2"}, "seconds": {"training": 3.4}}
+ENDING["changed"] = {"train.steps": {"value": 1, "default": 1000}}
 BUCKETS = [
     {"start": start, "end": 2 * start, "perplexity": value, "interval": interval}
     for start, value, interval in ((1, 300.0, None), (32, 5.0, [4.0, 6.0]), (64, 7.0, [6.0, 8.0]))
@@ -41,6 +42,7 @@ def extension():
         measured = {"64": window(perplexity), "128": window(2 * perplexity, bits_per_byte=0.5)}
         return {"perplexity": measured, "by_position": {"buckets": BUCKETS}, "passkey": grid}
 
+    short, long = {**apart(-0.5), "start": 1, "end": 64}, {**apart(2.5), "start": 96, "end": 128}
     scale = {
         **{"disturbance": [0.0, 0.1], "factors": [1.0, 2.0]},
         **{"disturbance_e3": 50.0, "interpolated_dimensions": 2},
@@ -51,7 +53,10 @@ def extension():
         "extension": {"intervals": 360},
         "model": {"parameters": 1234, "description": "2 layers", "head_dim": 4},
         "data": {"description": "texts"},
-        "train": {"steps": 1, "tokens_per_step": 1024, "length": 64, "reach": 512, "mix": 0.25},
+        "train": {
+            **{"steps": 1, "tokens_per_step": 1024, "length": 64, "reach": 512, "mix": 0.25},
+            **{"description": "Fine-tuned, all weights.", "flops": 1.5e12, "peak_bytes": None},
+        },
         "eval": {"stride": 32},
         "methods": {
             "dprope": {
@@ -62,9 +67,10 @@ def extension():
             "pi": {"scale": scale, "before": stage(9.0, None), "after": stage(5.0, None)},
         },
         "comparisons": {
-            stage: {"pi": {"regions": {"short": {**apart(shift), "start": 1, "end": 64}}}}
+            stage: {"pi": {"regions": {"short": {**apart(shift), "start": 1, "end": 64}, "long": long}}}
             for stage, shift in (("before", 0.5), ("after", -0.25))
-        },
+        }
+        | {"gain": {method: {"regions": {"short": dict(short), "long": dict(long)}} for method in ("dprope", "pi")}},
         "export": {"method": "dprope"},
         **ENDING,
     }
@@ -78,10 +84,10 @@ def test_extension_compares_methods_before_and_after(extension):
         values = [f"{value:.3f} (1.00 to 99.00)" for value in (before, after, 2 * before, 2 * after)]
         assert row[1:] == ["50.00", "2 of 4", *values]
     differences = blocks(page, "Perplexity")[-1]
-    assert differences.head == ["method", "stage", "1 to 63"]
+    assert differences.head == ["method", "stage", "1 to 63", "96 to 127"]
     assert differences.rows == [
-        ["PI", "before", "+0.500 (-0.500 to +1.500)"],
-        ["PI", "after", "-0.250 (-1.250 to +0.750)"],
+        ["PI", "before", "+0.500 (-0.500 to +1.500)", "+2.500 (+1.500 to +3.500)"],
+        ["PI", "after", "-0.250 (-1.250 to +0.750)", "+2.500 (+1.500 to +3.500)"],
     ]
     text = markdown(page)
     for shown in (
@@ -104,10 +110,35 @@ def test_extension_compares_methods_before_and_after(extension):
     assert (line.method, line.y, line.interval) == ("pi", [0.75, -3.0], [[0.5, -4.0], [1.0, -2.0]])
     assert "PI +0.75 nats per token" in said
     plots.png(figure)
-    positions = page.introduction[1]
+    positions = page.introduction[-1]
     assert [panel.title for panel in positions.panels] == ["before fine-tuning", "after fine-tuning"]
     # The first tokens, at a perplexity of 300, do not stretch the axis.
     assert positions.y_limits == (0.85 * 5, 1.25 * 7)
+
+
+def test_extension_begins_with_the_verdict(extension):
+    text, _, table, *_ = extension_page(extension, {}).introduction
+    assert text.startswith(
+        "*DPRoPE, fine-tuned*, against *DPRoPE, before fine-tuning*: at positions 96 to 127 it lowers the NLL by 2.500 "
+        "(1.500 to 3.500) nats per token; at positions 1 to 63 it changes the NLL by +0.500 (-0.500 to +1.500) nats "
+        "per token, which may be no change."
+    )
+    assert text.endswith("Keys found: DPRoPE before 1 of 4, DPRoPE after 3 of 4.")
+    assert table.head == ["method", "stage", "1 to 63", "96 to 127"]
+    assert table.rows == [
+        ["DPRoPE", "before", "-0.500 (-1.500 to +0.500)", "+2.500 (+1.500 to +3.500)"],
+        ["PI", "after", "-0.250 (-1.250 to +0.750)", "+2.500 (+1.500 to +3.500)"],
+    ]
+    # The model as it was, if it was measured.
+    gain = extension["comparisons"]["gain"]
+    gain["extrapolation"] = gain.pop("pi")
+    extension["methods"]["extrapolation"] = extension["methods"].pop("pi")
+    gain["extrapolation"]["regions"]["long"]["interval"] = [-3.5, -1.5]
+    text, _, table, *_ = extension_page(extension, {}).introduction
+    assert "against *extrapolation, before fine-tuning*" in text and "raises the NLL by 2.500 (1.500 to 3.500)" in text
+    assert [row[:2] for row in table.rows[:2]] == [["extrapolation", "before"], ["DPRoPE", "before"]]
+    shown = markdown(extension_page(extension, {}))
+    assert "1.5e+12 FLOPs" in shown and "| `train.steps` | `1` | `1000` |" in shown
 
 
 def test_extension_shows_passkeys_where_measured(extension):
@@ -223,6 +254,10 @@ def test_evaluation_shows_paired_differences_from_the_reference(evaluation):
             del record[name]
     assert tables["Perplexity"][1].rows[0][-1] in markdown(evaluation_page(evaluation))
     assert "Sliding window" not in markdown(evaluation_page(evaluation))
+    pi = evaluation["comparisons"]["suites"]["perplexity"]["pi"]["regions"]
+    pi["long"] = {**apart(-2.5), "start": 96, "end": 128}
+    verdict = evaluation_page(evaluation).introduction[0]
+    assert "positions 96 to 127" in verdict and verdict.endswith("*Better*: PI -2.500 (-3.500 to -1.500).")
     evaluation["comparisons"]["suites"] = {}
     assert "less th" not in markdown(evaluation_page(evaluation))
 
@@ -236,7 +271,7 @@ def test_evaluation_names_tasks_that_were_not_run(evaluation):
 
 def test_evaluation_draws_scores_and_depths(evaluation):
     page = evaluation_page(evaluation)
-    (_, scores), maps = page.introduction, blocks(page, "Passkey retrieval")[1]
+    (*_, scores), maps = page.introduction, blocks(page, "Passkey retrieval")[1]
     assert isinstance(scores, LinePlot) and [p.title for p in scores.panels] == ["Passkey retrieval", "RULER"]
     assert list(scores.panels[1].lines[0].x) == [64, 128] and scores.panels[1].lines[0].y == [90.0, 40.0]
     assert maps.maps["PI"]["mean"] == [[100.0], [None]] and maps.hidden == "key"
