@@ -30,7 +30,8 @@ class SentencePieceTokenizer:
         self._processor = sentencepiece.SentencePieceProcessor()
         try:
             self._processor.LoadFromSerializedProto(content)
-        except (OSError, RuntimeError) as error:
+            self._processor.id_to_piece(list(range(self._processor.vocab_size())))  # all are UTF-8
+        except (OSError, RuntimeError, UnicodeDecodeError) as error:
             raise InputError(
                 f"{path} is not a sentencepiece model; LLaMA3's tokenizer.model is not one either: use the folder with "
                 "its tokenizer.json"

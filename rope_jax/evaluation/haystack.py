@@ -50,7 +50,7 @@ class Haystack:
 
 
 def make_haystack(texts: Iterable[str], max_words: int | None = None) -> Haystack:
-    """Joins texts into a haystack, up to the one that reaches `max_words`; InputError if they have no words."""
+    """Joins texts into a haystack, up to the one that reaches `max_words`."""
     words: list[str] = []
     ends: list[int] = []
     for text in texts:
@@ -59,8 +59,6 @@ def make_haystack(texts: Iterable[str], max_words: int | None = None) -> Haystac
         ends += [i + 1 for i in range(start, len(words)) if _ends_sentence(words, i)]
         if max_words is not None and len(words) >= max_words:
             break
-    if not words:
-        raise InputError("the texts of a haystack have no words: name a folder with text in it")
     return Haystack(tuple(words), tuple(ends))
 
 
@@ -75,9 +73,14 @@ def read_haystack(path: Path, max_words: int) -> Haystack:
         value = read_json(path)
         if not (isinstance(value, dict) and isinstance(value.get("text"), str)):
             raise InputError(f'{path} must be a folder of texts or a JSON file with an object with "text"')
-        return make_haystack([value["text"]], max_words)
-    what = "essays to hide needles in; any folder of .txt files will do, Paul Graham's essays are RULER's own"
-    return make_haystack(read_texts(path, what, ESSAYS_COMMAND), max_words)
+        texts = iter([value["text"]])
+    else:
+        what = "essays to hide needles in; any folder of .txt files will do, Paul Graham's essays are RULER's own"
+        texts = read_texts(path, what, ESSAYS_COMMAND)
+    haystack = make_haystack(texts, max_words)
+    if not haystack.words:
+        raise InputError(f"{path} has no words: name a folder with text in it")
+    return haystack
 
 
 def _ends_sentence(words: Sequence[str], i: int) -> bool:

@@ -36,8 +36,8 @@ def factors_of(place: str | Path, value: Any) -> Explicit:
     if not isinstance(value, dict):
         return Explicit(_rows(place, value))
     fields = Fields(Path(place), value)
-    rows, given = _rows(place, value.get("factors")), value.get("attention_factor")
-    attention_factor = _rows(place, given) if isinstance(given, list) else fields.number("attention_factor", 1.0)
+    rows, by_layer = _rows(place, value.get("factors")), _numbers(value.get("attention_factor"))
+    attention_factor = tuple(value["attention_factor"]) if by_layer else fields.number("attention_factor", 1.0)
     base = fields.number("base") if "base" in value else 0.0
     return Explicit(rows, attention_factor, whole=True, base=base)
 
@@ -54,8 +54,12 @@ def _from_csv(path: Path, text: str) -> Explicit:
 def _rows(place: str | Path, value: Any) -> tuple:
     rows = value if isinstance(value, list) and value and isinstance(value[0], list) else [value]
     for row in rows:
-        if not (isinstance(row, list) and row and all(type(number) in (int, float) for number in row)):
+        if not _numbers(row):
             raise InputError(
                 f"{place} must hold a list of numbers, one per frequency pair, or a list of such lists, one per layer"
             )
     return tuple(tuple(row) for row in rows) if rows is value else tuple(value)
+
+
+def _numbers(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(type(number) in (int, float) for number in value)

@@ -248,6 +248,12 @@ def test_what_is_no_tokenizer_is_named(tmp_path):
     (tmp_path / "tokenizer.model").write_text("IQ== 0\nIg== 1\n")  # The format of LLaMA3's.
     with pytest.raises(InputError, match=r"tokenizer\.model is not a sentencepiece model.*tokenizer\.json"):
         load_tokenizer(tmp_path)
+    for copies in (1, 2):  # of a piece that is not UTF-8; sentencepiece refuses a second one, and quotes it
+        pieces = [{"piece": "<unk>", "type": 2}, {"piece": "<s>", "type": 3}, {"piece": "</s>", "type": 3}]
+        model = sentencepiece_model_pb2.ModelProto(pieces=pieces + [{"piece": "~"}] * copies)
+        (tmp_path / "tokenizer.model").write_bytes(model.SerializeToString().replace(b"~", b"\xf9"))
+        with pytest.raises(InputError, match=r"tokenizer\.model is not a sentencepiece model"):
+            load_tokenizer(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(InputError, match="transformers cannot load") as error:
         load_tokenizer(tmp_path)

@@ -82,5 +82,6 @@ def test_folders_json_and_errors(tmp_path):
         read_haystack(tmp_path / "empty", 1)
     with pytest.raises(InputError, match=r"absent is missing(.|\n)*git clone"):
         read_haystack(tmp_path / "absent", 1)
-    with pytest.raises(InputError, match="no words"):
-        make_haystack([" \n"])
+    (tmp_path / "c.json").write_text('{"text": " \\n"}')
+    with pytest.raises(InputError, match=r"c\.json has no words"):
+        read_haystack(tmp_path / "c.json", 1)

@@ -30,7 +30,9 @@ def write_kept(folder: Path) -> None:
 
 def use_kept(folder: Path) -> None:
     rows = read_predictions(Kept(folder / KEPT, OF), {"a": "d", "b": "d"})
-    assert all(0 <= row.score <= 1 and 0 <= row.seconds < math.inf and row.prediction.encode() for row in rows.values())
+    for row in rows.values():
+        row.prediction.encode()
+        assert 0 <= row.score <= 1 and 0 <= row.seconds < math.inf
 
 
 def second_line(line: bytes | str) -> Change:

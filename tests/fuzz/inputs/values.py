@@ -83,7 +83,7 @@ def path_input(random: Random) -> Input:
 
     if what in ("RunFolder", "a locked run") and name == "a NUL":  # no command line can hold one
         name = "a link to itself"
-    new = what in ("RunFolder", "a locked run") and name in ("no such file",)
+    new = what in ("RunFolder", "a locked run") and name in ("no such file", "no UTF-8")
     return Input("paths", f"{what}: {name}", prepare, attempt, "either" if new else "refused")
 
 

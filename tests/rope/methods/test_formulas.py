@@ -240,6 +240,7 @@ def test_vectors_from_files(tmp_path):
         ("k.json", '{"factors": {"pi": [1, 2]}}'),
         ("l.json", '{"factors": [1, 2], "attention_factor": "1"}'),
         ("m.json", "[1, 2]" + " " * (33 << 20)),
+        ("n.json", '{"factors": [[1, 2]], "attention_factor": [[1], [2, 3]]}'),
     ):
         (tmp_path / name).write_text(text)
         with pytest.raises(InputError, match=name):
