@@ -28,7 +28,7 @@ from rope_jax.data.tokenizer import load_tokenizer
 from rope_jax.interop.engines import Question, ask
 from rope_jax.interop.huggingface import check_model
 from tests.engines.environments import ENVIRONMENTS, interpreter
-from tests.engines.models import Export, make, names
+from tests.engines.models import SMOLLM2_MODELS, TINY, Export, make, names
 
 # Tokens on each side of the original context.
 TOKENS = 1000
@@ -96,7 +96,7 @@ def main(place: Path, results: Path, environments: list[str], patterns: list[str
         print(json.dumps(rows, indent=1), flush=True)
         kept = json.loads(results.read_text())["rows"] if results.exists() else []
         found = {(row["environment"], row["family"], row["method"]): row for row in [*kept, *rows]}
-        order = [(environment, *name) for environment in ENVIRONMENTS for name in names()]
+        order = [(environment, *name) for environment in ENVIRONMENTS for name in [*TINY, *SMOLLM2_MODELS]]
         machine = f"{platform.machine()}, Python {platform.python_version()}, NumPy {np.__version__}"
         written = {"machine": machine, "rows": [found[name] for name in order if name in found]}
         results.write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")
