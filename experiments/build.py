@@ -241,3 +241,13 @@ def corpus(config: ConfigDict, folder: Path) -> Splits:
         raise InputError("`data.path` is empty: name the folder of texts to train and evaluate on")
     with reading("data.path", name="config.data.name"):
         return open_corpus(name, path, folder / "data")
+
+
+def next_commands(run: Path) -> tuple[str, ...]:
+    """What one does with a finished run: measures its export, asks an engine about it, and writes other formats."""
+    folder, export = (shlex.quote(str(place)) for place in (run, run / "export"))
+    return (
+        f"python -m experiments.evaluate --config.model.path={folder} --config.suite=passkey,key_value",
+        f"python -m experiments.verify --config.model.path={export} --config.engine.name=transformers",
+        f"python -m experiments.export --config.export.run={folder} --config.export.formats=\"('hf','gguf')\"",
+    )

@@ -106,6 +106,7 @@ def prepare(config: ConfigDict, folder: Path, name: str, reporter: Reporter, hel
         seed=config.seed,
         evaluation=evaluation,
         mesh=mesh,
+        next_commands=build.next_commands(folder),
     )
 
 

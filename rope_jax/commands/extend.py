@@ -222,6 +222,7 @@ def write_report(run: Run) -> dict:
     results = {
         "name": run.name,
         "command": run.command,
+        "next": list(run.next_commands),
         "context": {"original": recipe.measure.original, "target": recipe.measure.target},
         "extension": {"intervals": recipe.measure.intervals, "n_hat": run.settings["solve"]["n_hat"]},
         "model": {

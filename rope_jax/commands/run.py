@@ -69,6 +69,7 @@ class Run:
         streams: streams that documents are distributed to.
         seed: seed of weights and data order.
         profile: first and last step of each training to trace; None for none.
+        next_commands: command lines that use what it exports.
     """
 
     name: str
@@ -84,6 +85,7 @@ class Run:
     evaluation: Evaluation
     mesh: Mesh
     profile: tuple[int, int] | None = None
+    next_commands: tuple[str, ...] = ()
 
     def method_folder(self, method: str) -> RunFolder:
         return self.folder.at(f"methods/{method}")

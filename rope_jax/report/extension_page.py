@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from rope_jax.report import figures
-from rope_jax.report.page import Block, Page, Section, Table, counted, reproduction, signed, with_interval
+from rope_jax.report.page import Block, Command, Page, Section, Table, counted, reproduction, signed, with_interval
 from rope_jax.report.styles import titled
 
 STAGES = ("before", "after")
@@ -50,6 +50,7 @@ def extension_page(results: Mapping, curves: Mapping[str, Sequence[Mapping]]) ->
             Section("Scale vectors and their disturbance", vectors),
             Section("Fine-tuning", [_training(train), figures.training_curves(curves)]),
             Section("Passkey retrieval", _passkey(methods)),
+            Section("What to do next", [Command(line) for line in results["next"]]),
             reproduction(results, "Losses per step: `methods/*/metrics.jsonl`, also for TensorBoard."),
         ],
     )
@@ -71,9 +72,10 @@ def _verdict(results: Mapping) -> list[Block]:
         for name in ("long", "short")
         if name in places
     )
-    better = [titled(m) for m, found in rivals.items() if _apart(found["regions"].get("long")) < 0]
+    rival = {method: found["regions"].get("long") for method, found in rivals.items()}
+    better = [titled(method) for method, place in rival.items() if _apart(place) < 0]
     text = f"*{titled(exported)}, fine-tuned*, against *{titled(original)}, before fine-tuning*: {moved}."
-    if rivals and "long" in places:
+    if any(place and place["interval"] for place in rival.values()):
         named = ", ".join(better) or "no other method"
         text += f" Better at {_positions(places['long'])} after the same fine-tuning: {named}."
     keys = {

@@ -72,6 +72,7 @@ def extension():
         }
         | {"gain": {method: {"regions": {"short": dict(short), "long": dict(long)}} for method in ("dprope", "pi")}},
         "export": {"method": "dprope"},
+        "next": ["python -m something"],
         **ENDING,
     }
 
@@ -137,7 +138,12 @@ def test_extension_begins_with_the_verdict(extension):
     text, _, table, *_ = extension_page(extension, {}).introduction
     assert "against *extrapolation, before fine-tuning*" in text and "raises the NLL by 2.500 (1.500 to 3.500)" in text
     assert [row[:2] for row in table.rows[:2]] == [["extrapolation", "before"], ["DPRoPE", "before"]]
+    assert "Better at 96 to 127 after the same fine-tuning: no other method." in text
+    rivals = extension["comparisons"]["after"]
+    rivals["pi"]["regions"]["long"]["interval"] = None
+    assert "Better" not in extension_page(extension, {}).introduction[0]
     shown = markdown(extension_page(extension, {}))
+    assert "python -m something" in shown
     assert "1.5e+12 FLOPs" in shown and "| `train.steps` | `1` | `1000` |" in shown
 
 
