@@ -67,13 +67,25 @@ def head(*names: str) -> None:
 
 def row(*cells: Any) -> None:
     """Prints a row of a Markdown table."""
-    print("| " + " | ".join(map(str, cells)) + " |", flush=True)
+    print(markdown_row(*cells), flush=True)
 
 
-def in_own_process(call: Callable, *arguments: Any) -> Any:
-    """Calls a function of a module in a fresh process, so that compilation and peak memory are its own."""
+def markdown_row(*cells: Any) -> str:
+    return "| " + " | ".join(map(str, cells)) + " |"
+
+
+def in_own_process(call: Callable, *arguments: Any, limit: float | None = None) -> Any:
+    """Calls a function of a module in a fresh process, so that compilation and peak memory are its own.
+
+    Raises TimeoutError after `limit` seconds.
+    """
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(call, *arguments).result()
+        try:
+            return pool.submit(call, *arguments).result(limit)
+        except TimeoutError:
+            for process in multiprocessing.active_children():
+                process.kill()
+            raise
 
 
 def peak_bytes() -> int:
