@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from rope_jax.commands.fields import DEFAULTS, changed
@@ -76,8 +77,10 @@ def evaluate(job: EvaluationJob, folder: RunFolder, reporter: Reporter) -> dict:
     )
     weights, shared = weights_digest(job.source), evaluation.measure_shared()
     with reporter.byte_bar("reading the model") as advance:
-        shardings = param_shardings(setting.model, setting.mesh)
-        params = read_model(job.source, shardings, setting.model.param_dtype, advance).params
+        model = setting.model
+        # Cast to what is computed in once, here, unless that takes more memory.
+        dtype = min(model.dtype, model.param_dtype, key=lambda name: jnp.dtype(name).itemsize)
+        params = read_model(job.source, param_shardings(model, setting.mesh), dtype, advance).params
     suites: dict[str, dict] = {name: {} for name in evaluation.benchmarks}
     for method, rope in job.vectors.items():
         for name in suites:

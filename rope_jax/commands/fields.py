@@ -114,10 +114,10 @@ FIELDS: tuple[Field, ...] = (
     Field(
         "model.attention",
         "auto",
-        "attention in training and scoring: 'cpu' is plain JAX for any device, 'cudnn' NVIDIA's and 'pallas' JAX's for "
-        "GPUs, in 16 bits, 'splash' JAX's for TPUs; 'auto' takes the fastest that takes the model, and the run says "
-        "which. Answers are generated in plain JAX. With mesh.context, a ring computes in plain JAX; with 'splash', "
-        "its forward pass takes that kernel",
+        "attention of whole sequences, prompts included: 'cpu' is plain JAX for any device, 'cudnn' NVIDIA's and "
+        "'pallas' JAX's for GPUs, in 16 bits, 'splash' JAX's for TPUs; 'auto' takes the fastest that takes the model, "
+        "and the run says which. With mesh.context, a ring computes in plain JAX; with 'splash', its forward pass "
+        "takes that kernel",
         one_of("auto", *ATTENTION),
     ),
     Field("model.attention_chunk", 512, "queries and keys at a time; bounds the memory of attention", at_least(1)),

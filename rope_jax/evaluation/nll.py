@@ -1,25 +1,25 @@
 """Negative log likelihoods of tokens under a model, without ever holding T x V logits."""
 
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from rope_jax.model.backends import attend
+from rope_jax.model.backends import attend_on
 from rope_jax.model.config import LlamaConfig
 from rope_jax.model.generate import bucket_length
 from rope_jax.model.llama import Inputs, forward, head_kernel, logits
-from rope_jax.sharding import spec
 from rope_jax.training.loss import token_nll
 
 
+@cache
 def make_token_nll(
     config: LlamaConfig, chunk: int, batch_sharding: NamedSharding | None = None
 ) -> Callable[..., np.ndarray]:
-    """Compiles, once per shape of batch, the scoring that the perplexities need.
+    """Compiles, once per shape of batch, the scoring that the perplexities need; equal arguments give one function.
 
     Rows need no mask for padding on the right: attention is causal, so nothing before it sees it. What lies before the
     first wanted column of the batch passes through the last layer as keys and values only, and chunks in which nothing
@@ -63,6 +63,7 @@ def tail_nll(
     return token_nll(hidden, head_kernel(params, config), targets[:, -tail:], chunk, wanted[:, -tail:])
 
 
+@cache
 def make_continuation_scores(
     config: LlamaConfig, chunk: int, batch_sharding: NamedSharding | None = None
 ) -> Callable[..., tuple[jax.Array, jax.Array]]:
@@ -100,6 +101,7 @@ def make_continuation_scores(
     return _compiled(score, batch_sharding)
 
 
+@cache
 def make_next_token_scores(
     config: LlamaConfig, batch_sharding: NamedSharding | None = None
 ) -> Callable[..., jax.Array]:
@@ -123,7 +125,9 @@ def _tail_states(config: LlamaConfig, sharding: NamedSharding | None) -> Callabl
     """Makes `states(params, rope, tokens, first, tail)`: final states of the last `tail` tokens of rows `[B, T]`, which
     begin in the columns `first`, `[B]`.
     """
-    attention = _attention(config, sharding)
+    # Plain JAX is left to the compiler.
+    mesh = None if sharding is None or config.attention == "cpu" else sharding.mesh
+    attention = attend_on(config, mesh, "rows")
 
     def states(params, rope, tokens, first, tail):
         places = jnp.arange(tokens.shape[1])
@@ -133,24 +137,6 @@ def _tail_states(config: LlamaConfig, sharding: NamedSharding | None) -> Callabl
         return forward(params, config, rope, inputs, attend=attention, tail=tail).states
 
     return states
-
-
-def _attention(config: LlamaConfig, sharding: NamedSharding | None) -> Callable:
-    """Attention by the backend of a config, for rows that are sharded."""
-    if config.attention == "cpu":
-        return partial(attend, config=config)
-
-    def square(query, key, value, segments):
-        # Kernels take as many queries as keys, and the last layer has the last queries only.
-        missing = key.shape[1] - query.shape[1]
-        padded = jnp.pad(query, ((0, 0), (missing, 0), (0, 0), (0, 0)))
-        return attend(padded, key, value, segments, config)[:, missing:]
-
-    if sharding is None or sharding.mesh.size == 1:
-        return square
-    mesh, query, key = sharding.mesh, spec("rows", None, "heads"), spec("rows", None, "kv_heads")
-    # Not checked: kernels do not say which of their values vary over which axes.
-    return jax.shard_map(square, mesh=mesh, in_specs=(query, key, key, spec("rows")), out_specs=query, check_vma=False)
 
 
 def _compiled(score, batch_sharding, *static):

@@ -12,7 +12,9 @@ from functools import partial
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import AbstractMesh, Mesh
 
 from rope_jax.errors import InputError
 from rope_jax.model.arrays import Key, Query, Segments
@@ -20,17 +22,21 @@ from rope_jax.model.attention import causal_attention
 from rope_jax.model.config import LlamaConfig
 from rope_jax.model.kernels import cudnn_attention, pallas_attention, splash_attention, splash_piece
 from rope_jax.model.remat import ATTENTION
+from rope_jax.sharding import spec
 
 # Kernels of a platform, the best first; 'cpu' comes after them.
 KERNELS = {"gpu": ("cudnn", "pallas"), "tpu": ("splash",)}
 
 
 def attend(query: Query, key: Key, value: Key, segment_ids: Segments, config: LlamaConfig) -> Query:
-    """Causal self-attention by `config.attention`, in the dtype of `query`."""
-    arrays, window = (query, key, value, segment_ids), config.sliding_window
+    """Causal self-attention of the last T of S tokens by `config.attention`, in the dtype of `query`."""
+    window, missing = config.sliding_window, key.shape[1] - query.shape[1]
     plain = partial(causal_attention, chunk=config.attention_chunk, window=window)
     if config.attention == "cpu":
-        return plain(*arrays)  # names its output itself, with the sums that go with it
+        # Names its output itself, with the sums that go with it.
+        return plain(query, key, value, segment_ids)
+    # Kernels take as many queries as keys.
+    arrays = jnp.pad(query, ((0, 0), (missing, 0), (0, 0), (0, 0))), key, value, segment_ids
     if config.attention == "cudnn":
         packed = plain if _unfit("pallas", config) else pallas_attention
         out = cudnn_attention(*arrays, packed=packed, window=window)
@@ -38,7 +44,20 @@ def attend(query: Query, key: Key, value: Key, segment_ids: Segments, config: Ll
         out = pallas_attention(*arrays)
     else:
         out = splash_attention(*arrays, window=window)
-    return checkpoint_name(out, ATTENTION)  # for checkpointing policies
+    return checkpoint_name(out[:, missing:], ATTENTION)  # for checkpointing policies
+
+
+def attend_on(config: LlamaConfig, mesh: Mesh | AbstractMesh | None, rows: str) -> Callable:
+    """`attend` with arrays spread over a mesh, each device its rows and heads by itself; None for one device.
+
+    `rows` is the logical axis that rows are sharded along, 'batch' or 'rows'; sequences are whole.
+    """
+    local = partial(attend, config=config)
+    if mesh is None or mesh.size == 1:
+        return local
+    query, key = spec(rows, None, "heads"), spec(rows, None, "kv_heads")
+    # Not checked: kernels do not say which of their values vary over which axes.
+    return jax.shard_map(local, mesh=mesh, in_specs=(query, key, key, spec(rows)), out_specs=query, check_vma=False)
 
 
 def ring_kernel(config: LlamaConfig) -> Callable | None:

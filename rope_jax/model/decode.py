@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
 from rope_jax.model import cpu
+from rope_jax.model.backends import attend_on
 from rope_jax.model.cache import Cache
 from rope_jax.model.config import LlamaConfig
 from rope_jax.model.llama import Inputs, forward
@@ -47,13 +48,13 @@ class Decoder:
     config: LlamaConfig
     replicated: NamedSharding | None = None  # gives every process the whole answer
 
-    def next_token(self, tokens, cache: Cache, banned):
+    def next_token(self, tokens, cache: Cache, banned, attend=None):
         """The most likely token after `tokens` that is not banned, and the cache with `tokens`."""
-        # Padding in front of a prompt has no position; no query reads it.
-        positions = jnp.maximum(cache.used + jnp.arange(tokens.shape[1]) - cache.first[:, None], 0)
+        # Padding in front of a prompt has no position, and is a document of its own; no query reads it.
+        places = cache.used + jnp.arange(tokens.shape[1]) - cache.first[:, None]
+        inputs = Inputs(tokens, jnp.maximum(places, 0), jnp.where(places >= 0, 0, -1))
         # Only the last state meets the vocabulary: T x V logits are never formed.
-        inputs = Inputs(tokens, positions)
-        states, cache, _ = forward(self.weights, self.config, self.rope, inputs, cache=cache, tail=1)
+        states, cache, _ = forward(self.weights, self.config, self.rope, inputs, cache=cache, tail=1, attend=attend)
         head = self.weights["embedding" if self.config.tie_embeddings else "head"]
         return cpu.most_likely(cpu.projection(states[:, 0], head), banned), cache
 
@@ -61,14 +62,18 @@ class Decoder:
         return x if self.replicated is None else jax.lax.with_sharding_constraint(x, self.replicated)
 
 
-@partial(jax.jit, donate_argnames="cache")
-def prefill(decoder: Decoder, tokens, cache: Cache, banned):
+@partial(jax.jit, static_argnames="whole", donate_argnames="cache")
+def prefill(decoder: Decoder, tokens, cache: Cache, banned, whole: bool = False):
     """Reads the next tokens of every prompt, int32 `[B, T]`, into the cache, which has room for them and is donated.
+
+    If they are `whole` prompts, the cache being empty, the backend of the config computes attention.
 
     Returns:
         The most likely token int32 `[B]` after them that is not `banned`, bool `[V]`; and the cache.
     """
-    token, cache = decoder.next_token(tokens, cache, banned)
+    mesh = decoder.replicated.mesh if decoder.replicated else None
+    attend = attend_on(decoder.config, mesh, "rows") if whole else None
+    token, cache = decoder.next_token(tokens, cache, banned, attend)
     return decoder.whole(token), cache
 
 

@@ -80,7 +80,8 @@ def greedy_batches(
         max_new_tokens: tokens that every prompt, or each one, may get; at least 1.
         stops: what ends a row earlier; a batch completes when all its rows have ended.
         batch_size: prompts decoded together, of neighbouring lengths; default all of them.
-        chunk: prompt tokens of a prefill, a multiple of 16; bounds the memory of activations.
+        chunk: prompt tokens of a prefill, a multiple of 16; bounds the memory of activations. Kernels of attention
+            (`config.attention` other than 'cpu') read whole prompts.
         cache_dtype: of keys and values; default the computation dtype.
         cache_sharding: of the cache, from `rope_jax.sharding.cache_sharding`; default one device.
         progress: wraps the iterable of batches, for instance `tqdm`.
@@ -166,9 +167,11 @@ class _Run:
     def _prefill(self, prompts, batch_size, limit, banned):
         """The first new token and the cache after the prompts."""
         longest = max(map(len, prompts))
-        whole = (longest - 1) // self.chunk
-        head = min(bucket_length(longest - whole * self.chunk), self.chunk)
-        length = head + whole * self.chunk
+        kernel = self.decoder.config.attention != "cpu"
+        chunk = bucket_length(longest) if kernel else self.chunk
+        whole = (longest - 1) // chunk
+        head = min(bucket_length(longest - whole * chunk), chunk)
+        length = head + whole * chunk
         tokens = np.zeros((batch_size, length), np.int32)
         first = np.full(batch_size, length - 1, np.int32)
         for row, prompt in enumerate(prompts):
@@ -177,8 +180,8 @@ class _Run:
         slots = _slots(length + min(SEGMENT, limit - 1), bucket_length(length + limit - 1))
         cache = empty_cache(self.decoder.config, self._spread(first), slots, self.cache_dtype, self.cache_sharding)
         token, start = None, 0
-        for end in range(head, length + 1, self.chunk):
-            token, cache = prefill(self.decoder, self._spread(tokens[:, start:end]), cache, banned)
+        for end in range(head, length + 1, chunk):
+            token, cache = prefill(self.decoder, self._spread(tokens[:, start:end]), cache, banned, whole=kernel)
             start = end
         return token, cache
 

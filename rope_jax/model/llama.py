@@ -150,21 +150,25 @@ def forward(
             others it needs keys and values, the smaller part of its work. Without a cache, `attend` must take fewer
             queries than keys. Not with `inspect`.
         attend: attention as a function of query, key, value and segment ids, such as
-            `rope_jax.training.context.attention_on` gives for a mesh; default `config.attention` on one device.
+            `rope_jax.training.context.attention_on` gives for a mesh; default `config.attention` on one device. With a
+            cache, which has to be empty, it computes whole prompts; the default reads the cache, in plain JAX.
         place: lays states `[B, T, E]` out over a mesh, such as `rope_jax.sharding.states_on` gives.
         inspect: function of states whose results are returned, such as whether they are finite.
     """
     c, layers = config, params["layers"]
     if lora:
         layers = unflatten_dict(flatten_dict(layers) | flatten_dict(lora["layers"]))
-    attend = attend or partial(attend_by_config, config=c)
     scales = rope.by_layer(c.num_layers, c.head_dim // 2)
 
     def layer(x, weights, scale, cached=None, tail=0):
         def attention(query, key, value):
             if cached is None:
-                return attend(query, key, value, inputs.segment_ids), None
+                whole = attend or partial(attend_by_config, config=c)
+                return whole(query, key, value, inputs.segment_ids), None
             appended = cached.append(key, value)
+            # Of prompts, the last layer asks for the last token only, which reads the cache as those after it do.
+            if attend and query.shape[1] == key.shape[1]:
+                return attend(query, key, value, inputs.segment_ids), appended
             return cached_attention(query, appended, chunk=c.attention_chunk, window=c.sliding_window), appended
 
         # Formed in each layer: D/2 sines per token are little beside 12 E^2 products, and one code path serves a

@@ -11,7 +11,7 @@ import jax
 from jax.sharding import Mesh
 
 from rope_jax.errors import InputError
-from rope_jax.model.backends import attend, check_backend, ring_kernel
+from rope_jax.model.backends import attend_on, check_backend, ring_kernel
 from rope_jax.model.config import LlamaConfig
 from rope_jax.model.llama import Inputs, Pass, forward
 from rope_jax.model.ring import Ring, ring_attention, zigzag
@@ -21,17 +21,12 @@ from rope_jax.training.state import Variables
 
 def attention_on(config: LlamaConfig, mesh: Mesh | None) -> Callable:
     """`attend` for a model whose arrays are spread over a mesh, None for one device; rows are in ring order."""
-    local = partial(attend, config=config)
-    if mesh is None or mesh.size == 1:
-        return local
-    if _cut(mesh):
+    if mesh is not None and _cut(mesh):
         specs = (spec("batch", "length", "heads"), spec("batch", "length", "kv_heads"), spec("batch", "length"))
         window, kernel = config.sliding_window, ring_kernel(config)
         return partial(ring_attention, ring=Ring(mesh, "context", specs, config.attention_chunk, window, kernel))
-    query, key = spec("batch", None, "heads"), spec("batch", None, "kv_heads")
     # Each device by itself, also in plain JAX: left to the compiler, all would visit the blocks that any of them needs.
-    # Not checked: kernels do not say which of their values vary over which axes.
-    return jax.shard_map(local, mesh=mesh, in_specs=(query, key, key, spec("batch")), out_specs=query, check_vma=False)
+    return attend_on(config, mesh, "batch")
 
 
 def check_attention(config: LlamaConfig, mesh: Mesh) -> None:

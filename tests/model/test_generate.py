@@ -15,6 +15,7 @@ from rope_jax.interop.huggingface import read_model
 from rope_jax.model import decode
 from rope_jax.model.cache import empty_cache
 from rope_jax.model.generate import Stops, bucket_length, greedy, greedy_batches
+from rope_jax.model.kernels import splash_attention
 from rope_jax.model.llama import Llama, param_shardings
 from rope_jax.rope.embedding import ScaleVector, identity
 from rope_jax.sharding import cache_sharding, make_mesh
@@ -74,6 +75,24 @@ def test_batch_of_unequal_lengths_equals_transformers(pair):
     for row, expected in zip(got, want):
         assert row.dtype == np.int32
         np.testing.assert_array_equal(row, expected)
+
+
+def test_kernels_read_whole_prompts_on_each_devices_rows(untied, monkeypatch):
+    model, params, config = untied
+    shapes = []
+
+    def kernel(query, key, value, segment_ids, *, window):
+        shapes.append((query.shape, key.shape))
+        return splash_attention(query, key, value, segment_ids, window=window, interpret=True)
+
+    monkeypatch.setattr("rope_jax.model.backends.splash_attention", kernel)
+    config, mesh = dataclasses.replace(config, attention="splash"), make_mesh(2, 1, 1, jax.devices()[:2])
+    prompts = random_prompts([5, 17, 40, 21])
+    params = jax.device_put(params, param_shardings(config, mesh))
+    got = greedy(params, config, identity(8), prompts, 4, chunk=16, cache_sharding=cache_sharding(mesh))
+    assert [row.tolist() for row in got] == continuations(model, prompts, 4)
+    # Two of four rows, at a bucket's length; the last layer reads its one query from the cache.
+    assert shapes == [((2, 48, 4, 8), (2, 48, 2, 8))] * (config.num_layers - 1)
 
 
 def test_a_sliding_window_holds_while_decoding(tmp_path):
