@@ -43,6 +43,7 @@ output:not(:empty) { position: fixed; inset: auto 0 0; padding: .6rem 1rem; back
   pre, .scroll { overflow: visible }
   table { font-size: 7pt }
   .short { white-space: normal }
+  svg { flex-basis: 8cm; max-width: 11cm }
   svg, tr { break-inside: avoid }
   h2 { break-after: avoid }
   output { display: none }

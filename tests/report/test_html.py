@@ -98,12 +98,16 @@ def test_figures_show_their_numbers():
 
 @pytest.mark.parametrize("width", [390, 1280])
 def test_a_browser_shows_it(text, width, tmp_path):
-    """No message in the console, and only tables, commands and figures may scroll sideways."""
+    """No message in the console, only tables and commands may scroll sideways, and a touched plot shows its numbers."""
     browser = shutil.which("chromium") or shutil.which("google-chrome")
     if browser is None:
         pytest.skip("needs Chromium")
-    measure = "<script>console.log('widths', document.documentElement.scrollWidth, innerWidth)</script>"
-    (tmp_path / "page.html").write_text(text.replace("</body>", f"{measure}</body>"))
+    touch = "const place = document.querySelector('.values path').getBoundingClientRect();"
+    touch += (
+        "document.elementFromPoint(place.x + 3, place.y + 3).dispatchEvent(new MouseEvent('click', {bubbles: true}));"
+    )
+    seen = "document.documentElement.scrollWidth, innerWidth, document.querySelector('output').textContent"
+    (tmp_path / "page.html").write_text(text.replace("</body>", f"<script>{touch}console.log({seen})</script></body>"))
     options = "--headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking --disable-sync "
     options += f"--disable-component-update --hide-scrollbars --enable-logging=stderr --window-size={width},900"
     places = [f"--user-data-dir={tmp_path / 'profile'}", f"--screenshot={tmp_path / 'page.png'}"]
@@ -114,6 +118,6 @@ def test_a_browser_shows_it(text, width, tmp_path):
         timeout=120,
         check=True,
     )
-    (message,) = re.findall(r"CONSOLE:\d+\] (.*)", done.stderr)
-    needed, given = map(int, re.search(r"widths (\d+) (\d+)", message).groups())
-    assert needed <= given and (tmp_path / "page.png").stat().st_size
+    (message,) = re.findall(r"CONSOLE:\d+\] \"(.*)\", source", done.stderr, re.S)
+    needed, given, shown = message.split(maxsplit=2)
+    assert int(needed) <= int(given) and shown == "frequency pair i (fast to slow): 0\nPI: 0\nDPRoPE: 0"
