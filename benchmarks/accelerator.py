@@ -135,7 +135,7 @@ def attention(size: Size) -> list[dict]:
 
     platform, rows = jax.default_backend(), []
     dtype = "float32" if platform == "cpu" else "bfloat16"
-    dim, heads, kv_heads = (16, 2, 1) if size is SMALL else (128, 16, 4)
+    dim, heads, kv_heads = (16, 2, 1) if size == SMALL else (128, 16, 4)
 
     def arrays(length, rows):
         rng = np.random.default_rng(0)
