@@ -68,7 +68,7 @@ def make_mesh(data: int, fsdp: int, tensor: int, devices=None, *, context: int =
 
 
 def shardings_of(abstract, specs, mesh: Mesh):
-    """Shardings of a pytree of shapes, from `PartitionSpec`s of logical names in a pytree of the same structure."""
+    """Shardings of a pytree of shapes, from `PartitionSpec` objects of logical names in a pytree of equal structure."""
 
     def sharding(path, leaf, logical):
         sharding = named(mesh, *logical)

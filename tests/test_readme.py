@@ -23,7 +23,7 @@ TEXTS = {page.relative_to(REPOSITORY).as_posix(): page.read_text(encoding="utf-8
 every_page = pytest.mark.parametrize("page", TEXTS)
 
 # Code blocks that tests of their own execute.
-TESTED_ELSEWHERE = {"docs/add_a_method.md": "tests/rope"}
+TESTED_ELSEWHERE = {"docs/add_a_method.md": "tests/rope", "docs/library.md": "tests/test_api.py"}
 
 
 @pytest.mark.parametrize(
