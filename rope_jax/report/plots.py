@@ -58,7 +58,7 @@ def _svg(figure: Figure, salt: str) -> str:
     with matplotlib.rc_context({"savefig.bbox": "tight", "svg.fonttype": "none", "svg.hashsalt": salt}):
         canvas = _draw(figure)
         if not isinstance(figure, Histograms):
-            canvas.set_size_inches(5.2, 3.6)  # as wide as a phone
+            canvas.set_figwidth(5.2)  # as wide as a phone
             for place, text in _places(canvas.axes[0], figure):
                 place.set(gid=f"values {len(titles)}", facecolor="none", edgecolor="none", zorder=9, in_layout=False)
                 titles[place.get_gid()] = text
@@ -152,7 +152,9 @@ def _draw_lines(figure: LinePlot) -> Canvas:
         grid[0, 0].legend()
     else:
         labels = {name: h for axes in used for h, name in zip(*axes.get_legend_handles_labels())}
-        canvas.legend(labels.values(), labels, loc="outside lower center", ncols=4)
+        single = len(figure.panels) == 1
+        canvas.legend(labels.values(), labels, loc="outside lower center", ncols=2 if single else 4)
+        canvas.set_figheight(size[1] + single * 0.11 * len(labels))
     return canvas
 
 
