@@ -3,10 +3,8 @@
 The angles of any model at twice its context.
 """
 
-from configs import defaults
+from rope_jax.cli.config import start
 
 
 def get_config():
-    config = defaults.get_config()
-    config.context.target = 0  # twice the original
-    return config
+    return start("analyze")

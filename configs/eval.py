@@ -4,13 +4,8 @@ Any Hugging Face folder, hub name or run of experiments.extend, as its config sa
 `--config.compare` put other scale vectors on it.
 """
 
-from configs import defaults
+from rope_jax.cli.config import start
 
 
 def get_config():
-    config = defaults.get_config()
-    config.model.param_dtype = "auto"
-    config.rope.method = "own"
-    config.context.target = 0  # the model's context; with a method twice that
-    config.eval.split = "test"
-    return config
+    return start("evaluate")

@@ -4,10 +4,8 @@ Twice the context of any Hugging Face LLaMA in one command, without training. `-
 run of experiments.extend instead.
 """
 
-from configs import defaults
+from rope_jax.cli.config import start
 
 
 def get_config():
-    config = defaults.get_config()
-    config.context.target = 0  # twice the original
-    return config
+    return start("export")

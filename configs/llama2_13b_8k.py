@@ -3,11 +3,13 @@
 LLaMA2-13B from 4k to 8k with the paper's recipe, which is that of the 7B.
 """
 
+from pathlib import Path
+
 from configs import llama2_8k
 
 
 def get_config():
     config = llama2_8k.get_config()
     config.model.path = "meta-llama/Llama-2-13b-hf"
-    config.plan.model = "configs/llama2_13b"
+    config.plan.model = str(Path(__file__).with_name("llama2_13b"))
     return config

@@ -3,10 +3,8 @@
 Which scale vector an engine applies to a model, in float32 on both sides.
 """
 
-from configs import defaults
+from rope_jax.cli.config import start
 
 
 def get_config():
-    config = defaults.get_config()
-    config.model.dtype = "float32"
-    return config
+    return start("verify")

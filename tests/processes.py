@@ -14,7 +14,7 @@ PATIENCE = 300  # seconds
 
 # Processes are forked from one that has imported the commands and computed nothing, so that they start at once.
 _FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload(["experiments.extend", "experiments.evaluate", "tests.training.topology"])
+_FORKS.set_forkserver_preload(["rope_jax.cli.extend", "rope_jax.cli.evaluate", "tests.training.topology"])
 
 
 @contextlib.contextmanager

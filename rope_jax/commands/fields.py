@@ -1,7 +1,7 @@
 """Every field that a config may set: its name, default, meaning and check.
 
-Defaults are the paper's recipe. `configs/defaults.py` makes a ConfigDict of this list; a field that is not here cannot
-be set, in a file or on the command line.
+Defaults are the paper's recipe. `rope_jax/cli/config.py` makes a ConfigDict of this list; a field that is not here
+cannot be set, in a file or on the command line.
 """
 
 import dataclasses
@@ -125,7 +125,7 @@ FIELDS: tuple[Field, ...] = (
     Field(
         "rope.method",
         "dprope",
-        "method whose scale vector is fine-tuned and exported; in experiments.evaluate also 'own', the model's scaling",
+        "method whose scale vector is fine-tuned and exported; in evaluate also 'own', the model's scaling",
         _METHOD,
     ),
     Field("rope.base", 0.0, "rotary base; 0 takes the model's, another value must agree with it", at_least(0)),
@@ -177,7 +177,7 @@ FIELDS: tuple[Field, ...] = (
     Field(
         "solve.energy",
         "",
-        "method 'dprope': file of measured energies, which weigh pairs; experiments.analyze then weighs totals as well",
+        "method 'dprope': file of measured energies, which weigh pairs; analyze then weighs totals as well",
     ),
     Field(
         "solve.by_layer",
@@ -185,7 +185,7 @@ FIELDS: tuple[Field, ...] = (
         "method 'dprope': the energies of each layer rank its pairs, which gives a vector per layer",
     ),
     Field("solve.distances", "", "method 'two_term': file of measured distances; empty counts all pairs of positions"),
-    Field("usage.texts", 4, "experiments.analyze --usage: texts to measure a model on", at_least(1, _SAMPLES)),
+    Field("usage.texts", 4, "analyze --usage: texts to measure a model on", at_least(1, _SAMPLES)),
     Field("usage.tokens", 0, "tokens of each, from its beginning; 0 for the original context", _CONTEXT),
     #
     Field("learn.start", "ntk", "method 'learned': method whose scale vector gradients start from", one_of(*METHODS)),
@@ -257,7 +257,7 @@ FIELDS: tuple[Field, ...] = (
     Field(
         "suite",
         "perplexity,passkey",
-        "benchmarks of experiments.evaluate, separated by commas: perplexity, passkey, longbench_e, ruler, "
+        "benchmarks of evaluate, separated by commas: perplexity, passkey, longbench_e, ruler, "
         "leaderboard, longppl, key_value, many_shot, babilong",
     ),
     Field("eval.lengths", (), "tokens of windows and prompts; empty for both contexts", at_least(2), int),
@@ -284,7 +284,7 @@ FIELDS: tuple[Field, ...] = (
     Field("eval.longppl_evaluator", "", "longppl: model that finds the key tokens"),
     Field("eval.longppl_context", 4096, "longppl: short context of that model, tokens", at_least(1)),
     #
-    Field("export.run", "", "folder of a run of experiments.extend; empty exports model.path without training"),
+    Field("export.run", "", "folder of a run of extend; empty exports model.path without training"),
     Field("export.method", "", "method of that run; empty for its rope.method"),
     Field("export.step", 0, "checkpoint of that run; 0 for the newest, -1 for the lowest loss", at_least(BEST)),
     Field(
@@ -305,7 +305,7 @@ FIELDS: tuple[Field, ...] = (
     Field("export.verify_dtype", "float32", "dtype to compare logits in", one_of("float32", "bfloat16")),
     Field("verify", False, "load the export in transformers and compare logits"),
     #
-    Field("engine.name", "transformers", "engine that experiments.verify asks", one_of(*ENGINES)),
+    Field("engine.name", "transformers", "engine that verify asks", one_of(*ENGINES)),
     Field("engine.python", "", "interpreter of the engine's environment; empty for this one's"),
     Field("engine.tokens", 256, "tokens compared below and above the original context", at_least(1)),
     Field("engine.tolerance", 0.01, "nats per token that rounding may make", above(0)),

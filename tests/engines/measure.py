@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.verify import text
+from rope_jax.cli.verify import text
 from rope_jax.commands.reporter import Silent
 from rope_jax.commands.verify import OWN, Probe, candidates, columns, compare, scores
 from rope_jax.data.tokenizer import load_tokenizer

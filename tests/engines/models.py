@@ -7,8 +7,8 @@ import importlib
 import os
 from pathlib import Path
 
-from experiments.export import export
-from experiments.extend import extend
+from rope_jax.cli.export import export
+from rope_jax.cli.extend import extend
 from rope_jax.commands.reporter import Silent
 from rope_jax.data.byte_tokenizer import ByteTokenizer
 from rope_jax.errors import InputError

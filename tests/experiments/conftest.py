@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from experiments.extend import extend
+from rope_jax.cli.extend import extend
 from rope_jax.commands.reporter import Silent
 from rope_jax.lock import locked
 from tests.experiments.helpers import small_config, write_texts

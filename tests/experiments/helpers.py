@@ -62,7 +62,7 @@ def small_config(texts):
 
 def run_small(folder, texts, devices):
     """The whole run, in a process of its own with this many virtual devices."""
-    from experiments.extend import extend  # configs of that command import this file, and define no flag twice
+    from rope_jax.cli.extend import extend  # configs of that command import this file, and define no flag twice
 
     jax.config.update("jax_num_cpu_devices", devices)
     extend(small_config(texts), folder, "small", reporter=Silent())
@@ -70,7 +70,7 @@ def run_small(folder, texts, devices):
 
 def run_evaluation(folder, fields):
     """`configs/eval.py` with other fields, in a process of its own."""
-    from experiments.evaluate import evaluate
+    from rope_jax.cli.evaluate import evaluate
 
     evaluate(assigned(eval_config.get_config(), fields), folder, "eval", reporter=Silent())
 

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from experiments.analyze import analysis, analyze
+from rope_jax.cli.analyze import analysis, analyze
 from rope_jax.commands import analyze as procedure
 from rope_jax.commands.reporter import Silent
 from rope_jax.errors import InputError

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from configs import defaults
-from experiments import build
+from rope_jax.cli import build
 from rope_jax.commands.cards import described
 from rope_jax.commands.extend import check_exportable
 from rope_jax.commands.plan import PLANNED

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from experiments.extend import extend
+from rope_jax.cli.extend import extend
 from rope_jax.interop.huggingface import read_model
 from tests.experiments.helpers import write_texts
 from tests.processes import ended, free_port, python

@@ -11,9 +11,9 @@ import transformers
 from PIL import Image
 
 from configs import eval as eval_config
-from experiments.evaluate import evaluate, job
-from experiments.names import config_names
-from experiments.shell import Terminal
+from rope_jax.cli.evaluate import evaluate, job
+from rope_jax.cli.names import config_names
+from rope_jax.cli.shell import Terminal
 from rope_jax.commands.evaluate import prepare_evaluation, score_predictions
 from rope_jax.commands.reporter import Silent
 from rope_jax.data.byte_tokenizer import ByteTokenizer

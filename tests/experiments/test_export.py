@@ -16,8 +16,8 @@ import transformers
 from huggingface_hub import metadata_load
 from safetensors.numpy import load_file, save_file
 
-from experiments.export import export
-from experiments.extend import extend
+from rope_jax.cli.export import export
+from rope_jax.cli.extend import extend
 from rope_jax.commands.reporter import Silent
 from rope_jax.data.tokenizer import load_tokenizer
 from rope_jax.errors import InputError

@@ -16,7 +16,7 @@ import pytest
 import torch
 import transformers
 
-from experiments.extend import extend, prepare
+from rope_jax.cli.extend import extend, prepare
 from rope_jax.commands import extend as procedure
 from rope_jax.commands.reporter import Silent
 from rope_jax.errors import InputError

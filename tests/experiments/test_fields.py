@@ -8,11 +8,11 @@ import re
 import pytest
 
 from configs import defaults
-from experiments import build, names
-from experiments.analyze import analyze
-from experiments.evaluate import evaluate
-from experiments.export import export
-from experiments.extend import extend, mesh_sizes, plan
+from rope_jax.cli import build, names
+from rope_jax.cli.analyze import analyze
+from rope_jax.cli.evaluate import evaluate
+from rope_jax.cli.export import export
+from rope_jax.cli.extend import extend, mesh_sizes, plan
 from rope_jax.commands.fields import FIELDS, METHOD_FIELDS
 from rope_jax.commands.reporter import Silent
 from rope_jax.errors import InputError

@@ -6,12 +6,12 @@ from configs import eval as eval_config
 from configs import export as export_config
 from configs import llama2_8k
 from configs import verify as verify_config
-from experiments.analyze import analyze, usage
-from experiments.evaluate import evaluate
-from experiments.export import export
-from experiments.extend import extend
-from experiments.study import study
-from experiments.verify import verify
+from rope_jax.cli.analyze import analyze, usage
+from rope_jax.cli.evaluate import evaluate
+from rope_jax.cli.export import export
+from rope_jax.cli.extend import extend
+from rope_jax.cli.study import study
+from rope_jax.cli.verify import verify
 from rope_jax.commands.reporter import Silent
 from rope_jax.errors import InputError
 from rope_jax.runs.folder import RunFolder

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.extend import extend
+from rope_jax.cli.extend import extend
 from rope_jax.commands.reporter import Silent
 from rope_jax.interop.huggingface import check_model
 from rope_jax.sharding import make_mesh
@@ -30,7 +30,7 @@ def test_stories260k_on_books(shared, tmp_path, monkeypatch):
     config.eval.position_tokens = 2_000
     config.eval.passkey_trials = 2
     # Cutting a model this small over eight virtual devices would take longer than computing it.
-    monkeypatch.setattr("experiments.extend.make_mesh", lambda **sizes: make_mesh(**sizes, devices=jax.devices()[:1]))
+    monkeypatch.setattr("rope_jax.cli.extend.make_mesh", lambda **sizes: make_mesh(**sizes, devices=jax.devices()[:1]))
     config.lock()
     results = extend(config, tmp_path / "run", "local", reporter=Silent())
     assert list(results["methods"]) == ["dprope", "extrapolation"]

@@ -13,7 +13,7 @@ import jax
 import pytest
 from absl import flags
 
-from experiments import analyze, evaluate, export, extend, shell, study, verify
+from experiments import analyze, door, evaluate, export, extend, study, verify
 from rope_jax.data.byte_tokenizer import ByteTokenizer
 from rope_jax.interop.gguf_export import write_gguf
 from rope_jax.rope.embedding import identity
@@ -29,10 +29,10 @@ PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
 # Door -> its function, its default config, and the procedures that take long.
 DOORS = {
     "analyze": (analyze.main, analyze.DEFAULT, ("procedure.analyze", "procedure.sweep", "measure")),
-    "evaluate": (evaluate.run, evaluate.DEFAULT, ("command.evaluate", "command.score_predictions")),
+    "evaluate": (evaluate.main, evaluate.DEFAULT, ("command.evaluate", "command.score_predictions")),
     "export": (export.export, export.DEFAULT, ("procedure.export",)),
-    "extend": (extend.main, extend.TINY, ("procedure.extend", "plan_training", "virtual_devices")),
-    "study": (study.main, study.CONFIG, ("procedure.run", "procedure.rewrite_page")),
+    "extend": (extend.main, extend.DEFAULT, ("procedure.extend", "plan_training", "virtual_devices")),
+    "study": (study.main, study.DEFAULT, ("procedure.run", "procedure.rewrite_page")),
     "verify": (verify.verify, verify.DEFAULT, ("procedure.verify",)),
 }
 
@@ -82,14 +82,14 @@ def folder(wheel, tmp_path, monkeypatch):
     (tmp_path / "configs").symlink_to(REPOSITORY / "configs")
     (tmp_path / "smollm2").symlink_to(wheel)
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    monkeypatch.setattr(shell.app, "run", lambda main, flags_parser: main(flags_parser(sys.argv)))
-    monkeypatch.setattr(extend, "make_mesh", lambda **sizes: make_mesh(**sizes, devices=jax.devices()[:2]))
-    monkeypatch.setattr(study, "make_mesh", lambda **sizes: make_mesh(**sizes, devices=jax.devices()[:1]))
+    monkeypatch.setattr(door.app, "run", lambda main, flags_parser: main(flags_parser(sys.argv)))
+    monkeypatch.setattr("rope_jax.cli.extend.make_mesh", lambda **sizes: make_mesh(**sizes, devices=jax.devices()[:2]))
+    monkeypatch.setattr("rope_jax.cli.study.make_mesh", lambda **sizes: make_mesh(**sizes, devices=jax.devices()[:1]))
     yield tmp_path
     for number, handler in handlers.items():
         signal.signal(number, handler)
     flags.FLAGS.unparse_flags()
-    for flag in [flag for flag in flags.FLAGS if flag.split(".")[0] in ("config", "workdir")]:
+    for flag in [flag for flag in flags.FLAGS if flag.split(".")[0] in ("config", "workdir", "debug")]:
         delattr(flags.FLAGS, flag)
     for module in (analyze, evaluate, extend, study):
         for holder in vars(module).values():
@@ -97,18 +97,18 @@ def folder(wheel, tmp_path, monkeypatch):
                 flags.FLAGS[holder.name].unparse()
 
 
-@pytest.mark.parametrize(("door", "arguments"), list(commands()))
-def test_command(door, arguments, places, folder, monkeypatch, capsys):
-    main, default, procedures = DOORS[door]
+@pytest.mark.parametrize(("name", "arguments"), list(commands()))
+def test_command(name, arguments, places, folder, monkeypatch, capsys):
+    main, default, procedures = DOORS[name]
     reached = []
     for procedure in procedures:
         note = lambda *given, called=procedure, **options: reached.append((called, given)) or {}  # noqa: E731
-        monkeypatch.setattr(f"experiments.{door}.{procedure}", note)
+        monkeypatch.setattr(f"rope_jax.cli.{name}.{procedure}", note)
     for word, place in places.items():
         arguments = [re.sub(rf"(?<![\w/]){word}(?!\w)", str(place), argument) for argument in arguments]
-    monkeypatch.setattr(sys, "argv", [f"experiments/{door}.py", *arguments])
+    monkeypatch.setattr(sys, "argv", [f"experiments/{name}.py", *arguments])
     try:
-        shell.run(main, default)
+        door.run(main, default)
     except SystemExit as stopped:
         pytest.fail(f"status {stopped.code}: {capsys.readouterr().err}")
     assert reached

@@ -5,8 +5,8 @@ import math
 import pytest
 
 from configs import llama2_13b_16k
-from experiments.extend import mesh_sizes, plan, steps_to_trace
-from experiments.shell import Terminal
+from rope_jax.cli.extend import mesh_sizes, plan, steps_to_trace
+from rope_jax.cli.shell import Terminal
 from rope_jax.commands.reporter import Silent
 from rope_jax.errors import InputError
 from rope_jax.plan.chips import CHIPS

@@ -3,7 +3,7 @@
 import json
 
 from configs import defaults
-from experiments import build
+from rope_jax.cli import build
 from rope_jax.commands.cards import provenance
 from rope_jax.commands.run import Corpus, Recipe
 from rope_jax.rope.measure import Measure

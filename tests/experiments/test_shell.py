@@ -10,8 +10,9 @@ import threading
 import pytest
 from absl import flags
 
-from experiments import shell
-from experiments.shell import Terminal, Terminated
+from experiments import door
+from rope_jax.cli import shell
+from rope_jax.cli.shell import Terminal, Terminated
 from rope_jax.training.loop import NonFiniteLoss, Stopped
 from tests.processes import REPOSITORY, python
 
@@ -60,7 +61,7 @@ def test_a_signal_is_answered_and_bounded_within_a_long_computation(monkeypatch)
 @pytest.mark.slow
 def test_second_signal_stops_at_once():
     code = (
-        "import time\nfrom experiments.shell import Terminal\n"
+        "import time\nfrom rope_jax.cli.shell import Terminal\n"
         "with Terminal().deferred_stop():\n    print('ready', flush=True)\n    time.sleep(60)\n    time.sleep(60)\n"
     )
     with python("-c", code) as child:
@@ -90,14 +91,15 @@ def test_exit_status(monkeypatch, capsys, tmp_path, error, status, said):
 
     with monkeypatch.context() as patch:
         patch.setattr(signal, "signal", lambda *_: None)
-        patch.setattr(shell.flags, "FLAGS", flags.FlagValues())
-        shell.flags.DEFINE_string("workdir", str(tmp_path), "", flag_values=shell.flags.FLAGS)
-        shell.config_flags.DEFINE_config_file(
-            "config", str(REPOSITORY / "configs/export.py"), flag_values=shell.flags.FLAGS
+        patch.setattr(door.flags, "FLAGS", flags.FlagValues())
+        door.flags.DEFINE_string("workdir", str(tmp_path), "", flag_values=door.flags.FLAGS)
+        door.flags.DEFINE_bool("debug", False, "", flag_values=door.flags.FLAGS)
+        door.config_flags.DEFINE_config_file(
+            "config", str(REPOSITORY / "configs/export.py"), flag_values=door.flags.FLAGS
         )
-        shell.flags.FLAGS(["command"])
+        door.flags.FLAGS(["command"])
         with pytest.raises(SystemExit) as caught:
-            shell._guarded(["command"], command, False)
+            door._run(["command"], command, False)
     assert caught.value.code == status
     assert said in capsys.readouterr().err
 
@@ -119,12 +121,10 @@ def test_flags_that_cannot_be_used_are_one_line(monkeypatch, capsys, tmp_path, a
     (tmp_path / "mine.py").write_text(config)
     arguments = argument.replace("FILE", str(tmp_path / "mine.py")).split()
     monkeypatch.setattr(sys, "argv", ["command", *arguments])
-    monkeypatch.setattr(shell.flags, "FLAGS", flags.FlagValues())
-    shell.config_flags.DEFINE_config_file(
-        "config", str(REPOSITORY / "configs/export.py"), flag_values=shell.flags.FLAGS
-    )
+    monkeypatch.setattr(door.flags, "FLAGS", flags.FlagValues())
+    door.config_flags.DEFINE_config_file("config", str(REPOSITORY / "configs/export.py"), flag_values=door.flags.FLAGS)
     with pytest.raises(SystemExit) as caught:
-        shell._guarded(shell._parsed(sys.argv), lambda *_: pytest.fail("the command ran"), False)
+        door._run(door._parsed(sys.argv), lambda *_: pytest.fail("the command ran"), False)
     error = capsys.readouterr().err
     assert caught.value.code == 2 and error.count("\n") == 1
     assert error.startswith("error: ") and said.replace("FOLDER", str(tmp_path)) in error

@@ -4,15 +4,15 @@ import json
 
 import pytest
 
-from configs import study as configs
-from experiments.study import study
+from rope_jax.cli.config import start
+from rope_jax.cli.study import study
 from rope_jax.commands.reporter import Silent
 from rope_jax.errors import InputError
 
 
 def small(texts):
     """`configs/study.py` in seconds."""
-    config = configs.get_config()
+    config = start("study")
     config.data.path = str(texts)
     config.rope.head_dim = 16
     config.angles.intervals = 16

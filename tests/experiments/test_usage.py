@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from experiments.analyze import analysis, usage
+from rope_jax.cli.analyze import analysis, usage
 from rope_jax.commands import analyze as procedure
 from rope_jax.commands.reporter import Silent
 from rope_jax.errors import InputError

@@ -8,7 +8,7 @@ import shutil
 import numpy as np
 import pytest
 
-from experiments.verify import probe, verify
+from rope_jax.cli.verify import probe, verify
 from rope_jax.commands import verify as procedure
 from rope_jax.commands.reporter import Silent
 from rope_jax.data.byte_tokenizer import ByteTokenizer

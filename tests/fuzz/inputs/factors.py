@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from configs.defaults import get_config
-from experiments.methods import solved_method
+from rope_jax.cli.methods import solved_method
 from rope_jax.rope.embedding import identity
 from rope_jax.rope.geometry import Geometry
 from rope_jax.rope.measure import Measure

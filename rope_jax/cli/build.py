@@ -1,4 +1,4 @@
-"""From a config to the values that the library takes. The doors and this module alone know config fields."""
+"""From a config to the values that the library takes. This room alone knows config fields."""
 
 import contextlib
 import dataclasses
@@ -11,8 +11,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from experiments.methods import solved_method
-from experiments.names import reading, renamed, section, value
+from rope_jax.cli.methods import solved_method
+from rope_jax.cli.names import reading, renamed, section, value
 from rope_jax.commands.fields import FIELDS, LEARNED, OWN, check_fields
 from rope_jax.commands.learned import LearnedMethod
 from rope_jax.commands.plan import PLANNED
@@ -40,8 +40,6 @@ from rope_jax.rope.methods.method import Method
 from rope_jax.training.config import OptimizerConfig, TrainConfig
 from rope_jax.training.learn import LearnConfig
 
-REPOSITORY = Path(__file__).resolve().parents[1]
-
 
 def check(config: ConfigDict, *known: str) -> None:
     """Checks every field on its own; `known` are choices that the command knows and others do not."""
@@ -52,9 +50,10 @@ def settings(config: ConfigDict) -> dict[str, Any]:
     return json.loads(config.to_json())
 
 
-def command(door: str) -> str:
+def command(name: str) -> str:
     """The command line that repeats this one."""
-    return f"python -m experiments.{door}" + "".join(f" {shlex.quote(arg)}" for arg in sys.argv[1:])
+    program = "rope-jax" if Path(sys.argv[0]).stem == "rope-jax" else f"python -m experiments.{name}"
+    return " ".join([program, *map(shlex.quote, sys.argv[1:])])
 
 
 def processes(config: ConfigDict) -> Processes:
@@ -91,10 +90,9 @@ def check_geometry(config: ConfigDict, known: SourceConfig) -> None:
 
 def plan_source(config: ConfigDict) -> Source:
     """The model to plan for, as a GPU computes it; no weights are read."""
-    # A config that ships names a folder beside it, from wherever the command is run.
-    beside, path = REPOSITORY / config.plan.model, config.plan.model or config.model.path
+    path = config.plan.model or config.model.path
     with reading("plan.model" if config.plan.model else "model.path"):
-        place = beside if config.plan.model else resolve_model(path, config.model.revision) if path else Path()
+        place = Path(path) if config.plan.model else resolve_model(path, config.model.revision) if path else Path()
         known = read_source(place) if path else None
     known = known or _small_model(config)
     return Source(path, place, known, compute(config).of(known.config, PLANNED))

@@ -6,8 +6,8 @@ from typing import Any
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from experiments import build
-from experiments.names import renamed, value
+from rope_jax.cli import build
+from rope_jax.cli.names import renamed, value
 from rope_jax.data.tokenizer import Tokenizer
 from rope_jax.evaluation.benchmark import Benchmark, Setting
 from rope_jax.evaluation.benchmarks import BENCHMARKS

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments.names import reading, value
+from rope_jax.cli.names import reading, value
 from rope_jax.commands.fields import METHOD_FIELDS
 from rope_jax.errors import InputError
 from rope_jax.files import parse_json

@@ -1,9 +1,8 @@
-"""The command line: flags, exit status, bars and signals; what a user can fix is one message without a traceback."""
+"""A terminal: exit status, bars and signals; what a user can fix is one message without a traceback."""
 
-import ast
 import contextlib
+import logging
 import os
-import re
 import signal
 import socket
 import sys
@@ -14,11 +13,11 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NoReturn
 
-from absl import app, flags, logging
-from ml_collections import ConfigDict, config_flags
+from absl import logging as absl_logging
+from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from experiments import build, names
+from rope_jax.cli import build, names
 from rope_jax.commands.reporter import ByteProgress, StepProgress, T
 from rope_jax.errors import InputError
 from rope_jax.files import DISK_FULL
@@ -111,80 +110,31 @@ class Terminal:
         return tqdm(items, desc=f"  {description}", file=sys.stderr, disable=not is_first(), **options)
 
 
-def run(command: Callable[[ConfigDict, Path, str], object], default_config: Path, several: bool = False) -> None:
-    """Defines `--config` and `--workdir`, parses flags, joins the other processes and runs a command.
+def guarded(command: Callable[[], object], config: ConfigDict, folder: Path, *, several: bool, debug: bool) -> None:
+    """Joins the other processes and runs a command; what ends it is a line and a status.
 
     Exit status: 2 for unusable input; 1 for a full disk, a loss that is not finite or an export that computes something
     else; 130 for Ctrl-C, 143 for SIGTERM. Finished stages stay, and the same command resumes.
 
     Args:
-        command: called with the locked config, the run's folder and the run's name.
-        default_config: config file of a command without `--config`.
+        folder: the run's folder, to resume from.
         several: whether the command can run in several processes (`config.distributed`).
+        debug: whether a traceback precedes the line.
     """
-    try:
-        # Reads the config file and the fields on the command line at once.
-        config_flags.DEFINE_config_file("config", str(default_config), "The run: a file of configs/.", lock_config=True)
-    except AttributeError as error:
-        _stop(_config_problem(error), 2)
-    flags.DEFINE_string("workdir", "", "Folder of the run; default runs/<name of the config file>.")
-    app.run(lambda argv: _guarded(argv, command, several), flags_parser=_parsed)
-
-
-def _parsed(argv: list[str]) -> list[str]:
-    """Parses flags; absl's own parser answers a wrong one with its usage."""
-    try:
-        return flags.FLAGS(argv)
-    except flags.Error as error:
-        found = re.match(r"Found (.*) in argv before a value for --config", str(error))
-        _stop(f"{found[1]} comes before --config: give --config first" if found else _one_line(error), 2)
-    except Exception as error:  # of the config's own code
-        _stop(_config_problem(error), 2)
-
-
-def _config_problem(error: Exception) -> str:
-    """Why a config file cannot be used, with the last line of it that ran."""
-    if isinstance(error, AttributeError):
-        # ml_collections quotes its message: the field's name, and the most similar field there is.
-        with contextlib.suppress(SyntaxError, ValueError):
-            name, _, hint = ast.literal_eval(str(error)).partition("\n")
-            return f"there is no config field {name}. {hint} All fields: rope_jax/commands/fields.py"
-    ran = traceback.extract_tb(error.__traceback__)[-1]
-    own = Path(ran.filename).is_file() and "site-packages" not in ran.filename
-    place = f" ({ran.filename}:{ran.lineno})" if own else ""
-    return f"--config: {type(error).__name__}: {_one_line(error)}{place}"
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
-
-
-def _guarded(argv: list[str], command: Callable[[ConfigDict, Path, str], object], several: bool) -> None:
-    if argv[1:]:
-        _stop(f"unexpected argument {argv[1]!r}: flags begin with --", 2)
-    # Libraries log every checkpoint as information.
-    logging.set_verbosity(logging.WARNING)
-    file = Path(config_flags.get_config_filename(flags.FLAGS["config"]))
-    try:
-        config = flags.FLAGS.config
-        # A file that could not be loaded is only reported when a field of the config is used.
-        config.lock()
-    except (OSError, TypeError) as error:
-        _stop(f"--config={file}: {_one_line(error) if file.is_file() else 'there is no such file'}", 2)
-    name = file.stem
-    # Not resolved: a loop of links is refused where the folder is made.
-    folder = Path(os.path.abspath(flags.FLAGS.workdir or Path("runs") / name))
+    # Libraries log every checkpoint as information; gguf warns of templates that no language model is given.
+    absl_logging.set_verbosity(absl_logging.WARNING)
+    logging.getLogger("gguf").setLevel(logging.ERROR)
     try:
         with names.config_names():
             build.processes(config).connect(several)
         # JAX handles the signal itself once it has connected.
         signal.signal(signal.SIGTERM, _end)
         with answered_signals(f"stopping at the next batch, in {_GRACE:g} s at most", _GRACE):
-            command(config, folder, name)
+            command()
     except InputError as error:
-        _stop(str(error), 2)
+        stop(str(error), 2, debug)
     except (NonFiniteLoss, VerificationError) as error:
-        _stop(str(error), 1)
+        stop(str(error), 1, debug)
     except KeyboardInterrupt:
         _interrupted("stopped", folder, signal.SIGINT)
     except Terminated as error:
@@ -192,7 +142,7 @@ def _guarded(argv: list[str], command: Callable[[ConfigDict, Path, str], object]
     except OSError as error:
         if error.errno not in DISK_FULL:
             raise
-        _stop(f"the disk is full ({error}): free some space; the same command resumes from {folder}", 1)
+        stop(f"the disk is full ({error}): free some space; the same command resumes from {folder}", 1, debug)
 
 
 @contextlib.contextmanager
@@ -243,6 +193,9 @@ def _interrupted(what: str, folder: Path, number: int) -> None:
     sys.exit(128 + number)
 
 
-def _stop(message: str, status: int) -> NoReturn:
+def stop(message: str, status: int, debug: bool = False) -> NoReturn:
+    """Ends the process with a line, after the traceback of what ended it if `debug`."""
+    if debug:
+        traceback.print_exc()
     print(f"error: {message}", file=sys.stderr)
     sys.exit(status)
