@@ -72,7 +72,10 @@ def setup(app: Sphinx) -> None:
         source[0] = linked(source[0], posixpath.normpath(posixpath.join("docs", posixpath.dirname(path.as_posix()))))
 
     def signature(app, what, name, found, options, *texts):
-        return tuple(text and EITHER.sub(r"\1[\2]", ALIAS.sub(r"\1", text)) for text in texts)
+        def short(text: str) -> str:
+            return EITHER.sub(r"\1[AnyArray, \2]", ALIAS.sub(r"\1", text)).replace("jaxlib._jax.", "")
+
+        return tuple(text and short(text) for text in texts)
 
     app.connect("autodoc-process-signature", signature)
     app.connect("source-read", read)
