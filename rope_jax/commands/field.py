@@ -1,6 +1,7 @@
 """A field of a config: its name, default, meaning and check."""
 
 import dataclasses
+import difflib
 import math
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -39,6 +40,12 @@ class Check:
             and (self.most is None or value <= self.most)
             and (self.below is None or value < self.below)
         )
+
+    def nearest(self, value: Any) -> str:
+        """A question after the choice that is most like a value which is not accepted; empty without one."""
+        words = [word for word in (value if isinstance(value, tuple | list) else (value,)) if not self.accepts(word)]
+        found = difflib.get_close_matches(words[0], self.choices, 1) if self.choices else []
+        return f"did you mean {found[0]!r}? " if found else ""
 
     def __str__(self) -> str:
         if self.choices:
@@ -89,7 +96,7 @@ class Field:
         if self.check and not self.check.accepts(tuple(value) if kind is tuple else value):
             offered = tuple(choice for choice in self.check.more if choice in known)
             check = dataclasses.replace(self.check, choices=(*self.check.choices, *offered))
-            raise InputError(f"`{self.name}` is {_shown(value)}: {check}")
+            raise InputError(f"`{self.name}` is {_shown(value)}: {self.check.nearest(value)}{check}")
 
 
 def at_least(least: float, most: float | None = None) -> Check:
