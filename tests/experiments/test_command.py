@@ -122,7 +122,7 @@ def test_analysis_by_command(monkeypatch, capsys, tmp_path):
     line = f"analyze --base 10000 --head-dim 16 --original 64 --target 128 --set angles.intervals=16 -o {tmp_path}"
     monkeypatch.setattr(sys, "argv", ["rope-jax", *line.split()])
     main.main()
-    assert "yarn" in capsys.readouterr().out and (tmp_path / "analysis.json").is_file()
+    assert "disturbance" in capsys.readouterr().out and (tmp_path / "analysis.json").is_file()
 
 
 def test_debug_shows_the_traceback(monkeypatch, capsys):
