@@ -235,7 +235,7 @@ def run(name: str, typed: argparse.Namespace) -> None:
 def nearest(word: str, known: Iterable[str]) -> str:
     """A question after the known word that is most like another one; empty without one."""
     found = difflib.get_close_matches(word, list(known), 1)
-    return f"; did you mean {found[0]}?" if found else ""
+    return f"; did you mean {found[0]}" if found else ""
 
 
 def stop(message: str) -> NoReturn:

@@ -45,7 +45,11 @@ def ask(
         InputError: naming the argument and the fix, if the engine cannot be started.
     """
     jobs = [
-        {"model": str(q.model), "tokens": np.asarray(q.tokens).tolist(), "columns": np.asarray(q.columns).tolist()}
+        {
+            "model": os.path.abspath(q.model),
+            "tokens": np.asarray(q.tokens).tolist(),
+            "columns": np.asarray(q.columns).tolist(),
+        }
         for q in questions
     ]
     with tempfile.TemporaryDirectory(prefix="rope-jax-engine-") as place:

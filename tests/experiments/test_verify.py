@@ -97,9 +97,10 @@ def test_the_vector_that_is_applied_is_found(folder, tmp_path, parameters, appli
 
 
 @pytest.mark.slow
-def test_the_command(folder, tmp_path):
-    """In a process of its own, as any environment's interpreter would run it."""
-    result = verify(config_of(folder), tmp_path, "verify", Silent())
+def test_the_command(folder, tmp_path, monkeypatch):
+    """In a process of its own, as any environment's interpreter would run it, wherever it works."""
+    monkeypatch.chdir(folder.parent)
+    result = verify(config_of(folder.name), tmp_path, "verify", Silent())
     assert json.loads((tmp_path / "engine.json").read_text()) == result
     assert result["applied"] == procedure.OWN and result["engine"].startswith("transformers")
     with pytest.raises(InputError, match=r"config\.engine\.python.* is /none") as error:
