@@ -165,7 +165,7 @@ def parsed(name: str, text: str) -> Any:
 
     known = {field.name: field for field in FIELDS}
     if name not in known:
-        raise InputError(f"there is no field {name}{nearest(name, known)}. {_FIELDS}")
+        raise InputError(f"there is no field {name}{nearest(name, known) or '.'} {_FIELDS}")
     kind = type(known[name].default)
     element = known[name].element if kind is tuple else kind
     words = [word.strip() for word in text.split(",") if word.strip()] if kind is tuple else [text]
@@ -191,8 +191,12 @@ def spelled(message: str, name: str) -> str:
     words = {field: word for word, field in {**command.given, **command.options}.items()}
     words |= {"compare": "--method"} if "rope.method" in words and name != "export" else {}
     pattern = r"(?:\bconfig\.([a-z_]+(?:\.[a-z_0-9]+)*))|`([\w.]+)`"
-    found = lambda m: words.get(m[1] or m[2], (m[1] or m[2]) if (m[1] or m[2]) in DEFAULTS else m[0])  # noqa: E731
-    message = re.sub(pattern, found, message).replace("--workdir", "-o").replace("experiments.", "rope-jax ")
+
+    def typed(match: re.Match[str]) -> str:
+        field = match[1] or match[2]
+        return words.get(field, field if field in DEFAULTS else match[0])
+
+    message = re.sub(pattern, typed, message).replace("--workdir", "-o").replace("experiments.", "rope-jax ")
     empty = any(f"{word} is empty" in message for word in command.given)
     return message + f"; for example: {example(name)}" * empty
 
@@ -235,7 +239,7 @@ def run(name: str, typed: argparse.Namespace) -> None:
 def nearest(word: str, known: Iterable[str]) -> str:
     """A question after the known word that is most like another one; empty without one."""
     found = difflib.get_close_matches(word, list(known), 1)
-    return f"; did you mean {found[0]}" if found else ""
+    return f"; did you mean {found[0]}?" if found else ""
 
 
 def stop(message: str) -> NoReturn:
