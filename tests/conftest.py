@@ -50,7 +50,7 @@ SHARED = REPOSITORY.parent / "shared"
 
 # Why a test may be skipped.
 MISSING_DATA = f"reference data is not at {SHARED}"
-SKIPS = ("needs Chromium", "cuDNN needs a GPU", "set ROPE_JAX_LONG=1")
+SKIPS = ("needs Chromium", "the kernels need a GPU", "set ROPE_JAX_LONG=1")
 
 
 @pytest.hookimpl(tryfirst=True)
