@@ -1,7 +1,7 @@
 """python -m experiments.study --config.data.path=TEXTS
 
 Whether the disturbance tells a good scale vector: small models trained on texts mixed with synthetic recall, extended
-by every method, before and after a short fine-tuning. `--quick` shows the same pages in a quarter of an hour.
+by every method, before and after a short fine-tuning. `--quick` writes the same pages from one small model.
 """
 
 from rope_jax.cli.config import start

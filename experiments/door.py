@@ -11,7 +11,8 @@ from pathlib import Path
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
-from rope_jax.cli.shell import guarded, stop
+from rope_jax.cli.ending import stop
+from rope_jax.cli.shell import guarded
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 

@@ -65,7 +65,9 @@ class Model:
     def nll(self, text: str | ArrayLike) -> Float32[np.ndarray, " predicted"]:
         """Negative log likelihood of each token after the first, nats, `[T - 1]`."""
         tokens = self._tokens(text)[None]
-        return _scorer(self.config)(self.params, self.rope, tokens, np.ones(tokens.shape, bool))[0, :-1]
+        return make_token_nll(self.config, chunk=1024)(self.params, self.rope, tokens, np.ones(tokens.shape, bool))[
+            0, :-1
+        ]
 
     def generate(self, prompt: str | ArrayLike, max_new_tokens: int = 50) -> str:
         """The most likely continuation of a prompt, up to EOS, as text."""
@@ -86,11 +88,6 @@ class Model:
 def _logits(config: LlamaConfig):
     model = Llama(config)
     return jax.jit(lambda params, *inputs: jnp.asarray(model.apply({"params": params}, *inputs), jnp.float32))
-
-
-@cache
-def _scorer(config: LlamaConfig):
-    return make_token_nll(config, chunk=1024)
 
 
 def load(path: str, *, dtype: str = "float32", revision: str = "") -> Model:

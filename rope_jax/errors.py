@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 # Characters of a message. A file that is not trusted may hold names and values of any length.
 _LONGEST = 4000
@@ -42,3 +43,9 @@ def require(owner: object, field: str, condition: object, fix: str) -> None:
     """Raises `InputError` with the value of a field of `owner` and how to correct it, unless the condition holds."""
     if not condition:
         raise InputError(f"`{field}` is {getattr(owner, field)!r}: {fix}")
+
+
+def nearest(word: object, known: Iterable[str]) -> str:
+    """A question after the known word that is most like another one, and a space; empty without one."""
+    found = difflib.get_close_matches(str(word), list(known), 1)
+    return f"did you mean {found[0]!r}? " if found else ""

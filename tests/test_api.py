@@ -55,7 +55,15 @@ def test_text_begins_as_the_tokenizer_says(folder):
     text = "ab"
     start = [] if model.tokenizer.bos_id is None else [model.tokenizer.bos_id]
     np.testing.assert_array_equal(model.logits(text), model.logits([*start, *model.tokenizer.encode(text)]))
-    assert isinstance(model.generate(text, 3), str)
+
+
+def test_the_likeliest_tokens_are_those_of_transformers(folder):
+    model = rope_jax.load(str(folder))
+    tokens = [1, 2, 3]
+    for _ in range(4):
+        tokens.append(int(reference_logits(folder, np.array([tokens]))[0, -1].argmax()))
+    assert model.tokenizer.eos_id not in tokens
+    assert model.generate(tokens[:3], max_new_tokens=4) == model.tokenizer.decode(tokens[3:])
 
 
 def test_a_vector_disturbs_what_the_paper_says():

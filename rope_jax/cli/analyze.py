@@ -16,10 +16,10 @@ from rope_jax.commands.usage import UsageJob, measure
 from rope_jax.errors import InputError
 from rope_jax.interop.hub import resolve_model
 from rope_jax.interop.model_folder import read_source
+from rope_jax.model.usage_file import Usage
 from rope_jax.rope.embedding import identity
 from rope_jax.rope.geometry import Geometry
 from rope_jax.rope.methods import METHODS
-from rope_jax.rope.usage import Usage
 from rope_jax.runs.folder import RunFolder
 from rope_jax.sharding import make_mesh
 

@@ -2,21 +2,20 @@
 
 import argparse
 import ast
-import difflib
 import os
 import re
 import runpy
 import sys
-from collections.abc import Iterable
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, NoReturn
 
+from rope_jax.cli.ending import stop
 from rope_jax.cli.starts import QUICK, STARTS
 from rope_jax.cli.subcommands import COMMANDS
-from rope_jax.errors import InputError
+from rope_jax.errors import InputError, nearest
 
-_FIELDS = "All fields: rope-jax fields [WORD]"
+_FIELDS = "all fields: rope-jax fields [WORD]"
 
 
 class _Parser(argparse.ArgumentParser):
@@ -32,7 +31,7 @@ def main() -> None:
     elif name == "fields":
         print_fields(arguments[0] if arguments else "")
     elif name not in COMMANDS:
-        stop(f"there is no command {name!r}{nearest(name, [*COMMANDS, 'fields'])}; rope-jax --help lists all")
+        stop(f"there is no command {name!r}: {nearest(name, [*COMMANDS, 'fields'])}rope-jax --help lists all")
     elif not arguments:
         command = COMMANDS[name]
         stop(f"{' and '.join(command.given)} missing; for example: {example(name)}")
@@ -47,7 +46,7 @@ def overview() -> str:
             "usage: rope-jax COMMAND ...\n\nExtends the context window of RoPE language models.\n",
             *lines,
             "  fields    All fields that --set and a config file set, or those that contain a word.",
-            f"\n{example('analyze')}\n{example('extend')}\n\nrope-jax COMMAND --help: fields and examples. {_FIELDS}",
+            f"\n{example('analyze')}\n{example('extend')}\n\nrope-jax COMMAND --help: fields and examples; {_FIELDS}",
         ]
     )
 
@@ -101,7 +100,7 @@ def parse(name: str, arguments: list[str]) -> argparse.Namespace:
             "--help",
         ]
         word = unknown[0].partition("=")[0]
-        stop(f"{word} is unknown{nearest(word, known)}; rope-jax {name} --help lists all, and --set sets any field")
+        stop(f"{word} is unknown: {nearest(word, known)}rope-jax {name} --help lists all, and --set sets any field")
     return typed
 
 
@@ -165,7 +164,7 @@ def parsed(name: str, text: str) -> Any:
 
     known = {field.name: field for field in FIELDS}
     if name not in known:
-        raise InputError(f"there is no field {name}{nearest(name, known) or '.'} {_FIELDS}")
+        raise InputError(f"there is no field {name}: {nearest(name, known)}{_FIELDS}")
     kind = type(known[name].default)
     element = known[name].element if kind is tuple else kind
     words = [word.strip() for word in text.split(",") if word.strip()] if kind is tuple else [text]
@@ -210,9 +209,7 @@ def run(name: str, typed: argparse.Namespace) -> None:
     try:
         config = request(name, typed)
     except InputError as error:
-        if typed.debug:
-            raise
-        stop(spelled(str(error), name))
+        stop(spelled(str(error), name), debug=typed.debug)
     label = Path(typed.config).stem if typed.config else name
     folder = Path(os.path.abspath(typed.output))
     module = import_module(f"rope_jax.cli.{name}")
@@ -234,14 +231,3 @@ def run(name: str, typed: argparse.Namespace) -> None:
             raise InputError(spelled(str(error), name)) from error
 
     guarded(call, config, folder, several=name == "extend", debug=typed.debug)
-
-
-def nearest(word: str, known: Iterable[str]) -> str:
-    """A question after the known word that is most like another one; empty without one."""
-    found = difflib.get_close_matches(word, list(known), 1)
-    return f"; did you mean {found[0]}?" if found else ""
-
-
-def stop(message: str) -> NoReturn:
-    print(f"error: {message}", file=sys.stderr)
-    sys.exit(2)

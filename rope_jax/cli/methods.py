@@ -12,15 +12,15 @@ from rope_jax.commands.fields import METHOD_FIELDS
 from rope_jax.errors import InputError
 from rope_jax.files import parse_json
 from rope_jax.gguf_reader import is_gguf
+from rope_jax.interop.factor_files import factors_of, read_factors
 from rope_jax.interop.model_folder import read_source
+from rope_jax.model.usage_file import Usage, read_usage
 from rope_jax.rope.checks import check_attention_factor
 from rope_jax.rope.distances import DistanceHistogram
-from rope_jax.rope.factor_files import factors_of, read_factors
 from rope_jax.rope.methods import METHODS
 from rope_jax.rope.methods.adjusted import Adjusted, parse_adjusted
 from rope_jax.rope.methods.explicit import Explicit
 from rope_jax.rope.methods.method import Method
-from rope_jax.rope.usage import Usage, read_usage
 
 
 def solved_method(config: ConfigDict, name: str) -> Method:

@@ -8,16 +8,15 @@ import socket
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import NoReturn
 
 from absl import logging as absl_logging
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from rope_jax.cli import build, names
+from rope_jax.cli.ending import stop
 from rope_jax.commands.reporter import ByteProgress, StepProgress, T
 from rope_jax.errors import InputError
 from rope_jax.files import DISK_FULL
@@ -191,11 +190,3 @@ def _interrupted(what: str, folder: Path, number: int) -> None:
     print(f"\n{what}; the same command resumes from {folder}", file=sys.stderr)
     # As shells count: 130 for Ctrl-C, 143 for SIGTERM.
     sys.exit(128 + number)
-
-
-def stop(message: str, status: int, debug: bool = False) -> NoReturn:
-    """Ends the process with a line, after the traceback of what ended it if `debug`."""
-    if debug:
-        traceback.print_exc()
-    print(f"error: {message}", file=sys.stderr)
-    sys.exit(status)

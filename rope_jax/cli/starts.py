@@ -72,7 +72,7 @@ QUICK: Mapping[str, Mapping[str, Any]] = {
         "eval.passkey_trials": 5,
         "eval.passkey_depths": 5,
     },
-    # A quarter of an hour on two cores.
+    # The same pages from one small model.
     "study": {
         "study.models": ("2x128:128:1000000",),
         "study.seeds": 2,

@@ -1,12 +1,11 @@
 """A field of a config: its name, default, meaning and check."""
 
 import dataclasses
-import difflib
 import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from rope_jax.errors import InputError
+from rope_jax.errors import InputError, nearest
 
 # Bounds of a number whose check has no other, by its type: steps and tokens are counted in int32.
 LARGEST = {int: 2**31 - 1, float: 1e12}
@@ -44,8 +43,7 @@ class Check:
     def nearest(self, value: Any) -> str:
         """A question after the choice that is most like a value which is not accepted; empty without one."""
         words = [word for word in (value if isinstance(value, tuple | list) else (value,)) if not self.accepts(word)]
-        found = difflib.get_close_matches(words[0], self.choices, 1) if self.choices else []
-        return f"did you mean {found[0]!r}? " if found else ""
+        return nearest(words[0], self.choices) if self.choices else ""
 
     def __str__(self) -> str:
         if self.choices:

@@ -209,7 +209,7 @@ FIELDS: tuple[Field, ...] = (
     Field("train.weight_decay", 0.0, "decoupled weight decay", at_least(0, 1000)),
     Field("train.clip_norm", 0.0, "global gradient norm to clip at; 0 for none", at_least(0)),
     Field("train.mu_dtype", "float32", "dtype of the first moment", one_of("float32", "bfloat16")),
-    Field("train.offload_optimizer", False, "offload the optimizer's moments to host memory between updates"),
+    Field("train.offload_optimizer", False, "offload the optimizer state to host memory between updates"),
     Field("train.length", 0, "tokens of a sequence; 0 for context.target", _CONTEXT),
     Field(
         "train.positions",

@@ -15,7 +15,7 @@ from rope_jax.data.tokenizer import Tokenizer
 from rope_jax.errors import InputError
 from rope_jax.evaluation.answering import with_bos
 from rope_jax.model.usage import measure_usage
-from rope_jax.rope.usage import Usage
+from rope_jax.model.usage_file import Usage
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -171,7 +171,7 @@ def _allow_length(file: Path, context: int) -> None:
     """Raises the tokenizer's own limit to the new context: some engines take the lower of the two."""
     try:
         settings = read_json(file)
-    except InputError:  # absent, or for whoever reads it to refuse
+    except InputError:  # absent, or refused where it is read
         return
     limit = settings.get("model_max_length") if isinstance(settings, dict) else None
     if isinstance(limit, int | float) and limit < context:

@@ -12,8 +12,8 @@ from jaxtyping import Array, Float32, Int
 from rope_jax.errors import InputError
 from rope_jax.model.config import LlamaConfig
 from rope_jax.model.llama import Inputs, forward, queries_and_keys, rms_norm, waves_of
+from rope_jax.model.usage_file import Usage
 from rope_jax.rope.embedding import ScaleVector, rotate
-from rope_jax.rope.usage import Usage
 
 # Distances times bins that are sorted at a time.
 _AT_ONCE = 1 << 23

@@ -9,9 +9,9 @@ from rope_jax.runs.folder import RunFolder
 def needed_bytes(folder: RunFolder, parameters: int, trained: int, methods: tuple[str, ...], keep: int) -> int:
     """Bytes that a run has yet to write; methods that have finished are not counted again.
 
-    Each method keeps checkpoints of a float32 state: what is trained and two moments. One more checkpoint exists while
-    the newest is written. `trained` counts the numbers that are trained: parameters, or low-rank factors beside them.
-    The export adds the parameters.
+    Each method keeps checkpoints of a float32 state: what is trained, and twice that for AdamW. One more checkpoint
+    exists while the newest is written. `trained` counts the numbers that are trained: parameters, or low-rank factors
+    beside them. The export adds the parameters.
     """
     waiting = [method for method in methods if not (folder / f"methods/{method}/after.json").exists()]
     return 12 * trained * (keep * len(waiting) + 1) + 4 * parameters if waiting else 0

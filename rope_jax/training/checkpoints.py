@@ -199,7 +199,7 @@ def _sums(leaves):
 
     def of(leaf):
         whole = jnp.issubdtype(leaf.dtype, jnp.integer) or leaf.dtype == bool
-        # Moments may be offloaded to host memory.
+        # The optimizer state may be offloaded to host memory.
         leaf = jax.device_put(leaf, jax.memory.Space.Device)
         unsigned = jnp.dtype(f"uint{8 * leaf.dtype.itemsize}")
         bits = leaf.astype(jnp.uint32) if whole else jax.lax.bitcast_convert_type(leaf, unsigned).astype(jnp.uint32)

@@ -71,7 +71,7 @@ class TrainConfig:
         keep_best: number of checkpoints of lowest loss to keep as well.
         lora: trains a low-rank update instead of all weights; None trains all weights.
         learn: trains the scale vector together with the weights; None keeps it fixed.
-        offload_optimizer: keeps the moments of the optimizer state in host memory between updates.
+        offload_optimizer: keeps the optimizer state in host memory between updates.
         skips: positions of training rows skip, so that short rows train a longer context; None counts them.
         mix: share of microbatches of short documents, under the original scale vector; None for none.
         check_finite: checks loss and gradients of every step, and names the first part that is not finite.

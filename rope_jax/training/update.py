@@ -73,7 +73,7 @@ class Training:
         return loss
 
     def state_shardings(self, trained: Any) -> TrainState:
-        """Shardings of the state between updates. Moments are sharded like their parameters, the given `trained`."""
+        """Shardings of the state between updates. The optimizer state is sharded like the parameters `trained`."""
         shardings, whole = self.objective.shardings(self.mesh), replicated(self.mesh)
         by_path = dict(jax.tree_util.tree_flatten_with_path(shardings)[0])
 

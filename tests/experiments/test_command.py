@@ -94,10 +94,10 @@ def test_fields_are_listed(monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("extnd M T", "there is no command 'extnd'; did you mean extend?"),
+        ("extnd M T", "there is no command 'extnd': did you mean 'extend'?"),
         ("extend", "MODEL and TEXTS missing; for example: rope-jax extend MODEL TEXTS --quick"),
-        ("extend M T --traget 16k", "--traget is unknown; did you mean --target?"),
-        ("extend M T --set train.stepz=3", "there is no field train.stepz; did you mean train.steps?"),
+        ("extend M T --traget 16k", "--traget is unknown: did you mean '--target'?"),
+        ("extend M T --set train.stepz=3", "there is no field train.stepz: did you mean 'train.steps'?"),
         ("extend M T --set train.steps", "--set train.steps: write FIELD=VALUE"),
         ("extend M T --target long", "--target is 'long': it must be int"),
         ("extend M T --method yarm", "--method is 'yarm': did you mean 'yarn'?"),
@@ -125,9 +125,11 @@ def test_analysis_by_command(monkeypatch, capsys, tmp_path):
     assert "disturbance" in capsys.readouterr().out and (tmp_path / "analysis.json").is_file()
 
 
-def test_debug_shows_the_traceback(monkeypatch, capsys):
+@pytest.mark.parametrize("field", ["seed=1", "sed=1"])
+def test_debug_shows_the_traceback(field, monkeypatch, capsys):
     monkeypatch.setattr("signal.signal", lambda *_: None)
-    monkeypatch.setattr(sys, "argv", ["rope-jax", "export", "--debug", "--set", "seed=1"])
+    monkeypatch.setattr(sys, "argv", ["rope-jax", "export", "--debug", "--set", field])
     with pytest.raises(SystemExit):
         main.main()
-    assert "Traceback" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "Traceback" in said and said.splitlines()[-1].startswith("error: ")

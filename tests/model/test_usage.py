@@ -10,7 +10,7 @@ import transformers
 from rope_jax.errors import InputError
 from rope_jax.interop.huggingface import check_model, read_model
 from rope_jax.model.usage import distance_edges, measure_usage
-from rope_jax.rope.usage import read_usage
+from rope_jax.model.usage_file import read_usage
 from tests.interop.references import quiet_transformers, write_random_llama
 
 TEXTS = np.random.default_rng(0).integers(0, 96, (2, 40))

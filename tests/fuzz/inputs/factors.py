@@ -9,10 +9,10 @@ import numpy as np
 
 from configs.defaults import get_config
 from rope_jax.cli.methods import solved_method
+from rope_jax.model.usage_file import read_usage
 from rope_jax.rope.embedding import identity
 from rope_jax.rope.geometry import Geometry
 from rope_jax.rope.measure import Measure
-from rope_jax.rope.usage import read_usage
 from tests.fuzz.damage import VALUES, Change, with_value
 from tests.fuzz.inputs.kinds import Kind
 from tests.fuzz.inputs.models import content

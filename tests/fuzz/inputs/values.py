@@ -21,8 +21,8 @@ from rope_jax.evaluation.ruler.questions import read_squad
 from rope_jax.interop.gguf_files import read_gguf_rope
 from rope_jax.interop.huggingface import check_model
 from rope_jax.interop.new_folder import rescale_folder
+from rope_jax.model.usage_file import read_usage
 from rope_jax.rope.embedding import identity
-from rope_jax.rope.usage import read_usage
 from rope_jax.runs.folder import RunFolder
 from tests.fuzz.inputs.factors import use_factors
 from tests.fuzz.inputs.kinds import Input

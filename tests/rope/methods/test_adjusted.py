@@ -8,8 +8,8 @@ import pytest
 
 from rope_jax.errors import InputError
 from rope_jax.files import write_json
+from rope_jax.interop.factor_files import read_factors
 from rope_jax.rope.embedding import ScaleVector, identity
-from rope_jax.rope.factor_files import read_factors
 from rope_jax.rope.geometry import Geometry
 from rope_jax.rope.measure import Measure
 from rope_jax.rope.methods import METHODS

@@ -6,8 +6,8 @@ from transformers import LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from rope_jax.errors import InputError
+from rope_jax.interop.factor_files import read_factors
 from rope_jax.rope.embedding import ScaleVector, frequencies, identity
-from rope_jax.rope.factor_files import read_factors
 from rope_jax.rope.geometry import Geometry
 from rope_jax.rope.measure import Measure
 from rope_jax.rope.methods.by_parts import Yarn, YarnPaper, YarnResonance, YarnWavelength, llama3, resonance, yarn
