@@ -25,7 +25,7 @@ from pathlib import Path
 SECONDS = 5  # of the processor
 MEMORY = 500 << 20  # bytes beyond what the process had
 LONGEST = 5000  # characters of a message
-PATIENCE = 180  # seconds for one input, on a busy machine
+PATIENCE = 60  # seconds for one input, on a busy machine
 
 # Events of Python's audit hooks that run or contact something.
 _RUNNING = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork", "socket.connect")
