@@ -14,9 +14,8 @@ from ml_collections import ConfigDict
 from rope_jax.cli.methods import solved_method
 from rope_jax.cli.names import reading, renamed, section, value
 from rope_jax.commands.fields import FIELDS, LEARNED, OWN, check_fields
-from rope_jax.commands.learned import LearnedMethod
 from rope_jax.commands.plan import PLANNED
-from rope_jax.commands.run import Corpus, Recipe
+from rope_jax.commands.run import Corpus, LearnedMethod, Recipe
 from rope_jax.commands.source import Compute, Source
 from rope_jax.data.corpus import open_corpus
 from rope_jax.data.mixed import Mix

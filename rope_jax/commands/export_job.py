@@ -9,8 +9,7 @@ from jax.sharding import Mesh
 
 from rope_jax.commands.cards import card, provenance
 from rope_jax.commands.fields import BEST, EXPORT_FORMATS
-from rope_jax.commands.learned import LearnedMethod
-from rope_jax.commands.run import Recipe
+from rope_jax.commands.run import LearnedMethod, Recipe
 from rope_jax.errors import InputError
 from rope_jax.gguf_reader import is_gguf
 from rope_jax.interop.gguf_export import check_extendable, check_gguf

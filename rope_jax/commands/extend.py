@@ -13,9 +13,9 @@ from rope_jax.commands import cards
 from rope_jax.commands.cards import card, described, provenance
 from rope_jax.commands.fields import changed
 from rope_jax.commands.fit import fit
-from rope_jax.commands.learned import LearnedMethod, gradient_record, learned_solution
+from rope_jax.commands.learned import gradient_record, learned_solution
 from rope_jax.commands.reporter import Reporter
-from rope_jax.commands.run import Recipe, Run
+from rope_jax.commands.run import LearnedMethod, Recipe, Run
 from rope_jax.commands.source import read_params
 from rope_jax.data.pipeline import share_past
 from rope_jax.errors import InputError

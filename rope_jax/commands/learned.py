@@ -1,37 +1,20 @@
 """The method 'learned': a scale vector by gradient descent through the model that is extended."""
 
-from __future__ import annotations
-
-import dataclasses
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
 
 from rope_jax.commands.fields import LEARNED
 from rope_jax.commands.reporter import Reporter
+from rope_jax.commands.run import LearnedMethod, Run
 from rope_jax.commands.source import read_params
 from rope_jax.evaluation.intervals import bootstrap_ratios, percentile_interval
 from rope_jax.rope.embedding import ScaleVector
-from rope_jax.rope.methods.method import Method, Solution
+from rope_jax.rope.methods.method import Solution
 from rope_jax.sharding import batch_sharding, place_rows, process_rows
-from rope_jax.training.learn import LearnConfig, Learned, learn
+from rope_jax.training.learn import Learned, learn
 from rope_jax.training.state import Variables
-
-if TYPE_CHECKING:
-    from rope_jax.commands.run import Run
-
-
-@dataclasses.dataclass(frozen=True)
-class LearnedMethod:
-    """How a scale vector is learned before fine-tuning, with frozen weights, from that of `initial`, named `start`."""
-
-    start: str
-    initial: Method
-    config: LearnConfig
-    batch: int
-    steps: int
 
 
 def learned_solution(run: Run, method: LearnedMethod, reporter: Reporter) -> tuple[Solution, Learned]:

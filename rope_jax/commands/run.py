@@ -8,7 +8,6 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from rope_jax.commands.learned import LearnedMethod
 from rope_jax.commands.source import Source
 from rope_jax.data.mixed import Mix
 from rope_jax.data.pipeline import TrainingBatches, training_batches
@@ -22,6 +21,7 @@ from rope_jax.rope.methods.method import Method
 from rope_jax.runs.folder import RunFolder
 from rope_jax.sharding import process_rows
 from rope_jax.training.config import TrainConfig
+from rope_jax.training.learn import LearnConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +36,17 @@ class Corpus:
         if self.name == "text_folder" and self.path:
             return f"texts of the folder {Path(self.path).resolve().name}"
         return self.name
+
+
+@dataclasses.dataclass(frozen=True)
+class LearnedMethod:
+    """How a scale vector is learned before fine-tuning, with frozen weights, from that of `initial`, named `start`."""
+
+    start: str
+    initial: Method
+    config: LearnConfig
+    batch: int
+    steps: int
 
 
 @dataclasses.dataclass(frozen=True)
