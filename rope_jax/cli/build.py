@@ -142,12 +142,12 @@ def method_names(config: ConfigDict, refused: Mapping[str, str]) -> tuple[str, .
     """The methods of a config, the exported one first; `refused` are names with the reason why."""
     for field, names in (("rope.method", (config.rope.method,)), ("compare", config.compare)):
         for name in names:
-            method, factor = parse_adjusted(name)
+            method, _, factor = parse_adjusted(name)
             if method in refused:
                 raise InputError(f"`{field}` names '{method}': {refused[method]}")
             if method != name and method in (LEARNED, OWN):
-                raise InputError(f"`{field}` is {name!r}: '{method}' has the attention factor that it has")
-            if method != name:
+                raise InputError(f"`{field}` is {name!r}: '{method}' has the factors that it has")
+            if factor:
                 with renamed({"attention_factor": f"config.{field}"}):
                     check_adjustment(factor)
     return tuple(dict.fromkeys((config.rope.method, *config.compare)))

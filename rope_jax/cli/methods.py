@@ -25,7 +25,7 @@ from rope_jax.rope.methods.method import Method
 
 def solved_method(config: ConfigDict, name: str) -> Method:
     """A method that needs no weights, with its parameters, adjusted as its name or the config says."""
-    name, own_factor = parse_adjusted(name)
+    name, own_taper, own_factor = parse_adjusted(name)
     parameters = {field.name for field in dataclasses.fields(METHODS[name])}
     values = {p: value(config, field) for p, field in METHOD_FIELDS.items() if p in parameters}
     if "distances" in values:
@@ -33,7 +33,8 @@ def solved_method(config: ConfigDict, name: str) -> Method:
     if "energy" in values:
         values["energy"] = energy(config)
     found = _explicit(config.rope.factors) if name == "explicit" else METHODS[name](**values)
-    adjustments = own_factor or config.rope.attention_factor or None, config.rope.taper, tuple(config.rope.layers)
+    factor, taper = own_factor or config.rope.attention_factor or None, own_taper or config.rope.taper
+    adjustments = factor, taper, tuple(config.rope.layers)
     return Adjusted(found, *adjustments) if any(adjustments) else found
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -25,13 +26,13 @@ class Check:
     zero: bool = False  # accepted besides
     choices: tuple[str, ...] = ()
     more: tuple[str, ...] = ()
-    suffix: str = ""  # begins what may follow a choice
+    suffix: str = ""  # pattern of what may follow a choice
 
     def accepts(self, value: Any) -> bool:
         if isinstance(value, tuple):
             return all(map(self.accepts, value))
         if self.choices:
-            return (value.partition(self.suffix)[0] if self.suffix else value) in (*self.choices, *self.more)
+            return re.sub(f"({self.suffix})$", "", value) in (*self.choices, *self.more)
         return (self.zero and value == 0) or (
             abs(value) < math.inf  # an integer may be too large for a float
             and (self.least is None or value >= self.least)

@@ -72,8 +72,8 @@ def _methods(names: list[str]) -> str:
 
 
 _CONTEXT = Check(least=2, most=2**28, zero=True)
-# An attention factor may follow, as in 'dprope@1.03'.
-_METHOD = Check(choices=(*METHODS, LEARNED), more=(OWN,), suffix="@")
+# Adjustments may follow, as in 'two_term_t6@1.03'.
+_METHOD = Check(choices=(*METHODS, LEARNED), more=(OWN,), suffix=r"(_t\d{1,4})?(@.+)?")
 _SHARE = Check(least=0, most=1)
 
 FIELDS: tuple[Field, ...] = (
@@ -160,7 +160,7 @@ FIELDS: tuple[Field, ...] = (
         "compare",
         (),
         "further methods, fine-tuned and evaluated in the same way; 'METHOD@FACTOR' has the attention factor FACTOR, "
-        "as in rope.attention_factor",
+        "as in rope.attention_factor, and 'METHOD_tN' factors averaged over N pairs on either side, as in rope.taper",
         _METHOD,
     ),
     #

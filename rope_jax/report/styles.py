@@ -44,17 +44,20 @@ _CHOSEN = {
 }
 _SPARE = itertools.cycle(("#17BECF", "#9467BD", "#6B8E23", "#FF6F61"))
 COLOURS = {method: _CHOSEN.get(method) or next(_SPARE) for method in NAMES}
-# Lines of one method with different attention factors.
+# Lines of one method with different adjustments.
 _DASHES = ("--", "-.", ":")
 
 
 def titled(method: str) -> str:
     """The name of a method, such as 'yarn' or 'yarn@1.03', for readers."""
-    name, factor = parse_adjusted(method)
-    return NAMES.get(name, name) + (f", attention factor {factor}" if factor else "")
+    name, taper, factor = parse_adjusted(method)
+    tapered = f", tapered over {taper} pairs" if taper else ""
+    return NAMES.get(name, name) + tapered + (f", attention factor {factor}" if factor else "")
 
 
 def look(method: str) -> dict[str, str]:
     """Colour and style of a method's line."""
-    name, factor = parse_adjusted(method)
-    return {"color": COLOURS[name], "linestyle": _DASHES[sum(map(ord, factor)) % len(_DASHES)] if factor else "-"}
+    name, taper, factor = parse_adjusted(method)
+    adjustment = f"{taper}{factor}" if taper or factor else ""
+    dashes = _DASHES[sum(map(ord, adjustment)) % len(_DASHES)] if adjustment else "-"
+    return {"color": COLOURS[name], "linestyle": dashes}

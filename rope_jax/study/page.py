@@ -229,7 +229,7 @@ def _attention_factors(table: Table) -> list[Block]:
         measured = table.measured(extension, ZERO_SHOT)
         lines = []
         for method in ("yarn", "mrrope_pro", "dprope_robust", "two_term"):
-            found = {name: lines for name, lines in measured.items() if parse_adjusted(name)[0] == method}
+            found = {name: lines for name, lines in measured.items() if parse_adjusted(name)[:2] == (method, 0)}
             if len(found) < 3:
                 continue
             by_factor = sorted((_attention_factor(table, name, extension), name) for name in found)
@@ -310,7 +310,9 @@ def _plain(measured: Mapping[str, list[Line]]) -> dict[str, list[Line]]:
     """Methods, without random vectors, ablations and attention factors that are numbers."""
     names = {name: parse_adjusted(name) for name in measured}
     return {
-        name: measured[name] for name, (method, factor) in names.items() if method in NAMES and not factor[:1].isdigit()
+        name: measured[name]
+        for name, (method, taper, factor) in names.items()
+        if method in NAMES and not taper and not factor[:1].isdigit()
     }
 
 

@@ -60,16 +60,12 @@ def check_vector(name: str, geometry: Geometry, measure: Measure) -> None:
 
 
 def _method(name: str, geometry: Geometry, measure: Measure, share: float) -> tuple[Method, Measure]:
-    plain, factor = parse_adjusted(name)
-    if factor:
+    plain, taper, factor = parse_adjusted(name)
+    if taper or factor:
         method, measure = _method(plain, geometry, measure, share)
-        return Adjusted(method, factor), measure
-    if option := re.fullmatch(r"(\w+)_([bt])(\d+)", plain):
-        rest, letter, number = option[1], option[2], int(option[3])
-        if letter == "b":
-            return _method(rest, geometry, dataclasses.replace(measure, intervals=number), share)
-        method, measure = _method(rest, geometry, measure, share)
-        return Adjusted(method, taper=number), measure
+        return Adjusted(method, factor or None, taper), measure
+    if intervals := re.fullmatch(r"(\w+)_b(\d+)", plain):
+        return _method(intervals[1], geometry, dataclasses.replace(measure, intervals=int(intervals[2])), share)
     if n_hat := re.fullmatch(r"dprope_n(\d+)", plain):
         return DPRope(int(n_hat[1])), measure
     if weight := re.fullmatch(r"two_term_w(\d+)", plain):

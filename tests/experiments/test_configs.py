@@ -22,6 +22,7 @@ from rope_jax.model.config import LlamaConfig
 from rope_jax.model.llama import abstract_params
 from rope_jax.rope.embedding import identity
 from rope_jax.rope.measure import Measure
+from rope_jax.rope.methods.adjusted import Adjusted
 from rope_jax.sharding import make_mesh
 from rope_jax.training.update import Training
 
@@ -166,10 +167,12 @@ def test_explicit_factors_come_from_a_file(tmp_path):
         build.solved_method(config, "dprope")
     assert caught.value.field == "solve.by_layer"
     config.solve.by_layer = False
-    config.compare = ("yarn@1.03", "dprope@longrope")
+    config.compare = ("yarn@1.03", "dprope@longrope", "dprope_t2@1.03")
     assert build.method_names(config, {})[1:] == config.compare
     named = build.recipe(config, source).methods["yarn@1.03"](recipe.geometry, recipe.measure)
     assert float(named.scale.attention_factor) == pytest.approx(1.03)
+    named = build.recipe(config, source).methods["dprope_t2@1.03"]
+    assert named == Adjusted(build.solved_method(config, "dprope"), "1.03", taper=2)
     (tmp_path / "factors.json").write_text("[1, 1, 1]")
     with pytest.raises(InputError, match=r"shape \[3\]") as caught:
         build.recipe(config, source)

@@ -2,6 +2,8 @@
 
 import dataclasses
 import math
+import re
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -101,10 +103,21 @@ def check_adjustment(attention_factor: float | str) -> None:
     check_attention_factor(number)
 
 
-def parse_adjusted(name: str) -> tuple[str, str]:
-    """The method and the attention factor of a name such as 'yarn@1.03'; the latter is empty if there is none."""
+class AdjustedName(NamedTuple):
+    """What a name such as 'two_term_t6@1.03' says; what it does not say is 0 and empty."""
+
+    method: str
+    taper: int
+    attention_factor: str
+
+
+def parse_adjusted(name: str) -> AdjustedName:
+    """Parses 'METHOD', 'METHOD_tTAPER', 'METHOD@FACTOR' or 'METHOD_tTAPER@FACTOR'."""
     method, _, attention_factor = name.partition("@")
-    return method, attention_factor
+    tapered_name = re.fullmatch(r"(\w+)_t(\d{1,4})", method)
+    if tapered_name:
+        return AdjustedName(tapered_name[1], int(tapered_name[2]), attention_factor)
+    return AdjustedName(method, 0, attention_factor)
 
 
 def tapered(factors: Float[AnyArray, "*layers pairs"], reach: int) -> Float[AnyArray, "*layers pairs"]:

@@ -73,6 +73,7 @@ def test_the_papers_yarn_is_not_table_3s(target, form, table_3):
 def test_every_method_has_a_name_and_a_colour():
     assert set(NAMES) == {*METHODS, "own", "learned"} and all(NAMES.values())
     assert len(set(COLOURS.values())) == len(COLOURS)
+    assert titled("yarn_t6@1.03") == "YaRN, tapered over 6 pairs, attention factor 1.03"
     assert titled("yarn@1.03") == "YaRN, attention factor 1.03" and look("yarn@1.03") != look("yarn")
 
 
