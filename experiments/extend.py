@@ -3,7 +3,8 @@
 python -m experiments.extend                                   # a small model, from nothing, in minutes
 python -m experiments.extend --config=configs/llama2_8k.py --config.data.path=/path/to/tfds_data
 python -m experiments.extend --config=configs/local.py --config.model.path=MODEL --config.data.path=TEXTS
-python -m experiments.extend --config=configs/llama2_16k.py --plan --mesh=fsdp=8    # memory and hours, without running
+python -m experiments.extend --config=configs/llama2_16k.py --plan --mesh=fsdp=8    # memory and hours elsewhere
+python -m experiments.extend --dry_run                         # checks, and the minutes of each stage here
 
 The procedure: load (or pre-train) a model, solve for the scale vectors, evaluate each, fine-tune each, evaluate again,
 export. Interrupted anywhere, the same command resumes from the last finished stage or checkpoint.
@@ -17,7 +18,10 @@ from ml_collections import ConfigDict
 from experiments.door import CONFIGS, run
 from rope_jax.cli import extend
 
-PLAN = flags.DEFINE_bool("plan", False, "Only report memory, communication and hours of fine-tuning.")
+DRY_RUN = flags.DEFINE_bool("dry_run", False, "Only check everything, and report the minutes of each stage here.")
+PLAN = flags.DEFINE_bool(
+    "plan", False, "Only report memory, communication and hours of fine-tuning, on any accelerator."
+)
 MESH = flags.DEFINE_string("mesh", "", "With --plan: devices to plan for, such as data=2,fsdp=4; default config.mesh.")
 PROFILE = flags.DEFINE_string("profile", "", "Trace these steps of every training, such as 10:12, into its profile/.")
 
@@ -25,7 +29,8 @@ DEFAULT = CONFIGS / "tiny.py"
 
 
 def main(config: ConfigDict, folder: Path, name: str) -> None:
-    extend.run(config, folder, name, plan_only=PLAN.value, mesh=MESH.value, profile=PROFILE.value)
+    chosen = {"plan_only": PLAN.value, "rehearsed": DRY_RUN.value, "mesh": MESH.value, "profile": PROFILE.value}
+    extend.run(config, folder, name, **chosen)
 
 
 if __name__ == "__main__":

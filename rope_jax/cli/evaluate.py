@@ -1,5 +1,6 @@
 """From a config to an evaluation."""
 
+import tempfile
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -8,13 +9,14 @@ from rope_jax.cli import benchmarks, build, shell
 from rope_jax.cli.methods import solved_method
 from rope_jax.cli.names import config_names, reading
 from rope_jax.commands import evaluate as command
-from rope_jax.commands.fields import LEARNED, OWN
+from rope_jax.commands.fields import DEFAULTS, LEARNED, OWN
 from rope_jax.commands.reporter import Reporter
 from rope_jax.commands.source import Source
 from rope_jax.errors import InputError
 from rope_jax.evaluation.benchmarks import BENCHMARKS
 from rope_jax.interop.huggingface import check_model
 from rope_jax.rope.embedding import ScaleVector
+from rope_jax.runs.disk import check_disk
 from rope_jax.runs.folder import MAY_CHANGE, RunFolder
 from rope_jax.sharding import make_mesh
 
@@ -34,6 +36,17 @@ def evaluate(config: ConfigDict, folder: Path, name: str, reporter: Reporter | N
         wanted, place = job(config, folder, name, reporter), RunFolder(folder)
         with place.locked():
             return command.evaluate(wanted, place, reporter)
+
+
+def dry_run(config: ConfigDict, folder: Path, name: str, reporter: Reporter | None = None) -> None:
+    """Checks an evaluation and reports its stages with their minutes; `folder` stays as it is."""
+    reporter = reporter or shell.Terminal()
+    with config_names(), tempfile.TemporaryDirectory() as scratch:
+        wanted, place = job(config, Path(scratch), name, reporter), RunFolder(folder)
+        check_disk(place, 0)
+        if folder.exists():
+            place.check(wanted.config, wanted.may_change, DEFAULTS)
+        command.rehearse(wanted, RunFolder(Path(scratch)), reporter)
 
 
 def job(config: ConfigDict, folder: Path, name: str, reporter: Reporter) -> command.EvaluationJob:

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import math
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -51,10 +52,27 @@ def extend(
         return procedure.extend(dataclasses.replace(run, profile=profile), reporter)
 
 
-def prepare(config: ConfigDict, folder: Path, name: str, reporter: Reporter, held: contextlib.ExitStack) -> Run:
+def dry_run(config: ConfigDict, folder: Path, name: str, reporter: Reporter | None = None) -> None:
+    """Checks a run and reports its stages with their minutes; `folder` stays as it is."""
+    reporter = reporter or shell.Terminal()
+    with names.config_names(), contextlib.ExitStack() as held:
+        scratch = Path(held.enter_context(tempfile.TemporaryDirectory()))
+        run = multihost.in_turn(lambda: prepare(config, folder, name, reporter, held, scratch))
+        procedure.rehearse(run, reporter)
+
+
+def prepare(
+    config: ConfigDict,
+    folder: Path,
+    name: str,
+    reporter: Reporter,
+    held: contextlib.ExitStack,
+    scratch: Path | None = None,
+) -> Run:
     """Checks everything that can be checked before the first long computation, and claims the folder.
 
-    Until `held` closes, no other command works in the folder.
+    Until `held` closes, no other command works in the folder. With `scratch`, which takes prepared texts, the folder is
+    neither claimed nor written to.
     """
     build.check(config)
     source = build.source(config, folder)
@@ -64,19 +82,22 @@ def prepare(config: ConfigDict, folder: Path, name: str, reporter: Reporter, hel
     mesh, pretraining = make_mesh(**config.mesh), None if source.path else build.pretraining(config)
     check_devices(config, recipe, pretraining, mesh)
     place = RunFolder(folder)
-    held.enter_context(place.locked())
-    place.check(build.settings(config), defaults=DEFAULTS)
+    if not scratch:
+        held.enter_context(place.locked())
+    if not scratch or folder.exists():
+        place.check(build.settings(config), defaults=DEFAULTS)
     trained = Training(source.model, recipe.tuning[recipe.exported], mesh).abstract_state(source.own).params
     parameters, keep = count(abstract_params(source.model)), config.train.keep + config.train.keep_best
     check_disk(place, needed_bytes(place, parameters, count(trained), tuple(recipe.methods), keep))
 
-    splits = build.corpus(config, folder)
+    splits = build.corpus(config, scratch or folder)
     with names.reading("data.name" if config.data.name == "python_stdlib" else "data.path"):
         place.check_texts(splits.digest)
     evaluation = prepare_evaluation(config, recipe, tokenizer, mesh, splits=splits, reporter=reporter)
-    place.claim(build.settings(config), splits.digest)
-    if source.commit and multihost.is_first():
-        write_json(place / "source.json", {"path": source.path, "commit": source.commit})
+    if not scratch:
+        place.claim(build.settings(config), splits.digest)
+        if source.commit and multihost.is_first():
+            write_json(place / "source.json", {"path": source.path, "commit": source.commit})
     return Run(
         name=name,
         command=build.command("extend"),
@@ -185,13 +206,17 @@ def steps_to_trace(flag: str) -> tuple[int, int] | None:
     return int(first), int(last)
 
 
-def run(config: ConfigDict, folder: Path, name: str, *, plan_only: bool, mesh: str, profile: str) -> None:
-    """The command with what is typed beside the config: `--plan`, `--mesh` and `--profile`."""
+def run(
+    config: ConfigDict, folder: Path, name: str, *, plan_only: bool, rehearsed: bool, mesh: str, profile: str
+) -> None:
+    """The command with what is typed beside the config: `--plan`, `--dry_run`, `--mesh` and `--profile`."""
     if plan_only:
         sizes = mesh_sizes(mesh, dict(config.mesh))
         virtual_devices(math.prod(sizes.values()))
         plan(config, name, sizes, shell.Terminal())
     elif mesh:
         raise InputError("--mesh goes with --plan; a run takes its devices from config.mesh")
+    elif rehearsed:
+        dry_run(config, folder, name)
     else:
         extend(config, folder, name, profile=steps_to_trace(profile))

@@ -88,6 +88,8 @@ def parser(name: str) -> argparse.ArgumentParser:
 
 def parse(name: str, arguments: list[str]) -> argparse.Namespace:
     """What is typed after a command's name."""
+    # Spelled as flags of `python -m experiments.NAME`, too.
+    arguments = [re.sub(r"^--[^=]+", lambda flag: flag[0].replace("_", "-"), word) for word in arguments]
     typed, unknown = parser(name).parse_known_args(arguments)
     if unknown:
         known = [
@@ -222,7 +224,9 @@ def run(name: str, typed: argparse.Namespace) -> None:
                 named = bool(vars(typed)["model.path"])
                 module.analyze(config, folder, label, named=named, sweep=typed.sweep)
             elif name == "extend":
-                module.run(config, folder, label, plan_only=typed.plan, mesh="", profile="")
+                module.run(config, folder, label, plan_only=typed.plan, rehearsed=typed.dry_run, mesh="", profile="")
+            elif name == "evaluate" and typed.dry_run:
+                module.dry_run(config, folder, label)
             elif name == "study" and typed.quick:
                 module.study(config, folder / "quick", f"{label}, quick")
             else:

@@ -24,6 +24,7 @@ class Command:
 
 
 _MODEL = {"MODEL": "model.path"}
+_DRY_RUN = {"--dry-run": "check everything and report the minutes of each stage on this machine, and stop"}
 COMMANDS = {
     "analyze": Command(
         "The disturbance of the rotary angles of a model under every method, without weights, in seconds.",
@@ -65,6 +66,7 @@ COMMANDS = {
             "--lengths": "eval.lengths",
         },
         ("MODEL --suite passkey,perplexity --data TEXTS", "MODEL --suite passkey --method yarn,dprope --target 16k"),
+        _DRY_RUN,
     ),
     "extend": Command(
         "Fine-tunes a model at a longer context, measures it before and after, and exports the result.",
@@ -79,7 +81,8 @@ COMMANDS = {
         ("MODEL TEXTS --quick", "MODEL TEXTS --target 16k --method dprope,yarn --lora 16"),
         {
             "--quick": "one method and few tokens: whether model, texts and memory fit",
-            "--plan": "only report memory, communication and hours of fine-tuning",
+            **_DRY_RUN,
+            "--plan": "only report memory, communication and hours of fine-tuning, on any accelerator",
         },
     ),
     "verify": Command(

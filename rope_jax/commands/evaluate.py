@@ -11,6 +11,7 @@ import numpy as np
 
 from rope_jax.commands.fields import DEFAULTS, changed
 from rope_jax.commands.reporter import Reporter
+from rope_jax.commands.stages import evaluation_memory, evaluation_plan
 from rope_jax.errors import InputError
 from rope_jax.evaluation.benchmark import Benchmark, Questions, Setting, Subject
 from rope_jax.evaluation.benchmarks import BENCHMARKS
@@ -63,24 +64,28 @@ class EvaluationJob:
         if self.reference and self.reference not in self.vectors:
             raise InputError(f"`reference` is {self.reference!r}: name one of the methods, {', '.join(self.vectors)}")
 
+    @property
+    def dtype(self) -> str:
+        """The dtype of the weights: cast to what is computed in once, unless that takes more memory."""
+        model = self.setting.model
+        return min(model.dtype, model.param_dtype, key=lambda name: jnp.dtype(name).itemsize)
+
+
+def rehearse(job: EvaluationJob, scratch: RunFolder, reporter: Reporter) -> None:
+    """Reports what `evaluate` would do; samples are made in `scratch`. InputError if the model does not fit."""
+    evaluation = prepare_evaluation(job, scratch, reporter)
+    reporter.say(evaluation_memory(evaluation, job.dtype))
+    reporter.say(evaluation_plan(evaluation, len(job.vectors), job.dtype))
+
 
 def evaluate(job: EvaluationJob, folder: RunFolder, reporter: Reporter) -> dict:
     """Runs every benchmark under every scale vector, resuming an earlier attempt; gives what `results.json` holds."""
     setting = job.setting
     evaluation = prepare_evaluation(job, folder, reporter)
-    for missing in evaluation.not_run:
-        reporter.say(f"not run  {missing.what}: {missing.reason}")
-    reporter.say(
-        f"{job.name}: {', '.join(evaluation.benchmarks)} by {', '.join(job.vectors)} at "
-        f"{', '.join(f'{length:,}' for length in setting.lengths)} tokens; attention by "
-        f"{described_backend(setting.model, Device.here())}"
-    )
+    reporter.say(evaluation_plan(evaluation, len(job.vectors), job.dtype))
     weights, shared = weights_digest(job.source), evaluation.measure_shared()
     with reporter.byte_bar("reading the model") as advance:
-        model = setting.model
-        # Cast to what is computed in once, here, unless that takes more memory.
-        dtype = min(model.dtype, model.param_dtype, key=lambda name: jnp.dtype(name).itemsize)
-        params = read_model(job.source, param_shardings(model, setting.mesh), dtype, advance).params
+        params = read_model(job.source, param_shardings(setting.model, setting.mesh), job.dtype, advance).params
     suites: dict[str, dict] = {name: {} for name in evaluation.benchmarks}
     for method, rope in job.vectors.items():
         for name in suites:
@@ -126,7 +131,7 @@ def _say_ranking(results: Mapping, reporter: Reporter) -> None:
 
 
 def prepare_evaluation(job: EvaluationJob, folder: RunFolder, reporter: Reporter) -> Evaluation:
-    """Checks everything that needs no weights, and makes the samples."""
+    """Checks everything that needs no weights, makes the samples, and reports what is measured."""
     if jax.process_count() > 1:
         raise InputError("evaluation runs in one process: start it on one host, with all of its devices")
     setting = job.setting
@@ -141,6 +146,13 @@ def prepare_evaluation(job: EvaluationJob, folder: RunFolder, reporter: Reporter
         reasons = "\n".join(f"  {missing.what}: {missing.reason}" for missing in evaluation.not_run)
         raise InputError(f"none of `suite` can be run:\n{reasons}", field="suite")
     home.claim()
+    for missing in evaluation.not_run:
+        reporter.say(f"not run  {missing.what}: {missing.reason}")
+    reporter.say(
+        f"{job.name}: {', '.join(evaluation.benchmarks)} by {', '.join(job.vectors)} at "
+        f"{', '.join(f'{length:,}' for length in setting.lengths)} tokens; attention by "
+        f"{described_backend(setting.model, Device.here())}"
+    )
     return evaluation
 
 

@@ -17,6 +17,7 @@ from rope_jax.commands.learned import gradient_record, learned_solution
 from rope_jax.commands.reporter import Reporter
 from rope_jax.commands.run import LearnedMethod, Recipe, Run
 from rope_jax.commands.source import read_params
+from rope_jax.commands.stages import extension_plan, training_memory
 from rope_jax.data.pipeline import share_past
 from rope_jax.errors import InputError
 from rope_jax.evaluation.benchmark import Subject
@@ -53,6 +54,8 @@ def extend(run: Run, reporter: Reporter) -> dict:
     reporter.say(f"{run.name}: {_summary(run)}; everything goes to {folder.path}\n{_devices(run)}")
     for note in recipe.source.notes:
         reporter.say(note)
+    if plan := extension_plan(run):
+        reporter.say(plan)
     if run.pretraining and not folder.has("model"):
         pretrain(run, reporter)
 
@@ -70,6 +73,12 @@ def extend(run: Run, reporter: Reporter) -> dict:
     results = write_report(run)
     reporter.say(f"page     {folder / 'report.html'}\nexport   {folder / 'export'}\nnumbers  {folder / 'results.json'}")
     return results
+
+
+def rehearse(run: Run, reporter: Reporter) -> None:
+    """Reports what `extend` would do, without writing anything; InputError if a training step does not fit."""
+    reporter.say(f"{run.name}: {_summary(run)}, into {run.folder.path}\n{_devices(run)}\n{training_memory(run)}")
+    reporter.say(extension_plan(run) or "plan     every stage has finished")
 
 
 def pretrain(run: Run, reporter: Reporter) -> None:

@@ -36,16 +36,19 @@ def make_token_nll(
     compiled = _compiled(score, batch_sharding, "tail")
 
     def score_tail(params, rope, tokens, wanted):
-        width = tokens.shape[1]
-        columns = np.flatnonzero(wanted[:, :-1].any(axis=0))
-        nll = np.zeros(tokens.shape, np.float32)
-        if len(columns):
-            # In buckets, so that compilations are few.
-            tail = min(bucket_length(width - int(columns[0])), width)
+        nll, tail = np.zeros(tokens.shape, np.float32), scored_columns(wanted)
+        if tail:
             nll[:, -tail:] = compiled(params, rope, tokens, wanted, tail=tail)
         return nll
 
     return score_tail
+
+
+def scored_columns(wanted: np.ndarray) -> int:
+    """Last columns that are computed for a batch whose bool `[B, T]` are wanted; in buckets, for few compilations."""
+    width = wanted.shape[1]
+    columns = np.flatnonzero(wanted[:, :-1].any(axis=0))
+    return min(bucket_length(width - int(columns[0])), width) if len(columns) else 0
 
 
 def tail_nll(

@@ -12,6 +12,7 @@ from jax.extend import core
 from rope_jax.model.config import LlamaConfig
 from rope_jax.model.flash import block_sizes
 from rope_jax.model.llama import abstract_params
+from rope_jax.training.config import TrainConfig
 
 
 def model_flops(config: LlamaConfig, length: int, frozen: bool = False) -> float:
@@ -29,6 +30,24 @@ def model_flops(config: LlamaConfig, length: int, frozen: bool = False) -> float
         seen = window - window * (window - 1) / (2 * length)
     products = (4.0 if frozen else 6.0) * (weights + config.vocab_size * config.hidden_size)
     return products + 12.0 * config.num_layers * config.num_heads * config.head_dim * seen
+
+
+def scoring_flops(config: LlamaConfig, length: int, tail: int) -> float:
+    """FLOPs of reading a row of `length` tokens and forming the logits of the last `tail` of them.
+
+    The last layer computes the queries and the feed-forward network of these alone; its keys and values are not told
+    apart from the rest.
+    """
+    head = 2.0 * config.vocab_size * config.hidden_size
+    layers = model_flops(config, length) / 3 - head
+    return length * layers - (length - tail) * layers / config.num_layers + tail * head
+
+
+def training_flops(config: LlamaConfig, training: TrainConfig) -> float:
+    """FLOPs of all steps of a training, with the forward passes that gradient checkpointing repeats."""
+    of_token = model_flops(config, training.length, frozen=training.lora is not None)
+    repeated = model_flops(config, training.length) / 3 if config.remat in ("full", "offload") else 0.0
+    return training.optimizer.steps * training.global_batch * training.length * (of_token + repeated)
 
 
 def key_blocks(config: LlamaConfig, length: int, devices: int = 1) -> float:

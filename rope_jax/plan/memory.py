@@ -61,12 +61,12 @@ def account(training: Training, rope: ScaleVector) -> Memory:
     state = training.abstract_state(rope)
     frozen = training.objective.frozen(training.abstract_base(rope))
     arguments = {
-        "weights": _on_device(state.params),
-        "optimizer state": _on_device(state.opt_state, kind="device"),
-        "batch": _on_device((training.abstract_rows(), frozen.rope, frozen.original, state.step)),
+        "weights": on_device(state.params),
+        "optimizer state": on_device(state.opt_state, kind="device"),
+        "batch": on_device((training.abstract_rows(), frozen.rope, frozen.original, state.step)),
     }
     if frozen.params is not None:
-        arguments["frozen weights"] = _on_device(frozen.params)
+        arguments["frozen weights"] = on_device(frozen.params)
 
     gradients = sum(4 * math.prod(leaf.sharding.shard_shape(leaf.shape)) for leaf in jax.tree.leaves(state.params))
     local = _Local.of(training)
@@ -98,8 +98,8 @@ def account(training: Training, rope: ScaleVector) -> Memory:
     }
     update = {"gradients": gradients}
     if config.offload_optimizer:
-        update["optimizer state in transit"] = _on_device(state.opt_state, kind=HOST)
-    host = _on_device(state.opt_state, kind=HOST) + (kept if offloaded else 0)
+        update["optimizer state in transit"] = on_device(state.opt_state, kind=HOST)
+    host = on_device(state.opt_state, kind=HOST) + (kept if offloaded else 0)
     return Memory(arguments, backward, loss, update, host)
 
 
@@ -110,7 +110,7 @@ def measured(mesh: Mesh) -> int | None:
     return max(peaks, default=None)
 
 
-def _on_device(tree, kind: str | None = None) -> int:
+def on_device(tree, kind: str | None = None) -> int:
     """Bytes on each device of a pytree of arrays, or `jax.ShapeDtypeStruct`, in memory of a kind; None for any."""
     return sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize

@@ -1,5 +1,6 @@
 """Disk space that a run needs."""
 
+import os
 import shutil
 
 from rope_jax.errors import InputError
@@ -18,8 +19,14 @@ def needed_bytes(folder: RunFolder, parameters: int, trained: int, methods: tupl
 
 
 def check_disk(folder: RunFolder, needed: int) -> None:
-    """Checks that a run's files fit on the disk: an InputError if it has less than the `needed` bytes."""
-    free = shutil.disk_usage(folder.path).free
+    """Checks that a run's files fit on the disk: an InputError if it has less than the `needed` bytes.
+
+    The folder need not exist yet.
+    """
+    place = next(path for path in (folder.path, *folder.path.parents) if path.exists())
+    if not os.access(place, os.W_OK):
+        raise InputError(f"`folder` is {folder.path}, and {place} cannot be written to: choose another")
+    free = shutil.disk_usage(place).free
     if free < needed:
         raise InputError(
             f"`folder` is {folder.path}, with {free / 1e9:.1f} GB free; checkpoints and export need "

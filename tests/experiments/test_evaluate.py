@@ -11,7 +11,7 @@ import transformers
 from PIL import Image
 
 from configs import eval as eval_config
-from rope_jax.cli.evaluate import evaluate, job
+from rope_jax.cli.evaluate import dry_run, evaluate, job
 from rope_jax.cli.names import config_names
 from rope_jax.cli.shell import Terminal
 from rope_jax.commands.evaluate import prepare_evaluation, score_predictions
@@ -296,6 +296,15 @@ def test_texts_methods_and_later_suites(data, tmp_path, capsys):
     compared = later["comparisons"]["suites"]
     assert compared["passkey"]["explicit"]["1280"] == {"difference": 0.0, "interval": [0.0, 0.0], "units": 4}
     assert {place["difference"] for place in compared["perplexity"]["explicit"]["by_position"]} == {0.0}
+
+
+def test_a_dry_run_plans_every_benchmark_and_leaves_nothing(data, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("rope_jax.commands.stages.speed", lambda setting, dtype: 1e9)
+    dry_run(small_config(data, "passkey,perplexity"), tmp_path / "out", "eval")
+    said = capsys.readouterr().out
+    assert "GiB for weights and cache" in said and "at 1 GFLOP/s" in said
+    assert all(f"\n  {name} " in said for name in ("passkey", "perplexity"))
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_run_directory_stands_for_its_export(data, tmp_path, capsys):

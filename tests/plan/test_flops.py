@@ -1,6 +1,7 @@
 """FLOPs, against XLA's own count of a program without loops."""
 
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -8,12 +9,14 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
+from rope_jax.evaluation.nll import tail_nll
 from rope_jax.model.config import LlamaConfig
 from rope_jax.model.flash import Blocks, Mask, Tokens
 from rope_jax.model.llama import abstract_params
-from rope_jax.plan.flops import key_blocks, model_flops, product_flops
+from rope_jax.plan.flops import key_blocks, model_flops, product_flops, scoring_flops, training_flops
 from rope_jax.rope.embedding import ScaleVector
 from rope_jax.sharding import make_mesh
+from rope_jax.training.config import OptimizerConfig, TrainConfig
 from rope_jax.training.state import Variables
 from rope_jax.training.step import summed_loss
 
@@ -76,6 +79,23 @@ def test_formula_is_the_products_of_full_attention():
     # multiplied without a product: 5 vectors of 128.
     again = 2 * 2 * 4 * 32 * T * T
     assert ours == pytest.approx(seen + unseen + again - 6 * T * 4 * 128, rel=1e-3)
+
+
+@pytest.mark.parametrize(("tail", "tolerance"), [(T, 1e-3), (T // 4, 0.1)])
+def test_scoring_is_a_forward_pass(tail, tolerance):
+    """2 per weight and 4 H D per key, half of which are seen; norms have no products."""
+    columns = jnp.zeros((1, T), jnp.int32), jnp.ones((1, T), bool)
+    score = partial(tail_nll, config=CONFIG, chunk=T, tail=tail)
+    count = product_flops(jax.make_jaxpr(score)(abstract_params(CONFIG), ROPE, *columns), key_blocks(CONFIG, T))
+    unseen = 4 * 4 * 32 * (T - 1) / 2 * (T + tail)
+    assert count == pytest.approx(scoring_flops(CONFIG, T, tail) + unseen - 2 * T * 4 * 128, rel=tolerance)
+
+
+@pytest.mark.parametrize(("remat", "passes"), [("none", 3), ("full", 4)])
+def test_training_is_three_passes_and_what_is_repeated(remat, passes):
+    model = dataclasses.replace(CONFIG, remat=remat)
+    config = TrainConfig(OptimizerConfig(steps=5, warmup_steps=0), length=T, global_batch=2, accumulation=1)
+    assert training_flops(model, config) == pytest.approx(5 * 2 * passes * scoring_flops(CONFIG, T, T))
 
 
 def test_known_models():
