@@ -4,12 +4,13 @@ from importlib import import_module
 from importlib.metadata import version
 
 __version__ = version("rope-jax")
-__all__ = ["Geometry", "Measure", "Model", "ScaleVector", "disturbance", "load", "solve"]
+__all__ = ["Geometry", "Measure", "Model", "ScaleVector", "disturbance", "load", "method", "solve"]
 
 _PLACES = {
     "Geometry": "rope_jax.rope.geometry",
     "Measure": "rope_jax.rope.measure",
     "ScaleVector": "rope_jax.rope.embedding",
+    "method": "rope_jax.rope.methods.registered",
 }
 
 

@@ -14,7 +14,6 @@ from jaxtyping import Float32
 from numpy.typing import ArrayLike
 
 from rope_jax.data.tokenizer import Tokenizer, load_tokenizer
-from rope_jax.errors import InputError
 from rope_jax.evaluation.nll import make_token_nll
 from rope_jax.interop.hub import resolve_model
 from rope_jax.interop.huggingface import check_model, read_model
@@ -25,8 +24,8 @@ from rope_jax.model.llama import Llama
 from rope_jax.rope.embedding import ScaleVector
 from rope_jax.rope.geometry import Geometry
 from rope_jax.rope.measure import Measure
-from rope_jax.rope.methods import METHODS
 from rope_jax.rope.methods.method import Method, Solution
+from rope_jax.rope.methods.registered import named
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -114,15 +113,14 @@ def solve(method: str | Method, model: Model | Geometry, target: int, original: 
     """The scale vector of a method for an extended context, with its disturbance.
 
     Args:
-        method: a name of `rope_jax.rope.methods.METHODS`, with its `parameters`, or a method.
+        method: a name, of `rope_jax.rope.methods.METHODS` or given by `rope_jax.method`, with its `parameters`, or a
+            method.
         model: a model, or its rotary geometry.
         target: extended context, tokens.
         original: context of pre-training, tokens; by default the model's.
     """
     if isinstance(method, str):
-        if method not in METHODS:
-            raise InputError(f"`method` is {method!r}: use one of {', '.join(map(repr, METHODS))}")
-        method = METHODS[method](**parameters)
+        method = named(method)(**parameters)
     return method(*_setting(model, target, original))
 
 

@@ -1,20 +1,38 @@
 """The library in few lines, against transformers and the paper, and its page as it is printed."""
 
+import contextlib
 import json
 import re
 import subprocess
 import sys
 from functools import partial
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
 
 import rope_jax
+from rope_jax.commands import extend
+from rope_jax.commands.reporter import Silent
+from rope_jax.commands.run import Run
 from rope_jax.data.byte_tokenizer import ByteTokenizer
 from rope_jax.errors import InputError
 from rope_jax.rope.methods import METHODS
+from rope_jax.rope.methods.registered import REGISTERED, named
+from rope_jax.runs.folder import RunFolder
 from tests.conftest import REPOSITORY
 from tests.interop.references import reference_logits, write_random_llama
+
+
+@contextlib.contextmanager
+def forgotten():
+    """Methods that the block defines are gone after it."""
+    try:
+        yield
+    finally:
+        REGISTERED.clear()
+
 
 PAGE = (REPOSITORY / "docs/library.md").read_text(encoding="utf-8")
 
@@ -85,12 +103,71 @@ def test_unknown_names_are_refused(folder):
         rope_jax.nothing  # noqa: B018
 
 
-def test_the_page_runs_as_printed(folder, capsys):
-    for code in re.findall(r"```python\n(.*?)```", PAGE, re.S):
-        exec(compile(code.replace("MODEL", str(folder)), "docs/library.md", "exec"), {})
-    *_, ours, interpolation = capsys.readouterr().out.splitlines()
+def test_the_page_runs_as_printed(folder, capsys, tmp_path, monkeypatch):
+    *codes, mine, last = re.findall(r"```python\n(.*?)```", PAGE, re.S)
+    (tmp_path / "my_vectors.py").write_text(mine)
+    monkeypatch.syspath_prepend(tmp_path)
+    names = {}
+    with forgotten():
+        for code in (*codes, last):
+            exec(compile(code.replace("MODEL", str(folder)), "docs/library.md", "exec"), names)
     printed = re.findall(r"# ([\d.]+)\n", PAGE)
-    assert [f"{float(ours):.2f}", f"{float(interpolation):.2f}"] == printed
+    assert [f"{float(line):.2f}" for line in capsys.readouterr().out.splitlines()[-len(printed) :]] == printed
+
+
+LLAMA2 = rope_jax.Geometry(10000.0, 128, rope_jax.ScaleVector.create(np.ones(64)))
+
+
+def test_a_function_is_a_method():
+    with forgotten():
+
+        @rope_jax.method("power")
+        def power(geometry, measure, exponent=1.0):
+            pairs = geometry.head_dim // 2
+            return measure.extension ** (exponent * np.arange(pairs) / (pairs - 1))
+
+        same = partial(np.testing.assert_array_equal, rope_jax.solve("ntk", LLAMA2, 8192, 4096).scale.factors)
+        same(rope_jax.solve("power", LLAMA2, 8192, 4096).scale.factors)
+        same(np.float32(power(LLAMA2, rope_jax.Measure(4096, 8192))))
+        still = rope_jax.solve("power", LLAMA2, 8192, 4096, exponent=0.0)
+        np.testing.assert_array_equal(still.scale.factors, np.ones(64))
+        for taken in ("power", "yarn", "own", "a/b", "mine_t3"):
+            with pytest.raises(InputError) as caught:
+                rope_jax.method(taken)
+            assert caught.value.field == "name"
+
+
+def test_a_class_is_a_method():
+    with forgotten():
+        rope_jax.method("other")(METHODS["ntk"])
+        solution = rope_jax.solve("other", LLAMA2, 8192, 4096)
+    np.testing.assert_array_equal(solution.scale.factors, rope_jax.solve("ntk", LLAMA2, 8192, 4096).scale.factors)
+
+
+def test_a_run_is_not_resumed_with_another_definition(tmp_path):
+    def run(factor):
+        REGISTERED.clear()
+        rope_jax.method("mine")(lambda geometry, measure: np.full(64, factor))
+        recipe = SimpleNamespace(methods={"mine": named("mine")()}, geometry=LLAMA2, measure=rope_jax.Measure(64, 128))
+        folder = RunFolder(tmp_path)
+        return cast(Run, SimpleNamespace(folder=folder, method_folder=folder.at, recipe=recipe))
+
+    with forgotten():
+        first = extend.solve(run(1.5), "mine", Silent())
+        np.testing.assert_array_equal(extend.solve(run(1.5), "mine", Silent()).factors, first.factors)
+        with pytest.raises(InputError, match="the factors of 'mine' have changed") as caught:
+            extend.solve(run(2.0), "mine", Silent())
+    assert caught.value.field == "methods"
+
+
+def test_functions_that_are_no_methods_are_named():
+    with forgotten():
+        rope_jax.method("short")(lambda geometry, measure: [1.0, 2.0])
+        with pytest.raises(InputError, match=r"method short: factors has shape \[2\]"):
+            rope_jax.solve("short", LLAMA2, 8192, 4096)
+        with pytest.raises(InputError, match="no default") as caught:
+            rope_jax.method("open")(lambda geometry, measure, least: [])
+        assert caught.value.field == "least"
 
 
 def test_the_package_alone_imports_nothing():

@@ -20,6 +20,7 @@ from rope_jax.model.usage_file import Usage
 from rope_jax.rope.embedding import identity
 from rope_jax.rope.geometry import Geometry
 from rope_jax.rope.methods import METHODS
+from rope_jax.rope.methods.registered import REGISTERED
 from rope_jax.runs.folder import RunFolder
 from rope_jax.sharding import make_mesh
 
@@ -68,7 +69,7 @@ def analysis(config: ConfigDict, name: str, named: bool = False) -> Analysis:
             field="model.path",
         )
     given = {"explicit": bool(rope.factors), "abf": rope.new_base > 0}
-    chosen = {name: solved_method(config, name) for name in METHODS if given.get(name, True)}
+    chosen = {name: solved_method(config, name) for name in (*METHODS, *REGISTERED) if given.get(name, True)}
     build.check_methods(chosen, shape, contexts)
     return Analysis(name, build.settings(config), shape, contexts, chosen, energy(config), distances(config))
 

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import os
 import shlex
 import sys
 from collections.abc import Mapping
@@ -11,7 +12,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from rope_jax.cli.methods import solved_method
+from rope_jax.cli.methods import define_methods, solved_method
 from rope_jax.cli.names import reading, renamed, section, value
 from rope_jax.commands.fields import FIELDS, LEARNED, OWN, check_fields
 from rope_jax.commands.plan import PLANNED
@@ -41,7 +42,12 @@ from rope_jax.training.learn import LearnConfig
 
 
 def check(config: ConfigDict, *known: str) -> None:
-    """Checks every field on its own; `known` are choices that the command knows and others do not."""
+    """Checks every field on its own; `known` are choices that the command knows and others do not.
+
+    Defines the methods of the file in `methods` first, whose names are choices, too.
+    """
+    if config.methods and isinstance(config.methods, str):  # another type is refused below
+        define_methods(os.path.abspath(config.methods))
     check_fields({field.name: value(config, field.name) for field in FIELDS}, known)
 
 

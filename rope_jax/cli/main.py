@@ -81,6 +81,8 @@ def parser(name: str) -> argparse.ArgumentParser:
         found.add_argument(switch, action="store_true", help=meaning)
     found.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="any field; 16k is 16384")
     found.add_argument("--config", metavar="FILE.py", help="start from the get_config() of a file")
+    if "--methods" not in command.options:
+        found.add_argument("--methods", metavar="FILE.py", help="run a file that defines methods of your own")
     found.add_argument("-o", "--output", metavar="OUT", default=f"runs/{name}", help="folder to write to (%(default)s)")
     found.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return found
@@ -97,6 +99,7 @@ def parse(name: str, arguments: list[str]) -> argparse.Namespace:
             *COMMANDS[name].switches,
             "--set",
             "--config",
+            "--methods",
             "--output",
             "--debug",
             "--help",
@@ -140,6 +143,7 @@ def request(name: str, typed: argparse.Namespace) -> Any:
     texts = {field: vars(typed)[field] for field in [*command.given.values(), *command.options.values()]}
     if texts.get("rope.method") and name != "export":
         texts["rope.method"], _, texts["compare"] = texts["rope.method"].partition(",")
+    texts["methods"] = vars(typed).get("methods")
     for assignment in typed.set:
         field, equals, text = assignment.partition("=")
         if not equals:
@@ -190,6 +194,7 @@ def spelled(message: str, name: str) -> str:
 
     command = COMMANDS[name]
     words = {field: word for word, field in {**command.given, **command.options}.items()}
+    words |= {"methods": "--methods"} if "--methods" not in command.options else {}
     words |= {"compare": "--method"} if "rope.method" in words and name != "export" else {}
     pattern = r"(?:\bconfig\.([a-z_]+(?:\.[a-z_0-9]+)*))|`([\w.]+)`"
 

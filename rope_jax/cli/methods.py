@@ -2,6 +2,8 @@
 
 import dataclasses
 import os
+import runpy
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -17,25 +19,43 @@ from rope_jax.interop.model_folder import read_source
 from rope_jax.model.usage_file import Usage, read_usage
 from rope_jax.rope.checks import check_attention_factor
 from rope_jax.rope.distances import DistanceHistogram
-from rope_jax.rope.methods import METHODS
 from rope_jax.rope.methods.adjusted import Adjusted, parse_adjusted
 from rope_jax.rope.methods.explicit import Explicit
 from rope_jax.rope.methods.method import Method
+from rope_jax.rope.methods.registered import REGISTERED, named
 
 
 def solved_method(config: ConfigDict, name: str) -> Method:
     """A method that needs no weights, with its parameters, adjusted as its name or the config says."""
     name, own_taper, own_factor = parse_adjusted(name)
-    parameters = {field.name for field in dataclasses.fields(METHODS[name])}
+    # Parameters of a registered method are set where it is defined.
+    parameters = {field.name for field in dataclasses.fields(named(name)) if name not in REGISTERED}
     values = {p: value(config, field) for p, field in METHOD_FIELDS.items() if p in parameters}
     if "distances" in values:
         values["distances"] = distances(config)
     if "energy" in values:
         values["energy"] = energy(config)
-    found = _explicit(config.rope.factors) if name == "explicit" else METHODS[name](**values)
+    found = _explicit(config.rope.factors) if name == "explicit" else named(name)(**values)
     factor, taper = own_factor or config.rope.attention_factor or None, own_taper or config.rope.taper
     adjustments = factor, taper, tuple(config.rope.layers)
     return Adjusted(found, *adjustments) if any(adjustments) else found
+
+
+@cache
+def define_methods(path: str) -> None:
+    """Runs the Python file of a user that names methods with `rope_jax.method`; once, as a name is given once.
+
+    A command calls this with what was typed, never with what a folder says.
+    """
+    if Path(path).suffix != ".py" or not Path(path).is_file():
+        raise InputError(f"`methods` is {path!r}: name a Python file")
+    try:
+        runpy.run_path(path)
+    except InputError as error:
+        said = str(error).replace("`", "")  # names arguments of the file's calls
+        raise InputError(f"`methods`: {path}: {said}") from error
+    except Exception as error:
+        raise InputError(f"`methods`: {path}: {type(error).__name__}: {' '.join(str(error).split())}") from error
 
 
 def energy(config: ConfigDict) -> tuple | None:

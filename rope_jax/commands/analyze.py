@@ -11,7 +11,7 @@ import numpy as np
 from rope_jax.commands.reporter import Reporter
 from rope_jax.files import write_json
 from rope_jax.report import figures, plots
-from rope_jax.report.styles import NAMES
+from rope_jax.report.styles import titled
 from rope_jax.rope.angles import angle_histograms
 from rope_jax.rope.distances import DistanceHistogram
 from rope_jax.rope.geometry import Geometry
@@ -62,7 +62,7 @@ def analyze(analysis: Analysis, folder: Path, reporter: Reporter) -> dict:
         {name: 1e3 * _total(rows, analysis.energy) for name, rows in found.items()}
         for found in (shifts, *({name: terms[n] for name, terms in per_pair.items()} for n in (0, 1)))
     )
-    width = max(len(NAMES[name]) for name in ("own", *solutions))
+    width = max(len(titled(name)) for name in ("own", *solutions))
     weighted = "each pair by its energy" if analysis.energy else "all pairs alike"
     reporter.say(f"times 1000, {weighted}: disturbance, familiar distances that change, angles never seen")
     reporter.say(
@@ -71,7 +71,7 @@ def analyze(analysis: Analysis, folder: Path, reporter: Reporter) -> dict:
     )
     for name, solution in solutions.items():
         reporter.say(
-            f"  {NAMES[name]:<{width}} {means[name]:>11.2f} {_against(means[name], means['pi']):>11} "
+            f"  {titled(name):<{width}} {means[name]:>11.2f} {_against(means[name], means['pi']):>11} "
             f"{changed[name]:>9.1f} {unseen[name]:>9.1f} {solution.interpolated_dimensions:>13}"
         )
     result = {
@@ -120,7 +120,7 @@ def draw(folder: Path, geometry: Geometry, measure: Measure, solutions: Mapping[
     before = {f"pre-training, {measure.original:,} tokens": _shares(geometry, measure)}
 
     def histograms(name: str, title: str, *methods: str) -> figures.Figure:
-        after = {NAMES[method]: _shares(geometry, measure, solutions[method]) for method in methods}
+        after = {titled(method): _shares(geometry, measure, solutions[method]) for method in methods}
         return figures.Histograms(name, title, before | after)
 
     def disturbances(name: str, *methods: str) -> figures.Figure:

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 from rope_jax.errors import InputError, nearest
@@ -26,13 +26,15 @@ class Check:
     zero: bool = False  # accepted besides
     choices: tuple[str, ...] = ()
     more: tuple[str, ...] = ()
+    registered: Collection[str] = ()  # choices that a user's program adds
     suffix: str = ""  # pattern of what may follow a choice
 
     def accepts(self, value: Any) -> bool:
         if isinstance(value, tuple):
             return all(map(self.accepts, value))
         if self.choices:
-            return re.sub(f"({self.suffix})$", "", value) in (*self.choices, *self.more)
+            word = re.sub(f"({self.suffix})$", "", value)
+            return word in (*self.choices, *self.more, *self.registered)
         return (self.zero and value == 0) or (
             abs(value) < math.inf  # an integer may be too large for a float
             and (self.least is None or value >= self.least)
@@ -44,7 +46,7 @@ class Check:
     def nearest(self, value: Any) -> str:
         """A question after the choice that is most like a value which is not accepted; empty without one."""
         words = [word for word in (value if isinstance(value, tuple | list) else (value,)) if not self.accepts(word)]
-        return nearest(words[0], self.choices) if self.choices else ""
+        return nearest(words[0], (*self.choices, *self.registered)) if self.choices else ""
 
     def __str__(self) -> str:
         if self.choices:
@@ -94,7 +96,7 @@ class Field:
                     )
         if self.check and not self.check.accepts(tuple(value) if kind is tuple else value):
             offered = tuple(choice for choice in self.check.more if choice in known)
-            check = dataclasses.replace(self.check, choices=(*self.check.choices, *offered))
+            check = dataclasses.replace(self.check, choices=(*self.check.choices, *self.check.registered, *offered))
             raise InputError(f"`{self.name}` is {_shown(value)}: {self.check.nearest(value)}{check}")
 
 

@@ -15,6 +15,7 @@ from rope_jax.model.config import ARCHITECTURES, ATTENTION, DTYPES, ROTARY
 from rope_jax.model.lora import PROJECTIONS, WHOLE
 from rope_jax.model.remat import POLICIES
 from rope_jax.rope.methods import METHODS
+from rope_jax.rope.methods.registered import REGISTERED
 
 # Methods beside the closed-form ones: 'learned' takes gradients of the model, 'own' is the model's own scaling.
 LEARNED = "learned"
@@ -73,7 +74,7 @@ def _methods(names: list[str]) -> str:
 
 _CONTEXT = Check(least=2, most=2**28, zero=True)
 # Adjustments may follow, as in 'two_term_t6@1.03'.
-_METHOD = Check(choices=(*METHODS, LEARNED), more=(OWN,), suffix=r"(_t\d{1,4})?(@.+)?")
+_METHOD = Check(choices=(*METHODS, LEARNED), more=(OWN,), registered=REGISTERED.keys(), suffix=r"(_t\d{1,4})?(@.+)?")
 _SHARE = Check(least=0, most=1)
 
 FIELDS: tuple[Field, ...] = (
@@ -163,6 +164,7 @@ FIELDS: tuple[Field, ...] = (
         "as in rope.attention_factor, and 'METHOD_tN' factors averaged over N pairs on either side, as in rope.taper",
         _METHOD,
     ),
+    Field("methods", "", "Python file that is run to define methods of your own, by rope_jax.method"),
     #
     Field("angles.intervals", 360, "intervals of [0, 2 pi) that angles are counted in", at_least(2, 100_000)),
     Field(

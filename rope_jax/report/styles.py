@@ -1,7 +1,5 @@
 """Names and looks of the methods, the same in every table and figure."""
 
-import itertools
-
 from rope_jax.rope.methods import METHODS
 from rope_jax.rope.methods.adjusted import parse_adjusted
 
@@ -12,7 +10,7 @@ NAMES = {
 }
 
 # The palette of Okabe and Ito, which colour-blind readers can tell apart, for the methods compared most often.
-_CHOSEN = {
+COLOURS = {
     "own": "#222222",
     "extrapolation": "#777777",
     "pi": "#E69F00",
@@ -42,8 +40,8 @@ _CHOSEN = {
     "explicit": "#56B4E9",
     "learned": "#E7298A",
 }
-_SPARE = itertools.cycle(("#17BECF", "#9467BD", "#6B8E23", "#FF6F61"))
-COLOURS = {method: _CHOSEN.get(method) or next(_SPARE) for method in NAMES}
+# Of methods that a user defines, and that have no colour yet.
+_SPARE = ("#17BECF", "#9467BD", "#6B8E23", "#FF6F61")
 # Lines of one method with different adjustments.
 _DASHES = ("--", "-.", ":")
 
@@ -59,5 +57,10 @@ def look(method: str) -> dict[str, str]:
     """Colour and style of a method's line."""
     name, taper, factor = parse_adjusted(method)
     adjustment = f"{taper}{factor}" if taper or factor else ""
-    dashes = _DASHES[sum(map(ord, adjustment)) % len(_DASHES)] if adjustment else "-"
-    return {"color": COLOURS[name], "linestyle": dashes}
+    colour = COLOURS.get(name, _SPARE[_number(name) % len(_SPARE)])
+    return {"color": colour, "linestyle": _DASHES[_number(adjustment) % len(_DASHES)] if adjustment else "-"}
+
+
+def _number(name: str) -> int:
+    """The same for a name in every figure."""
+    return sum(map(ord, name))

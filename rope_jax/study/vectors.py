@@ -18,6 +18,7 @@ from rope_jax.rope.methods import METHODS
 from rope_jax.rope.methods.adjusted import Adjusted, parse_adjusted
 from rope_jax.rope.methods.dprope import DPRope
 from rope_jax.rope.methods.method import Method
+from rope_jax.rope.methods.registered import REGISTERED, named
 from rope_jax.rope.methods.two_term import TwoTerm
 from rope_jax.rope.two_term import changed_distances, unseen_angles
 from rope_jax.rope.unseen import unseen_mass
@@ -72,11 +73,10 @@ def _method(name: str, geometry: Geometry, measure: Measure, share: float) -> tu
         return TwoTerm(float(weight[1])), measure
     if plain == "dprope":
         return DPRope(2 * round(share * geometry.head_dim / 2)), measure
-    if plain not in METHODS:
-        raise InputError(
-            f"`methods` has {name!r}: use one of {', '.join(METHODS)}, also with '@FACTOR'", field="methods"
-        )
-    return METHODS[plain](), measure
+    known = (*METHODS, *REGISTERED)
+    if plain not in known:
+        raise InputError(f"`methods` has {name!r}: use one of {', '.join(known)}, also with '@FACTOR'", field="methods")
+    return named(plain)(), measure
 
 
 def random_vectors(count: int, pairs: int, extension: float, seed: int = 0) -> dict[str, Float32[np.ndarray, " pairs"]]:

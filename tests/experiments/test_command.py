@@ -1,7 +1,9 @@
 """The command `rope-jax`: the same config as the other door's, help without JAX, and mistakes in one line."""
 
+import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from absl import flags
@@ -10,6 +12,7 @@ from ml_collections import config_flags
 from rope_jax.cli import main
 from rope_jax.cli.subcommands import COMMANDS
 from rope_jax.commands.fields import FIELDS
+from rope_jax.rope.methods.registered import REGISTERED
 from tests.processes import REPOSITORY
 
 # Of ml_collections, as it loads a config file.
@@ -102,12 +105,17 @@ def test_fields_are_listed(monkeypatch, capsys):
         ("extend M T --target long", "--target is 'long': it must be int"),
         ("extend M T --method yarm", "--method is 'yarm': did you mean 'yarn'?"),
         ("extend M T --method yarn,pie", "--method is ('pie',): did you mean 'pi'?"),
+        ("extend M T --methods mine.txt", "mine.txt': name a Python file"),
+        ("extend M T --methods broken.py", "broken.py: ZeroDivisionError: division by zero"),
+        ("extend M T --methods taken.py", "name is 'yarn', which is a method already"),
         ("export --set rope.method=yarn", "MODEL and --run are empty"),
         ("extend --config nowhere.py", "--config nowhere.py: FileNotFoundError"),
     ],
 )
 def test_a_mistake_is_one_line(line, said, monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(tmp_path)
+    Path("broken.py").write_text("1 / 0")
+    Path("taken.py").write_text("import rope_jax\nrope_jax.method('yarn')")
     monkeypatch.setattr("signal.signal", lambda *_: None)
     monkeypatch.setattr(sys, "argv", ["rope-jax", *line.split()])
     with pytest.raises(SystemExit) as caught:
@@ -117,12 +125,27 @@ def test_a_mistake_is_one_line(line, said, monkeypatch, capsys, tmp_path):
     assert error.startswith("error: ") and said in error
 
 
-def test_analysis_by_command(monkeypatch, capsys, tmp_path):
+def test_analysis_by_command(monkeypatch, capsys, tmp_path, more=""):
     monkeypatch.setattr("signal.signal", lambda *_: None)
     line = f"analyze --base 10000 --head-dim 16 --original 64 --target 128 --set angles.intervals=16 -o {tmp_path}"
+    line += more
     monkeypatch.setattr(sys, "argv", ["rope-jax", *line.split()])
     main.main()
     assert "disturbance" in capsys.readouterr().out and (tmp_path / "analysis.json").is_file()
+
+
+def test_a_method_of_a_file_is_analyzed_and_named(monkeypatch, capsys, tmp_path):
+    file = tmp_path / "my_vectors.py"
+    file.write_text(
+        "import rope_jax\nrope_jax.method('mine')(lambda geometry, measure: [2.0] * (geometry.head_dim // 2))"
+    )
+    try:
+        test_analysis_by_command(monkeypatch, capsys, tmp_path, f" --methods {file}")
+        found = json.loads((tmp_path / "analysis.json").read_text())["disturbance_e3"]
+        assert found["mine"] == found["pi"]
+        test_a_mistake_is_one_line(f"extend M T --methods {file} --method min", "'mine'", monkeypatch, capsys, tmp_path)
+    finally:
+        REGISTERED.clear()
 
 
 @pytest.mark.parametrize("field", ["seed=1", "sed=1"])
