@@ -3,7 +3,6 @@
 from functools import cache
 
 import numpy as np
-import scipy.stats
 
 CONFIDENCE = 0.95
 
@@ -16,6 +15,9 @@ def wilson(successes: int, trials: int) -> tuple[float, float]:
     """
     if trials == 0:
         return 0.0, 1.0
+    # Here, because its import takes as long as that of JAX, and every command imports this file.
+    import scipy.stats
+
     interval = scipy.stats.binomtest(successes, trials).proportion_ci(CONFIDENCE, method="wilson")
     return float(interval.low), float(interval.high)
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from tensorboardX import SummaryWriter
-
 from rope_jax.files import write_text
 
 
@@ -23,6 +21,9 @@ class MetricsWriter:
         kept = [row for row in read_metrics(self.path) if row["step"] <= start]
         write_text(self.path, "".join(json.dumps(row) + "\n" for row in kept))
         self._lines = self.path.open("a", encoding="utf-8", buffering=1)
+        # Here, because its import imports PyTorch where that is installed.
+        from tensorboardX import SummaryWriter
+
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)
 
     def __enter__(self) -> MetricsWriter:
