@@ -99,6 +99,14 @@ def load(path: str, *, dtype: str = "float32", revision: str = "") -> Model:
 
     Raises:
         InputError: if there is no model that this package computes at `path`.
+
+    Example:
+        >>> model = rope_jax.load(folder)
+        >>> model.logits([1, 2, 3]).shape  # tokens, vocabulary
+        (3, 258)
+        >>> longer = model.under("yarn", target=4 * model.config.context)
+        >>> longer.logits([1, 2, 3]).shape
+        (3, 258)
     """
     place = resolve_model(path, revision)
     known = check_model(place)
@@ -118,6 +126,14 @@ def solve(method: str | Method, model: Model | Geometry, target: int, original: 
         model: a model, or its rotary geometry.
         target: extended context, tokens.
         original: context of pre-training, tokens; by default the model's.
+
+    Example:
+        >>> llama2 = rope_jax.Geometry(10000.0, 128, rope_jax.ScaleVector.create(np.ones(64)))
+        >>> solution = rope_jax.solve("yarn", llama2, target=8192, original=4096)
+        >>> print(f"{1e3 * solution.disturbance.mean():.2f}")
+        25.63
+        >>> solution.interpolated_dimensions  # of 128
+        86
     """
     if isinstance(method, str):
         method = named(method)(**parameters)
@@ -128,6 +144,12 @@ def disturbance(vector: ScaleVector | ArrayLike, model: Model | Geometry, target
     """How far a vector shifts the distribution of rotary angles, float32 `[D/2]`, nats per pair (KL divergence).
 
     `vector` is a scale vector, or its factors `[D/2]`; the other arguments are those of `solve`.
+
+    Example:
+        >>> llama2 = rope_jax.Geometry(10000.0, 128, rope_jax.ScaleVector.create(np.ones(64)))
+        >>> found = rope_jax.disturbance(np.full(64, 2.0), llama2, target=8192, original=4096)
+        >>> print(found.shape, f"{1e3 * found.mean():.2f}")  # position interpolation
+        (64,) 24.08
     """
     scale = vector if isinstance(vector, ScaleVector) else ScaleVector.create(np.asarray(vector, np.float32))
     return Solution.measured(*_setting(model, target, original), scale).disturbance

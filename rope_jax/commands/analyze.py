@@ -93,6 +93,12 @@ def two_terms(analysis: Analysis, solution: Solution) -> np.ndarray:
     """`[2, rows, D/2]`: how much a solution changes familiar distances, and how far it goes beyond the angles seen.
 
     A vector per layer has a row for each.
+
+    Example:
+        >>> llama2 = Analysis("LLaMA2", {}, Geometry(10000.0, 128, identity(128)), Measure(4096, 8192), {})
+        >>> pi = METHODS["pi"]()(llama2.geometry, llama2.measure)
+        >>> print(*(f"{1e3 * term.mean():.1f}" for term in two_terms(llama2, pi)))  # changed, unseen
+        735.1 0.0
     """
     geometry, measure = analysis.geometry, analysis.measure
     seen, extended = TwoTerm(distances=analysis.distances).weights(measure)

@@ -20,7 +20,12 @@ from rope_jax.rope.exact.turns import Turns, divide
 def extended(
     theta: Float32[AnyArray, "*pairs"] | Turns, factors: Float32[AnyArray, "*pairs"]
 ) -> Float32[AnyArray, "*pairs"] | Turns:
-    """Frequencies of extended pairs, `theta_i / f_i`, of the type of `theta`; rounded once if that is float32."""
+    """Frequencies of extended pairs, `theta_i / f_i`, of the type of `theta`; rounded once if that is float32.
+
+    Example:
+        >>> print(extended(np.float32([1, 0.5]), np.float32([1, 2])))
+        [1.   0.25]
+    """
     return divide(theta, factors) if isinstance(theta, Turns) else theta / factors
 
 
@@ -34,6 +39,10 @@ def interval_index(
 
     The product is off by up to 1e-3 rad at m = 16k and 6e-2 rad at m = 1M, where an interval of b = 360 is
     1.7e-2 rad wide.
+
+    Example:
+        >>> print(interval_index(jnp.float32(1), jnp.arange(7), intervals=4))  # 0 to 6 rad
+        [0 0 1 1 2 3 3]
     """
     angles = jax.lax.rem(positions.astype(jnp.float32) * frequency, jnp.float32(2 * np.pi))
     index = (angles * jnp.float32(intervals / (2 * np.pi))).astype(jnp.int32)
@@ -49,6 +58,10 @@ def angle_counts(
 
     Float32 angles are counted one by one, exact ones in O(b log n). Memory does not grow with `length`, and a new
     length does not recompile.
+
+    Example:
+        >>> print(angle_counts(np.float32(1), 7, intervals=4))
+        [2 2 1 2]
     """
     if isinstance(frequency, Turns):
         return interval_counts(frequency, length, intervals)
@@ -72,5 +85,10 @@ def angle_histograms(
     """Positions `m = 0 ... n - 1` of each pair whose angle `m * frequency mod 2 pi` falls in each of b equal intervals.
 
     The `length` n is at most 2^24 for frequencies in radians, below 2^31 for `Turns`; `intervals` is static.
+
+    Example:
+        >>> print(angle_histograms(np.float32([1, 0.5]), 7, intervals=4))
+        [[2 2 1 2]
+         [4 3 0 0]]
     """
     return jax.vmap(lambda frequency: angle_counts(frequency, length, intervals))(frequencies)

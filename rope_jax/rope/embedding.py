@@ -33,7 +33,12 @@ class ScaleVector:
 
     @classmethod
     def create(cls, factors: ArrayLike, attention_factor: ArrayLike = 1.0) -> ScaleVector:
-        """From anything array-like, as float32."""
+        """From anything array-like, as float32.
+
+        Example:
+            >>> ScaleVector.create([1, 1, 2, 2]).factors.dtype
+            dtype('float32')
+        """
         return cls(jnp.asarray(factors, jnp.float32), jnp.asarray(attention_factor, jnp.float32))
 
     def by_layer(self, layers: int, pairs: int) -> ScaleVector:
@@ -43,7 +48,12 @@ class ScaleVector:
 
 
 def identity(head_dim: int) -> ScaleVector:
-    """The scale vector that changes nothing: factors of 1, `[D/2]`, attention factor 1."""
+    """The scale vector that changes nothing: factors of 1, `[D/2]`, attention factor 1.
+
+    Example:
+        >>> print(identity(8).factors)
+        [1. 1. 1. 1.]
+    """
     return ScaleVector.create(np.ones(head_dim // 2, np.float32))
 
 
@@ -64,6 +74,10 @@ def frequencies(base: float, head_dim: int) -> Float32[np.ndarray, " pairs"]:
     """Rotary frequencies `theta_i = base^(-2i/D)`, radians per position (RoFormer, arXiv 2104.09864, section 3.2.2).
 
     They decrease from 1, and are rounded as Hugging Face rounds them.
+
+    Example:
+        >>> print(frequencies(10000.0, 8))
+        [1.    0.1   0.01  0.001]
     """
     return np.float32(1) / periods(base, head_dim)
 
@@ -76,6 +90,12 @@ def phases(
     A broadcast multiply in float32: a matmul would run in bfloat16 on TPU, and a bfloat16 frequency is off by
     whole periods at 16k. The order of operations, `m * (1 / (f * period))`, is that of Hugging Face's `longrope`, so
     that an exported vector gives the same bits there.
+
+    Example:
+        >>> print(phases(np.arange(3), periods(10000.0, 4), np.float32([1, 2])))
+        [[0.    0.   ]
+         [1.    0.005]
+         [2.    0.01 ]]
     """
     frequency = jnp.asarray(1.0 / (factors * period), jnp.float32)
     return jnp.asarray(positions, jnp.float32)[..., None] * frequency
@@ -89,6 +109,13 @@ def rotate(
     """Rotates each pair `(x[i], x[i + D/2])` of queries or keys, Hugging Face's layout, by its angle, in float32.
 
     Cosine and sine are times the attention factor (YaRN, arXiv 2309.00071, section 3.4).
+
+    Example:
+        >>> quarter = phases(np.arange(2)[None], np.float32([2 / np.pi]), np.float32([1]))  # pi / 2 per position
+        >>> turned = rotate(jnp.ones((1, 2, 1, 2)), jnp.cos(quarter), jnp.sin(quarter))
+        >>> print(turned[0, :, 0].round(3))
+        [[ 1.  1.]
+         [-1.  1.]]
     """
     cos, sin = cos[:, :, None, :], sin[:, :, None, :]
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)

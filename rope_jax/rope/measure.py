@@ -40,6 +40,10 @@ class Measure:
         pseudo_count: added to each count; at least 1e-30.
         arithmetic: of the angles: "float32" rounds as the authors' solver does, up to 2^24 positions; "exact" counts
             fixed-point angles up to 2^31 - 1, at a cost that hardly grows with the length.
+
+    Example:
+        >>> Measure(original=4096, target=16384).extension
+        4.0
     """
 
     original: int

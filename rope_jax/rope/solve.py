@@ -102,6 +102,12 @@ def select(
         candidates: positive scale factors, the default row first, at least one other.
         rule: which pairs leave the default row.
         cost: what pairs compare, and the unit of `thresholds`; by default the disturbance, which the paper compares.
+
+    Example:
+        >>> theta = 10000.0 ** -(np.arange(0, 16, 2, dtype=np.float32) / 16)
+        >>> found = select(theta, np.array([[1.0] * 8, [2.0] * 8]), Measure(original=256, target=512))
+        >>> print(found.factors)  # slow pairs, whose angles are new at 512 positions, take row 1
+        [1. 2. 2. 1. 2. 2. 2. 2.]
     """
     rows = np.asarray(candidates, np.float32)
     if rows.ndim != 2 or len(rows) < 2 or rows.shape[1] != len(theta):
