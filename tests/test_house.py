@@ -17,7 +17,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 # Rooms from the ground up. A room imports from lower floors only, and not from rooms of its own floor.
 FLOORS = (
     {"errors"},
-    {"files", "gguf_reader", "lock", "multihost", "sharding"},
+    {"files", "gguf_reader", "lock", "multihost", "progress", "sharding"},
     {"rope"},
     {"model"},
     {"data"},

@@ -22,6 +22,7 @@ from rope_jax.errors import InputError
 from rope_jax.files import DISK_FULL
 from rope_jax.interop.verify import VerificationError
 from rope_jax.multihost import is_first
+from rope_jax.progress import bar, note
 from rope_jax.training.loop import NonFiniteLoss, Stopped
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -48,11 +49,11 @@ class Terminal:
             print(text, flush=True)
 
     def bar(self, description: str) -> Callable[[Iterable[T]], Iterable[T]]:
-        return lambda items: self._tqdm(description, items, leave=False, delay=1)
+        return lambda items: self._bar(description, items, leave=False, delay=1)
 
     @contextlib.contextmanager
     def byte_bar(self, description: str) -> Iterator[ByteProgress]:
-        with self._tqdm(description, unit="B", unit_scale=True, leave=False, delay=1) as shown:
+        with self._bar(description, unit="B", unit_scale=True, leave=False, delay=1) as shown:
 
             def update(done: int, total: int) -> None:
                 shown.total = total
@@ -62,16 +63,16 @@ class Terminal:
 
     @contextlib.contextmanager
     def training_bar(self, description: str, *, steps: int, start: int, tokens_per_step: int) -> Iterator[StepProgress]:
-        with self._tqdm(description, total=steps, initial=start, unit="step") as shown:
+        with self._bar(description, total=steps, initial=start, unit="step") as shown:
             if start < steps:
-                tqdm.write(f"  {description}: compiling the training step, minutes for a large model", file=sys.stderr)
+                note(f"  {description}: compiling the training step, minutes for a large model")
             began, first = time.monotonic(), 0
 
             def update(step: int, metrics: dict) -> None:
                 nonlocal began, first
                 seconds = time.monotonic() - began
                 if not first:
-                    tqdm.write(f"  {description}: the first step took {seconds:.1f} s", file=sys.stderr)
+                    note(f"  {description}: the first step took {seconds:.1f} s")
                     # Compilation says nothing about the steps to come.
                     began, first = time.monotonic(), step
                 speed = (step - first) * tokens_per_step / seconds
@@ -105,8 +106,8 @@ class Terminal:
             raise Terminated(received[0])
 
     @staticmethod
-    def _tqdm(description: str, items: Iterable | None = None, **options) -> tqdm:
-        return tqdm(items, desc=f"  {description}", file=sys.stderr, disable=not is_first(), **options)
+    def _bar(description: str, items: Iterable | None = None, **options) -> tqdm:
+        return bar(f"  {description}", items, disable=not is_first(), **options)
 
 
 def guarded(command: Callable[[], object], config: ConfigDict, folder: Path, *, several: bool, debug: bool) -> None:

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import tensorflow_datasets as tfds
-import tqdm
 
 from rope_jax.data import pg19, stdlib, text_files
 from rope_jax.data.source import Splits
@@ -23,6 +22,7 @@ from rope_jax.data.text_files import Document
 from rope_jax.errors import InputError
 from rope_jax.files import read_json, sealed, unsealed, write_json
 from rope_jax.lock import locked
+from rope_jax.progress import bar
 
 NAMES = ("text_folder", "python_stdlib", "pg19")
 SPLITS = ("train", "validation", "test")
@@ -202,7 +202,7 @@ def _shard_iterators(split: str, plan: SplitPlan) -> list[Callable[[], Iterator[
 
 def _progress(documents: Iterator[Document], title: str, total: int | None = None) -> Iterator[Document]:
     """A progress bar, after the first three seconds."""
-    return iter(tqdm.tqdm(documents, desc=title, total=total, unit=" documents", delay=3.0, leave=False))
+    return iter(bar(title, documents, total=total, unit=" documents", delay=3.0, leave=False))
 
 
 def _prepared_digest(data_dir: Path) -> str:
