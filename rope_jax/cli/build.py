@@ -4,8 +4,6 @@ import contextlib
 import dataclasses
 import json
 import os
-import shlex
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -53,12 +51,6 @@ def check(config: ConfigDict, *known: str) -> None:
 
 def settings(config: ConfigDict) -> dict[str, Any]:
     return json.loads(config.to_json())
-
-
-def command(name: str) -> str:
-    """The command line that repeats this one."""
-    program = "rope-jax" if Path(sys.argv[0]).stem == "rope-jax" else f"python -m experiments.{name}"
-    return " ".join([program, *map(shlex.quote, sys.argv[1:])])
 
 
 def processes(config: ConfigDict) -> Processes:
@@ -244,13 +236,3 @@ def corpus(config: ConfigDict, folder: Path) -> Splits:
         raise InputError("`data.path` is empty: name the folder of texts to train and evaluate on")
     with reading("data.path", name="config.data.name"):
         return open_corpus(name, path, folder / "data")
-
-
-def next_commands(run: Path) -> tuple[str, ...]:
-    """What one does with a finished run: measures its export, asks an engine about it, and writes other formats."""
-    folder, export = (shlex.quote(str(place)) for place in (run, run / "export"))
-    return (
-        f"python -m experiments.evaluate --config.model.path={folder} --config.suite=passkey,key_value",
-        f"python -m experiments.verify --config.model.path={export} --config.engine.name=transformers",
-        f"python -m experiments.export --config.export.run={folder} --config.export.formats=\"('hf','gguf')\"",
-    )

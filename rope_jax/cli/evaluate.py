@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from rope_jax.cli import benchmarks, build, shell
+from rope_jax.cli import benchmarks, build, shell, typed
 from rope_jax.cli.methods import solved_method
 from rope_jax.cli.names import config_names, reading
 from rope_jax.commands import evaluate as command
@@ -74,7 +74,7 @@ def job(config: ConfigDict, folder: Path, name: str, reporter: Reporter) -> comm
     )
     return command.EvaluationJob(
         name=name,
-        command=build.command("evaluate"),
+        command=typed.command("evaluate"),
         path=config.model.path,
         source=place,
         vectors=vectors,

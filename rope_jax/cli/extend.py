@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from rope_jax import multihost
-from rope_jax.cli import benchmarks, build, names, shell
+from rope_jax.cli import benchmarks, build, names, shell, typed
 from rope_jax.commands import extend as procedure
 from rope_jax.commands.fields import DEFAULTS, LEARNED
 from rope_jax.commands.plan import plan_training, virtual_devices
@@ -100,7 +100,7 @@ def prepare(
             write_json(place / "source.json", {"path": source.path, "commit": source.commit})
     return Run(
         name=name,
-        command=build.command("extend"),
+        command=typed.command("extend"),
         settings=build.settings(config),
         folder=place,
         recipe=recipe,
@@ -111,7 +111,7 @@ def prepare(
         seed=config.seed,
         evaluation=evaluation,
         mesh=mesh,
-        next_commands=build.next_commands(folder),
+        next_commands=typed.next_commands(folder),
     )
 
 

@@ -79,11 +79,15 @@ def parser(name: str) -> argparse.ArgumentParser:
         )
     for switch, meaning in command.switches.items():
         found.add_argument(switch, action="store_true", help=meaning)
+    for option, meaning in command.words.items():
+        found.add_argument(option, default="", help=meaning)
     found.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="any field; 16k is 16384")
     found.add_argument("--config", metavar="FILE.py", help="start from the get_config() of a file")
     if "--methods" not in command.options:
         found.add_argument("--methods", metavar="FILE.py", help="run a file that defines methods of your own")
-    found.add_argument("-o", "--output", metavar="OUT", default=f"runs/{name}", help="folder to write to (%(default)s)")
+    found.add_argument(
+        "-o", "--output", "--workdir", metavar="OUT", default=f"runs/{name}", help="folder to write to (%(default)s)"
+    )
     found.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return found
 
@@ -97,6 +101,7 @@ def parse(name: str, arguments: list[str]) -> argparse.Namespace:
         known = [
             *COMMANDS[name].options,
             *COMMANDS[name].switches,
+            *COMMANDS[name].words,
             "--set",
             "--config",
             "--methods",
@@ -229,9 +234,21 @@ def run(name: str, typed: argparse.Namespace) -> None:
                 named = bool(vars(typed)["model.path"])
                 module.analyze(config, folder, label, named=named, sweep=typed.sweep)
             elif name == "extend":
-                module.run(config, folder, label, plan_only=typed.plan, rehearsed=typed.dry_run, mesh="", profile="")
+                module.run(
+                    config,
+                    folder,
+                    label,
+                    plan_only=typed.plan,
+                    rehearsed=typed.dry_run,
+                    mesh=typed.mesh,
+                    profile=typed.profile,
+                )
+            elif name == "evaluate" and typed.score:
+                module.score(typed.score, folder)
             elif name == "evaluate" and typed.dry_run:
                 module.dry_run(config, folder, label)
+            elif name == "study" and typed.table:
+                module.procedure.rewrite_page(Path(typed.table), folder)
             elif name == "study" and typed.quick:
                 module.study(config, folder / "quick", f"{label}, quick")
             else:

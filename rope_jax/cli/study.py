@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from rope_jax.cli import build, names, shell
+from rope_jax.cli import build, names, shell, typed
 from rope_jax.commands import study as procedure
 from rope_jax.commands.fields import DEFAULTS
 from rope_jax.commands.reporter import Reporter
@@ -49,7 +49,7 @@ def prepare(config: ConfigDict, folder: Path, name: str, held: contextlib.ExitSt
     with names.section("study", n_hat="config.study.n_hats", global_batch="config.study.tune_batch_tokens"):
         found = Study(
             name=name,
-            command=build.command("study"),
+            command=typed.command("study"),
             settings=build.settings(config),
             folder=place,
             design=design(config),

@@ -13,6 +13,7 @@ class Command:
         given: what is typed without an option, to its field.
         options: option to its field.
         switches: option without a value, to its meaning.
+        words: option whose value is no field's, to its meaning.
         examples: what follows the command's name.
     """
 
@@ -21,6 +22,7 @@ class Command:
     options: Mapping[str, str]
     examples: tuple[str, str]
     switches: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    words: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 _MODEL = {"MODEL": "model.path"}
@@ -67,6 +69,7 @@ COMMANDS = {
         },
         ("MODEL --suite passkey,perplexity --data TEXTS", "MODEL --suite passkey --method yarn,dprope --target 16k"),
         _DRY_RUN,
+        {"--score": "folder of LongBench-E prediction files to score, without a model"},
     ),
     "extend": Command(
         "Fine-tunes a model at a longer context, measures it before and after, and exports the result.",
@@ -83,6 +86,10 @@ COMMANDS = {
             "--quick": "one method and few tokens: whether model, texts and memory fit",
             **_DRY_RUN,
             "--plan": "only report memory, communication and hours of fine-tuning, on any accelerator",
+        },
+        {
+            "--mesh": "with --plan: devices to plan for, such as data=2,fsdp=4",
+            "--profile": "trace these steps of every training, such as 10:12",
         },
     ),
     "verify": Command(
@@ -109,5 +116,6 @@ COMMANDS = {
         },
         ("TEXTS --quick", "TEXTS --seeds 2 --methods yarn,dprope"),
         {"--quick": "the same study in small, into the folder `quick` of the output"},
+        {"--table": "a table.jsonl to write the page of; nothing is computed"},
     ),
 }

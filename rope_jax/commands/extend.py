@@ -75,6 +75,8 @@ def extend(run: Run, reporter: Reporter) -> dict:
 
     results = write_report(run)
     reporter.say(f"page     {folder / 'report.html'}\nexport   {folder / 'export'}\nnumbers  {folder / 'results.json'}")
+    for command in run.next_commands[:1]:
+        reporter.say(f"next     {command}")
     return results
 
 

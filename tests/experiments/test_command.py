@@ -10,6 +10,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from rope_jax.cli import main
+from rope_jax.cli import typed as spelling
 from rope_jax.cli.subcommands import COMMANDS
 from rope_jax.commands.fields import FIELDS
 from rope_jax.rope.methods.registered import REGISTERED
@@ -156,3 +157,23 @@ def test_debug_shows_the_traceback(field, monkeypatch, capsys):
         main.main()
     said = capsys.readouterr().err
     assert "Traceback" in said and said.splitlines()[-1].startswith("error: ")
+
+
+@pytest.mark.parametrize(
+    ("program", "begins"), [("/bin/rope-jax", "rope-jax"), ("x/extend.py", "python -m experiments.")]
+)
+def test_the_next_commands_are_those_of_the_same_door(program, begins, monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, "argv", [program])
+    lines = spelling.next_commands(tmp_path)
+    assert all(line.startswith(begins) for line in lines)
+    if begins == "rope-jax":
+        export = typed("export", lines[2].removeprefix("rope-jax export "))
+        assert export.export.formats == ("hf", "gguf") and export.export.run == str(tmp_path)
+        assert typed("evaluate", lines[0].removeprefix("rope-jax evaluate ")).model.path == str(tmp_path)
+
+
+def test_options_of_the_other_door():
+    assert main.parse("extend", ["M", "T", "--plan", "--mesh", "fsdp=8", "--profile", "2:3"]).mesh == "fsdp=8"
+    assert main.parse("evaluate", ["--score", "FOLDER", "--workdir=OUT"]).output == "OUT"
+    assert main.parse("study", ["--table", "table.jsonl"]).table == "table.jsonl"
+    assert main.parse("extend", ["M", "T", "--dry_run"]).dry_run
