@@ -17,13 +17,18 @@ from rope_jax.cli.shell import guarded
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 
 
-def run(command: Callable[[ConfigDict, Path, str], object], default_config: Path, several: bool = False) -> None:
+# Called with the locked config, the run's folder and the run's name.
+Command = Callable[[ConfigDict, Path, str], object]
+
+
+def run(command: Command, default_config: Path, several: bool = False, dry_run: Command | None = None) -> None:
     """Defines `--config`, `--workdir` and `--debug`, parses flags and runs a command.
 
     Args:
-        command: called with the locked config, the run's folder and the run's name.
+        command: what runs.
         default_config: config file of a command without `--config`.
         several: whether the command can run in several processes (`config.distributed`).
+        dry_run: what runs instead with `--dry_run`, a flag that is defined if this is given.
     """
     try:
         # Reads the config file and the fields on the command line at once.
@@ -32,7 +37,13 @@ def run(command: Callable[[ConfigDict, Path, str], object], default_config: Path
         stop(_config_problem(error), 2)
     flags.DEFINE_string("workdir", "", "Folder of the run; default runs/<name of the config file>.")
     flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
-    app.run(lambda argv: _run(argv, command, several), flags_parser=_parsed)
+    if dry_run:
+        flags.DEFINE_bool("dry_run", False, "Only check everything, and report the minutes of each stage here.")
+    app.run(lambda argv: _run(argv, _chosen(command, dry_run), several), flags_parser=_parsed)
+
+
+def _chosen(command: Command, dry_run: Command | None) -> Command:
+    return dry_run if dry_run and flags.FLAGS.dry_run else command
 
 
 def _parsed(argv: list[str]) -> list[str]:
@@ -63,7 +74,7 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
-def _run(argv: list[str], command: Callable[[ConfigDict, Path, str], object], several: bool) -> None:
+def _run(argv: list[str], command: Command, several: bool) -> None:
     if argv[1:]:
         stop(f"unexpected argument {argv[1]!r}: flags begin with --", 2)
     file = Path(config_flags.get_config_filename(flags.FLAGS["config"]))

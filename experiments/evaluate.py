@@ -19,17 +19,14 @@ from rope_jax.cli.evaluate import dry_run, evaluate, score
 
 DEFAULT = CONFIGS / "eval.py"
 SCORE = flags.DEFINE_string("score", "", "Folder of LongBench-E prediction files to score; no model is read.")
-DRY_RUN = flags.DEFINE_bool("dry_run", False, "Only check everything, and report the minutes of each benchmark here.")
 
 
 def main(config: ConfigDict, folder: Path, name: str) -> None:
     if SCORE.value:
         score(SCORE.value, folder)
-    elif DRY_RUN.value:
-        dry_run(config, folder, name)
     else:
         evaluate(config, folder, name)
 
 
 if __name__ == "__main__":
-    run(main, DEFAULT)
+    run(main, DEFAULT, dry_run=dry_run)

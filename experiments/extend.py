@@ -18,7 +18,6 @@ from ml_collections import ConfigDict
 from experiments.door import CONFIGS, run
 from rope_jax.cli import extend
 
-DRY_RUN = flags.DEFINE_bool("dry_run", False, "Only check everything, and report the minutes of each stage here.")
 PLAN = flags.DEFINE_bool(
     "plan", False, "Only report memory, communication and hours of fine-tuning, on any accelerator."
 )
@@ -29,9 +28,8 @@ DEFAULT = CONFIGS / "tiny.py"
 
 
 def main(config: ConfigDict, folder: Path, name: str) -> None:
-    chosen = {"plan_only": PLAN.value, "rehearsed": DRY_RUN.value, "mesh": MESH.value, "profile": PROFILE.value}
-    extend.run(config, folder, name, **chosen)
+    extend.run(config, folder, name, plan_only=PLAN.value, mesh=MESH.value, profile=PROFILE.value)
 
 
 if __name__ == "__main__":
-    run(main, DEFAULT, several=True)
+    run(main, DEFAULT, several=True, dry_run=extend.dry_run)

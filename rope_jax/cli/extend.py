@@ -206,17 +206,13 @@ def steps_to_trace(flag: str) -> tuple[int, int] | None:
     return int(first), int(last)
 
 
-def run(
-    config: ConfigDict, folder: Path, name: str, *, plan_only: bool, rehearsed: bool, mesh: str, profile: str
-) -> None:
-    """The command with what is typed beside the config: `--plan`, `--dry_run`, `--mesh` and `--profile`."""
+def run(config: ConfigDict, folder: Path, name: str, *, plan_only: bool, mesh: str, profile: str) -> None:
+    """The command with what is typed beside the config: `--plan`, `--mesh` and `--profile`."""
     if plan_only:
         sizes = mesh_sizes(mesh, dict(config.mesh))
         virtual_devices(math.prod(sizes.values()))
         plan(config, name, sizes, shell.Terminal())
     elif mesh:
         raise InputError("--mesh goes with --plan; a run takes its devices from config.mesh")
-    elif rehearsed:
-        dry_run(config, folder, name)
     else:
         extend(config, folder, name, profile=steps_to_trace(profile))

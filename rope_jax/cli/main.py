@@ -233,20 +233,12 @@ def run(name: str, typed: argparse.Namespace) -> None:
             elif name == "analyze":
                 named = bool(vars(typed)["model.path"])
                 module.analyze(config, folder, label, named=named, sweep=typed.sweep)
+            elif vars(typed).get("dry_run"):
+                module.dry_run(config, folder, label)
             elif name == "extend":
-                module.run(
-                    config,
-                    folder,
-                    label,
-                    plan_only=typed.plan,
-                    rehearsed=typed.dry_run,
-                    mesh=typed.mesh,
-                    profile=typed.profile,
-                )
+                module.run(config, folder, label, plan_only=typed.plan, mesh=typed.mesh, profile=typed.profile)
             elif name == "evaluate" and typed.score:
                 module.score(typed.score, folder)
-            elif name == "evaluate" and typed.dry_run:
-                module.dry_run(config, folder, label)
             elif name == "study" and typed.table:
                 module.procedure.rewrite_page(Path(typed.table), folder)
             elif name == "study" and typed.quick:

@@ -29,12 +29,21 @@ PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
 # Door -> its function, its default config, and the procedures that take long.
 DOORS = {
     "analyze": (analyze.main, analyze.DEFAULT, ("procedure.analyze", "procedure.sweep", "measure")),
-    "evaluate": (evaluate.main, evaluate.DEFAULT, ("command.evaluate", "command.score_predictions")),
+    "evaluate": (
+        evaluate.main,
+        evaluate.DEFAULT,
+        ("command.evaluate", "command.rehearse", "command.score_predictions"),
+    ),
     "export": (export.export, export.DEFAULT, ("procedure.export",)),
-    "extend": (extend.main, extend.DEFAULT, ("procedure.extend", "plan_training", "virtual_devices")),
+    "extend": (
+        extend.main,
+        extend.DEFAULT,
+        ("procedure.extend", "procedure.rehearse", "plan_training", "virtual_devices"),
+    ),
     "study": (study.main, study.DEFAULT, ("procedure.run", "procedure.rewrite_page")),
     "verify": (verify.verify, verify.DEFAULT, ("procedure.verify",)),
 }
+DRY_RUNS = {"evaluate": evaluate.dry_run, "extend": extend.extend.dry_run}
 
 
 def commands():
@@ -89,7 +98,7 @@ def folder(wheel, tmp_path, monkeypatch):
     for number, handler in handlers.items():
         signal.signal(number, handler)
     flags.FLAGS.unparse_flags()
-    for flag in [flag for flag in flags.FLAGS if flag.split(".")[0] in ("config", "workdir", "debug")]:
+    for flag in [flag for flag in flags.FLAGS if flag.split(".")[0] in ("config", "workdir", "debug", "dry_run")]:
         delattr(flags.FLAGS, flag)
     for module in (analyze, evaluate, extend, study):
         for holder in vars(module).values():
@@ -108,7 +117,7 @@ def test_command(name, arguments, places, folder, monkeypatch, capsys):
         arguments = [re.sub(rf"(?<![\w/]){word}(?!\w)", str(place), argument) for argument in arguments]
     monkeypatch.setattr(sys, "argv", [f"experiments/{name}.py", *arguments])
     try:
-        door.run(main, default)
+        door.run(main, default, dry_run=DRY_RUNS.get(name))
     except SystemExit as stopped:
         pytest.fail(f"status {stopped.code}: {capsys.readouterr().err}")
     assert reached
