@@ -18,6 +18,8 @@ from rope_jax.plan.flops import scoring_flops
 from rope_jax.rope.embedding import identity
 from rope_jax.sharding import row_sharding, shards
 
+# Less takes seconds anywhere: not worth compiling a batch to time.
+WORTH_TIMING = 1e11
 # The most that a CPU computes for the sake of a plan, some seconds; another batch has fewer rows and layers.
 _CPU_FLOPS = 1e12
 
@@ -38,12 +40,19 @@ def described(stages: Sequence[Stage], speed: Callable[[], float]) -> str:
     work = sum(stage.count * (stage.flops or 0.0) for stage in stages)
     if not stages:
         return ""
-    rate = speed() if work else 1.0
-    total = f"about {work / rate / 60:,.1f} minutes at {rate / 1e9:,.0f} GFLOP/s, as one batch took here, and compiling"
-    lines = [f"plan     {total if work else 'not estimated'}"]
+    rate = speed() if work >= WORTH_TIMING else 0.0
+    if rate:
+        total = (
+            f"about {work / rate / 60:,.1f} minutes at {rate / 1e9:,.0f} GFLOP/s, as one batch took here, and compiling"
+        )
+    else:
+        total = "less than a minute, and compiling" if work else "not estimated"
+    lines = [f"plan     {total}"]
     for stage in stages:
         shown = stage.note
-        if stage.flops is not None:
+        if stage.flops is not None and not rate:
+            shown = "seconds"
+        elif stage.flops is not None:
             each = stage.flops / rate / 60
             times = f"{stage.count} x {each:,.1f} =" if stage.count > 1 else ""
             shown = f"{times:>13} {stage.count * each:8,.1f} min"

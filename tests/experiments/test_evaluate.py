@@ -300,6 +300,7 @@ def test_texts_methods_and_later_suites(data, tmp_path, capsys):
 
 def test_a_dry_run_plans_every_benchmark_and_leaves_nothing(data, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("rope_jax.commands.stages.speed", lambda setting, dtype: 1e9)
+    monkeypatch.setattr("rope_jax.plan.minutes.WORTH_TIMING", 0)
     dry_run(small_config(data, "passkey,perplexity"), tmp_path / "out", "eval")
     said = capsys.readouterr().out
     assert "GiB for weights and cache" in said and "at 1 GFLOP/s" in said

@@ -284,7 +284,8 @@ def test_full_disk_is_said_before_anything_runs(texts, tmp_path, monkeypatch):
         extend(small_config(texts), tmp_path / "run", "small", reporter=Silent())
 
 
-def test_a_dry_run_plans_every_stage_and_leaves_nothing(texts, tmp_path, capsys):
+def test_a_dry_run_plans_every_stage_and_leaves_nothing(texts, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("rope_jax.plan.minutes.WORTH_TIMING", 0)
     dry_run(small_config(texts), tmp_path / "run", "small")
     stages = {line.split()[0] for line in capsys.readouterr().out.splitlines() if line.startswith("  ")}
     assert stages == {"pre-training", "solving", "perplexity", "fine-tuning", "export"}

@@ -13,9 +13,10 @@ def test_minutes_are_work_by_speed():
     assert export.split() == ["export", "3", "MB"] and len(export) == len(passkey)
 
 
-def test_nothing_is_timed_for_a_run_that_has_finished():
+def test_nothing_is_timed_for_what_is_done_or_takes_seconds():
     def never():
         pytest.fail("timed")
 
     assert described([Stage("fine-tuning", 0, 1.0)], never) == ""
+    assert "less than a minute" in described([Stage("fine-tuning", 1, 1e10)], never)
     assert "not estimated" in described([Stage("leaderboard", 1, None, "not estimated")], never)
