@@ -43,8 +43,10 @@ def paired_difference(sums, reference, weights, seed: int = 0) -> Difference:
 
 
 def regions(window: int, original: int) -> dict[str, tuple[int, int]]:
-    """Positions that are compared, first and one past the last: below the original context, and far in the window."""
-    found = {"short": (1, min(original, window)), "long": (3 * window // 4, window)}
+    """Positions that are compared, first and one past the last: within the original context, beyond, and far beyond."""
+    found = {"short": (1, min(original, window))}
+    found |= {"beyond": (original, window)} if window > original else {}
+    found |= {"long": (3 * window // 4, window)}
     return found | ({"last": (window - LAST, window)} if window >= 4 * LAST else {})
 
 

@@ -58,6 +58,7 @@ def test_a_model_that_is_worse_far_in_the_window_is_so_by_region():
     found = json.loads(json.dumps(compare_perplexities(records(0.5), records(0.0), original)))
     assert {name: (place["start"], place["end"]) for name, place in found["regions"].items()} == {
         "short": (1, 16),
+        "beyond": (16, 64),
         "long": (48, 64),
     }
     for place in (*found["regions"].values(), *found["by_position"]):
@@ -71,7 +72,8 @@ def test_a_model_that_is_worse_far_in_the_window_is_so_by_region():
 
 
 def test_the_last_tokens_are_apart_in_long_windows():
-    assert regions(8192, 4096) == {"short": (1, 4096), "long": (6144, 8192), "last": (7692, 8192)}
+    far = {"beyond": (4096, 8192), "long": (6144, 8192), "last": (7692, 8192)}
+    assert regions(8192, 4096) == {"short": (1, 4096), **far}
     assert regions(64, 128) == {"short": (1, 64), "long": (48, 64)}
 
 
