@@ -31,7 +31,7 @@ class InputError(ValueError):
         self.field = field or (begins[1] if begins else "")
 
     def renamed(self, names: Mapping[str, str]) -> InputError:
-        """The same error under the caller's names, in place of arguments in backticks.
+        """The same error under the caller's names, instead of arguments in backticks.
 
         `names` is argument to that name, such as ``{"target": "config.context.target"}``; those that are missing stay.
         """

@@ -57,7 +57,7 @@ def dry_run(config: ConfigDict, folder: Path, name: str, reporter: Reporter | No
     reporter = reporter or shell.Terminal()
     with names.config_names(), contextlib.ExitStack() as held:
         scratch = Path(held.enter_context(tempfile.TemporaryDirectory()))
-        run = multihost.in_turn(lambda: prepare(config, folder, name, reporter, held, scratch))
+        run = multihost.in_turn(lambda: prepare(config, folder, name, reporter, held, scratch=scratch))
         procedure.rehearse(run, reporter)
 
 
@@ -67,6 +67,7 @@ def prepare(
     name: str,
     reporter: Reporter,
     held: contextlib.ExitStack,
+    *,
     scratch: Path | None = None,
 ) -> Run:
     """Checks everything that can be checked before the first long computation, and claims the folder.

@@ -43,7 +43,7 @@ def paired_differences(
         values: method to float `[seeds, documents]`, of the same seeds and documents.
         reference: one of the methods; it is left out of the result.
         resamples: resamples of the bootstrap.
-        seed: of the resamples.
+        seed: seed of the resamples.
     """
     names = [name for name in values if name != reference]
     if not names:

@@ -20,7 +20,7 @@ def write_random_llama(
         folder: folder to create.
         dtype: of the tensors.
         shard: most bytes per file, as transformers takes it.
-        seed: of the weights.
+        seed: seed of the weights.
         architecture: transformers' `model_type`.
         **overrides: fields of its config class.
 
