@@ -11,7 +11,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from rope_jax.cli.methods import define_methods, solved_method
-from rope_jax.cli.names import reading, renamed, section, value
+from rope_jax.cli.names import reading, section, value
 from rope_jax.commands.fields import FIELDS, LEARNED, OWN, check_fields
 from rope_jax.commands.plan import PLANNED
 from rope_jax.commands.run import Corpus, LearnedMethod, Recipe
@@ -146,8 +146,11 @@ def method_names(config: ConfigDict, refused: Mapping[str, str]) -> tuple[str, .
             if method != name and method in (LEARNED, OWN):
                 raise InputError(f"`{field}` is {name!r}: '{method}' has the factors that it has")
             if factor:
-                with renamed({"attention_factor": f"config.{field}"}):
+                try:
                     check_adjustment(factor)
+                except InputError as error:
+                    said = str(error).replace("`", "")
+                    raise InputError(f"`{field}` is {name!r}: {said}") from error
     return tuple(dict.fromkeys((config.rope.method, *config.compare)))
 
 

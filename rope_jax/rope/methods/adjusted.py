@@ -53,6 +53,9 @@ class Adjusted(Method):
 
     def check(self, geometry: Geometry, measure: Measure) -> None:
         self.method.check(geometry, measure)
+        pairs = geometry.head_dim // 2
+        if self.taper >= pairs:
+            raise InputError(f"`taper` is {self.taper}, and there are {pairs} pairs: use fewer")
         for layer in self.layers:
             if not 0 <= layer < (geometry.layers or 0):
                 known = f"{geometry.layers} layers, from 0" if geometry.layers else "no known layers: name a model"

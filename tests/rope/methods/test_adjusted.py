@@ -100,3 +100,10 @@ def test_what_the_method_cannot_do_is_told():
     with pytest.raises(InputError) as error:
         Adjusted(METHODS["explicit"](), 1.1).check(Geometry(1e4, 16, identity(16)), MEASURE)
     assert error.value.field == "factors"
+
+
+def test_a_taper_is_shorter_than_the_vector():
+    Adjusted(METHODS["yarn"](), taper=7).check(Geometry(1e4, 16, identity(16)), MEASURE)
+    with pytest.raises(InputError, match="8, and there are 8 pairs") as error:
+        Adjusted(METHODS["yarn"](), taper=8).check(Geometry(1e4, 16, identity(16)), MEASURE)
+    assert error.value.field == "taper"
