@@ -33,8 +33,9 @@ from rope_jax.multihost import Processes
 from rope_jax.rope.embedding import identity
 from rope_jax.rope.geometry import Geometry
 from rope_jax.rope.measure import Measure
-from rope_jax.rope.methods.adjusted import check_adjustment, parse_adjusted
+from rope_jax.rope.methods.adjusted import check_adjustment, check_parameters, parse_adjusted
 from rope_jax.rope.methods.method import Method
+from rope_jax.rope.methods.registered import named
 from rope_jax.training.config import OptimizerConfig, TrainConfig
 from rope_jax.training.learn import LearnConfig
 
@@ -140,17 +141,20 @@ def method_names(config: ConfigDict, refused: Mapping[str, str]) -> tuple[str, .
     """The methods of a config, the exported one first; `refused` are names with the reason why."""
     for field, names in (("rope.method", (config.rope.method,)), ("compare", config.compare)):
         for name in names:
-            method, _, factor = parse_adjusted(name)
+            said = parse_adjusted(name)
+            method = said.method
             if method in refused:
                 raise InputError(f"`{field}` names '{method}': {refused[method]}")
             if method != name and method in (LEARNED, OWN):
                 raise InputError(f"`{field}` is {name!r}: '{method}' has the factors that it has")
-            if factor:
-                try:
-                    check_adjustment(factor)
-                except InputError as error:
-                    said = str(error).replace("`", "")
-                    raise InputError(f"`{field}` is {name!r}: {said}") from error
+            try:
+                if said.attention_factor:
+                    check_adjustment(said.attention_factor)
+                if said.parameters:
+                    check_parameters(named(method), said)
+            except InputError as error:
+                reason = str(error).replace("`", "")
+                raise InputError(f"`{field}` is {name!r}: {reason}") from error
     return tuple(dict.fromkeys((config.rope.method, *config.compare)))
 
 

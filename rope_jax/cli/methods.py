@@ -27,17 +27,19 @@ from rope_jax.rope.methods.registered import REGISTERED, named
 
 def solved_method(config: ConfigDict, name: str) -> Method:
     """A method that needs no weights, with its parameters, adjusted as its name or the config says."""
-    name, own_taper, own_factor = parse_adjusted(name)
-    # Parameters of a registered method are set where it is defined.
+    said = parse_adjusted(name)
+    name = said.method
+    # Other parameters of a registered method are set where it is defined.
     parameters = {field.name for field in dataclasses.fields(named(name)) if name not in REGISTERED}
     values = {p: value(config, field) for p, field in METHOD_FIELDS.items() if p in parameters}
     if "distances" in values:
         values["distances"] = distances(config)
     if "energy" in values:
         values["energy"] = energy(config)
+    values |= said.parameters
     found = _explicit(config.rope.factors) if name == "explicit" else named(name)(**values)
-    factor, taper = own_factor or config.rope.attention_factor or None, own_taper or config.rope.taper
-    adjustments = factor, taper, tuple(config.rope.layers)
+    factor = said.attention_factor or config.rope.attention_factor or None
+    adjustments = factor, said.taper or config.rope.taper, tuple(config.rope.layers)
     return Adjusted(found, *adjustments) if any(adjustments) else found
 
 

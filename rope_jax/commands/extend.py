@@ -114,7 +114,7 @@ def solve(run: Run, method: str, reporter: Reporter) -> ScaleVector:
     record = run.method_folder(method).record("scale", lambda: solution_record(run, method, reporter))
     reporter.say(f"  {method:<16} {record['disturbance_e3']:8.2f} {record['interpolated_dimensions']:6d}")
     scale, chosen = ScaleVector.create(record["factors"], record["attention_factor"]), run.recipe.methods[method]
-    own = parse_adjusted(method)[0] in REGISTERED
+    own = parse_adjusted(method).method in REGISTERED
     if isinstance(chosen, Explicit) or (own and isinstance(chosen, Method)):
         given = chosen(run.recipe.geometry, run.recipe.measure).scale
         # The last bit of what is computed may be another machine's.

@@ -73,8 +73,9 @@ def _methods(names: list[str]) -> str:
 
 
 _CONTEXT = Check(least=2, most=2**28, zero=True)
-# Adjustments may follow, as in 'two_term_t6@1.03'.
-_METHOD = Check(choices=(*METHODS, LEARNED), more=(OWN,), registered=REGISTERED.keys(), suffix=r"(_t\d{1,4})?(@.+)?")
+# Adjustments may follow, as in 'two_term_w300_t6@1.03'.
+_ADJUSTED = r"(_[ntw]\d{1,6})*(@.+)?"
+_METHOD = Check(choices=(*METHODS, LEARNED), more=(OWN,), registered=REGISTERED.keys(), suffix=_ADJUSTED)
 _SHARE = Check(least=0, most=1)
 
 FIELDS: tuple[Field, ...] = (
@@ -161,7 +162,8 @@ FIELDS: tuple[Field, ...] = (
         "compare",
         (),
         "further methods, fine-tuned and evaluated in the same way; 'METHOD@FACTOR' has the attention factor FACTOR, "
-        "as in rope.attention_factor, and 'METHOD_tN' factors averaged over N pairs on either side, as in rope.taper",
+        "as in rope.attention_factor, and 'METHOD_tN' factors averaged over N pairs on either side, as in rope.taper; "
+        "'dprope_nN' interpolates N dimensions, and 'two_term_wN' weighs unseen angles N times",
         _METHOD,
     ),
     Field("methods", "", "Python file that is run to define methods of your own, by rope_jax.method"),

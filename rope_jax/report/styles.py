@@ -42,23 +42,30 @@ COLOURS = {
 }
 # Of methods that a user defines, and that have no colour yet.
 _SPARE = ("#17BECF", "#9467BD", "#6B8E23", "#FF6F61")
+# Parameters that a name gives a method, for readers.
+_PARAMETERS = {"n_hat": "interpolated dimensions", "unseen_weight": "weight of unseen angles"}
 # Lines of one method with different adjustments.
 _DASHES = ("--", "-.", ":")
 
 
 def titled(method: str) -> str:
     """The name of a method, such as 'yarn' or 'yarn@1.03', for readers."""
-    name, taper, factor = parse_adjusted(method)
-    tapered = f", tapered over {taper} pairs" if taper else ""
-    return NAMES.get(name, name) + tapered + (f", attention factor {factor}" if factor else "")
+    said = parse_adjusted(method)
+    parts = [
+        NAMES.get(said.method, said.method),
+        *(f"{_PARAMETERS[parameter]} {number}" for parameter, number in said.parameters.items()),
+        f"tapered over {said.taper} pairs" if said.taper else "",
+        f"attention factor {said.attention_factor}" if said.attention_factor else "",
+    ]
+    return ", ".join(filter(None, parts))
 
 
 def look(method: str) -> dict[str, str]:
     """Colour and style of a method's line."""
-    name, taper, factor = parse_adjusted(method)
-    adjustment = f"{taper}{factor}" if taper or factor else ""
-    colour = COLOURS.get(name, _SPARE[_number(name) % len(_SPARE)])
-    return {"color": colour, "linestyle": _DASHES[_number(adjustment) % len(_DASHES)] if adjustment else "-"}
+    said = parse_adjusted(method)
+    colour = COLOURS.get(said.method, _SPARE[_number(said.method) % len(_SPARE)])
+    style = _DASHES[_number(said.adjustment) % len(_DASHES)] if said.adjustment else "-"
+    return {"color": colour, "linestyle": style}
 
 
 def _number(name: str) -> int:

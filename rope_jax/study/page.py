@@ -216,9 +216,8 @@ def _ablations(table: Table) -> list[Block]:
     if not rows:
         return []
     return [
-        "Zero-shot, differences as above. `_nN` interpolates N dimensions and `_bN` counts angles in N intervals, as "
-        "in the paper's tables 4 and 6; `_wN` weighs unseen angles N times; `_tN` averages factors over N pairs on "
-        "either side.",
+        "Zero-shot, differences as above. Interpolated dimensions are varied as in the paper's table 4; `_bN` counts "
+        "angles in N intervals, as in its table 6; a taper averages factors over neighbouring pairs.",
         Cells(["s", "method", QUALITIES["beyond"].title, QUALITIES["short"].title], rows),
     ]
 
@@ -229,7 +228,12 @@ def _attention_factors(table: Table) -> list[Block]:
         measured = table.measured(extension, ZERO_SHOT)
         lines = []
         for method in ("yarn", "mrrope_pro", "dprope_robust", "two_term"):
-            found = {name: lines for name, lines in measured.items() if parse_adjusted(name)[:2] == (method, 0)}
+            said = {name: parse_adjusted(name) for name in measured}
+            found = {
+                name: measured[name]
+                for name, (base, taper, _, parameters) in said.items()
+                if base == method and not taper and not parameters
+            }
             if len(found) < 3:
                 continue
             by_factor = sorted((_attention_factor(table, name, extension), name) for name in found)
@@ -311,8 +315,8 @@ def _plain(measured: Mapping[str, list[Line]]) -> dict[str, list[Line]]:
     names = {name: parse_adjusted(name) for name in measured}
     return {
         name: measured[name]
-        for name, (method, taper, factor) in names.items()
-        if method in NAMES and not taper and not factor[:1].isdigit()
+        for name, (method, taper, factor, parameters) in names.items()
+        if method in NAMES and not taper and not parameters and not factor[:1].isdigit()
     }
 
 

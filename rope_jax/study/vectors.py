@@ -15,11 +15,9 @@ from rope_jax.rope.exact.turns import exact_turns
 from rope_jax.rope.geometry import Geometry
 from rope_jax.rope.measure import EXTENDED_TO_PRETRAINED, JENSEN_SHANNON, PRETRAINED_TO_EXTENDED, Measure
 from rope_jax.rope.methods import METHODS
-from rope_jax.rope.methods.adjusted import Adjusted, parse_adjusted
-from rope_jax.rope.methods.dprope import DPRope
+from rope_jax.rope.methods.adjusted import Adjusted, check_parameters, parse_adjusted
 from rope_jax.rope.methods.method import Method
 from rope_jax.rope.methods.registered import REGISTERED, named
-from rope_jax.rope.methods.two_term import TwoTerm
 from rope_jax.rope.two_term import changed_distances, unseen_angles
 from rope_jax.rope.unseen import unseen_mass
 from rope_jax.rope.wasserstein import wasserstein
@@ -40,8 +38,8 @@ def solved(name: str, geometry: Geometry, measure: Measure, share: float) -> Sca
     """The scale vector of a name.
 
     Args:
-        name: of a method; 'dprope_nN' with N interpolated dimensions; 'two_term_wN' with N as the weight of unseen
-            angles; 'METHOD_bN' with N intervals; 'METHOD_tN' tapered over N pairs; 'NAME@FACTOR' with another attention
+        name: of a method; 'METHOD_bN' with N intervals; 'dprope_nN' with N interpolated dimensions; 'two_term_wN' with
+            N as the weight of unseen angles; 'METHOD_tN' tapered over N pairs; 'NAME@FACTOR' with another attention
             factor.
         geometry: of the model.
         measure: contexts and intervals.
@@ -61,22 +59,20 @@ def check_vector(name: str, geometry: Geometry, measure: Measure) -> None:
 
 
 def _method(name: str, geometry: Geometry, measure: Measure, share: float) -> tuple[Method, Measure]:
-    plain, taper, factor = parse_adjusted(name)
-    if taper or factor:
-        method, measure = _method(plain, geometry, measure, share)
-        return Adjusted(method, factor or None, taper), measure
+    said = parse_adjusted(name)
+    plain, parameters = said.method, dict(said.parameters)
     if intervals := re.fullmatch(r"(\w+)_b(\d+)", plain):
-        return _method(intervals[1], geometry, dataclasses.replace(measure, intervals=int(intervals[2])), share)
-    if n_hat := re.fullmatch(r"dprope_n(\d+)", plain):
-        return DPRope(int(n_hat[1])), measure
-    if weight := re.fullmatch(r"two_term_w(\d+)", plain):
-        return TwoTerm(float(weight[1])), measure
-    if plain == "dprope":
-        return DPRope(2 * round(share * geometry.head_dim / 2)), measure
+        plain, measure = intervals[1], dataclasses.replace(measure, intervals=int(intervals[2]))
     known = (*METHODS, *REGISTERED)
     if plain not in known:
         raise InputError(f"`methods` has {name!r}: use one of {', '.join(known)}, also with '@FACTOR'", field="methods")
-    return named(plain)(), measure
+    check_parameters(named(plain), said)
+    if plain == "dprope":
+        parameters.setdefault("n_hat", 2 * round(share * geometry.head_dim / 2))
+    method = named(plain)(**parameters)
+    if said.taper or said.attention_factor:
+        method = Adjusted(method, said.attention_factor or None, said.taper)
+    return method, measure
 
 
 def random_vectors(count: int, pairs: int, extension: float, seed: int = 0) -> dict[str, Float32[np.ndarray, " pairs"]]:

@@ -22,6 +22,7 @@ from rope_jax.model.config import LlamaConfig
 from rope_jax.model.llama import abstract_params
 from rope_jax.rope.embedding import identity
 from rope_jax.rope.measure import Measure
+from rope_jax.rope.methods import METHODS
 from rope_jax.rope.methods.adjusted import Adjusted
 from rope_jax.sharding import make_mesh
 from rope_jax.training.update import Training
@@ -173,6 +174,14 @@ def test_explicit_factors_come_from_a_file(tmp_path):
     assert float(named.scale.attention_factor) == pytest.approx(1.03)
     named = build.recipe(config, source).methods["dprope_t2@1.03"]
     assert named == Adjusted(build.solved_method(config, "dprope"), "1.03", taper=2)
+    config.compare = ("two_term_w300", "dprope_n4_t2@1.03")
+    weighed, interpolated = (build.recipe(config, source).methods[name] for name in config.compare)
+    assert weighed == METHODS["two_term"](unseen_weight=300)
+    assert interpolated == Adjusted(METHODS["dprope"](n_hat=4), "1.03", taper=2)
+    config.compare = ("yarn_w300",)
+    with pytest.raises(InputError, match="'yarn', which has no unseen_weight"):
+        build.method_names(config, {})
+    config.compare = ()
     (tmp_path / "factors.json").write_text("[1, 1, 1]")
     with pytest.raises(InputError, match=r"shape \[3\]") as caught:
         build.recipe(config, source)

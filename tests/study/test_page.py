@@ -115,7 +115,7 @@ def test_the_page_has_a_section_for_each_comparison(lines):
         "python -m experiments.study",
         "4.0 of pre-training",
         "+1.00",
-        "dprope_n8",
+        "interpolated dimensions 8",
         "| 1.100 |",
     ):
         assert shown in text, shown

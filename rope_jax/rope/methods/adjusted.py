@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import re
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -107,20 +108,46 @@ def check_adjustment(attention_factor: float | str) -> None:
 
 
 class AdjustedName(NamedTuple):
-    """What a name such as 'two_term_t6@1.03' says; what it does not say is 0 and empty."""
+    """What a name such as 'two_term_w300_t6@1.03' says; what it does not say is 0 and empty.
+
+    Attributes:
+        method: without what adjusts it.
+        taper: N of '_tN', pairs.
+        attention_factor: what follows '@'.
+        parameters: of the method; N of '_nN' is `n_hat`, N of '_wN' `unseen_weight`.
+    """
 
     method: str
     taper: int
     attention_factor: str
+    parameters: Mapping[str, int]
+
+    @property
+    def adjustment(self) -> str:
+        """What the name says beside the method."""
+        return "".join(map(str, (*self.parameters.values(), self.taper or "", self.attention_factor)))
+
+
+_PARAMETERS = {"n": "n_hat", "w": "unseen_weight"}
 
 
 def parse_adjusted(name: str) -> AdjustedName:
-    """Parses 'METHOD', 'METHOD_tTAPER', 'METHOD@FACTOR' or 'METHOD_tTAPER@FACTOR'."""
-    method, _, attention_factor = name.partition("@")
-    tapered_name = re.fullmatch(r"(\w+)_t(\d{1,4})", method)
-    if tapered_name:
-        return AdjustedName(tapered_name[1], int(tapered_name[2]), attention_factor)
-    return AdjustedName(method, 0, attention_factor)
+    """Parses 'METHOD', followed by '_nN', '_wN', '_tN' and '@FACTOR' or some of them."""
+    plain, _, attention_factor = name.partition("@")
+    method, letters = plain, {}
+    while suffix := re.fullmatch(r"(\w+)_([ntw])(\d{1,6})", method):
+        method = suffix[1]
+        letters[suffix[2]] = int(suffix[3])
+    parameters = {_PARAMETERS[letter]: number for letter, number in letters.items() if letter in _PARAMETERS}
+    return AdjustedName(method, letters.get("t", 0), attention_factor, parameters)
+
+
+def check_parameters(kind: type[Method], name: AdjustedName) -> None:
+    """Raises `InputError` if a name gives the method a parameter that it does not have."""
+    known = {field.name for field in dataclasses.fields(kind)}
+    for parameter in name.parameters:
+        if parameter not in known:
+            raise InputError(f"`method` is {name.method!r}, which has no {parameter}: leave it out of the name")
 
 
 def tapered(factors: Float[AnyArray, "*layers pairs"], reach: int) -> Float[AnyArray, "*layers pairs"]:

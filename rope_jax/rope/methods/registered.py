@@ -35,10 +35,10 @@ def method(name: str) -> Callable[[_Definition], _Definition]:
     Raises:
         InputError: if there is a method of this name, or the definition is of neither kind.
     """
-    if not re.fullmatch(r"[A-Za-z]\w*", name) or parse_adjusted(name)[0] != name or name in ("own", "learned"):
+    if not re.fullmatch(r"[A-Za-z]\w*", name) or parse_adjusted(name).method != name or name in ("own", "learned"):
         raise InputError(
-            f"`name` is {name!r}: use letters, digits and underscores, neither 'own' nor 'learned', and no '_t3' at "
-            "the end, which tapers"
+            f"`name` is {name!r}: use letters, digits and underscores, neither 'own' nor 'learned', and no '_n3', "
+            "'_t3' or '_w3' at the end, which adjusts a method"
         )
     if name in METHODS or name in REGISTERED:
         raise InputError(

@@ -38,7 +38,11 @@ class TwoTerm(ClosedForm):
     def relative(self, geometry: Geometry, measure: Measure) -> RelativeScale:
         seen, extended = self.weights(measure)
         factors = least_cost(
-            geometry.theta(), np.float32(measure.extension), (measure.original, self.unseen_weight), seen, extended
+            geometry.theta(),
+            np.float32(measure.extension),
+            (measure.original, float(self.unseen_weight)),
+            seen,
+            extended,
         )
         return RelativeScale.create(factors)
 
