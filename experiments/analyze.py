@@ -16,7 +16,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from experiments.door import CONFIGS, run
-from rope_jax.cli.analyze import analyze, usage
+from rope_jax.cli.analyze import command
 
 DEFAULT = CONFIGS / "analyze.py"
 SWEEP = flags.DEFINE_bool("sweep", False, "Also sweep interpolated dimensions, intervals and lengths.")
@@ -24,11 +24,8 @@ USAGE = flags.DEFINE_bool("usage", False, "Measure how a model uses pairs and di
 
 
 def main(config: ConfigDict, folder: Path, name: str) -> None:
-    if USAGE.value:
-        usage(config, folder)
-        return
     typed = config_flags.get_override_values(flags.FLAGS["config"])
-    analyze(config, folder, name, named=bool(typed.get("model.path")), sweep=SWEEP.value)
+    command(config, folder, name, named=bool(typed.get("model.path")), sweep=SWEEP.value, usage=USAGE.value)
 
 
 if __name__ == "__main__":

@@ -21,14 +21,14 @@ CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 Command = Callable[[ConfigDict, Path, str], object]
 
 
-def run(command: Command, default_config: Path, several: bool = False, dry_run: Command | None = None) -> None:
+def run(command: Command, default_config: Path, several: bool = False, dry_run: bool = False) -> None:
     """Defines `--config`, `--workdir` and `--debug`, parses flags and runs a command.
 
     Args:
         command: what runs.
         default_config: config file of a command without `--config`.
         several: whether the command can run in several processes (`config.distributed`).
-        dry_run: what runs instead with `--dry_run`, a flag that is defined if this is given.
+        dry_run: whether the command has the flag `--dry_run`.
     """
     try:
         # Reads the config file and the fields on the command line at once.
@@ -39,11 +39,7 @@ def run(command: Command, default_config: Path, several: bool = False, dry_run: 
     flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
     if dry_run:
         flags.DEFINE_bool("dry_run", False, "Only check everything, and report the minutes of each stage here.")
-    app.run(lambda argv: _run(argv, _chosen(command, dry_run), several), flags_parser=_parsed)
-
-
-def _chosen(command: Command, dry_run: Command | None) -> Command:
-    return dry_run if dry_run and flags.FLAGS.dry_run else command
+    app.run(lambda argv: _run(argv, command, several), flags_parser=_parsed)
 
 
 def _parsed(argv: list[str]) -> list[str]:

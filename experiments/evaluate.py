@@ -15,18 +15,15 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from experiments.door import CONFIGS, run
-from rope_jax.cli.evaluate import dry_run, evaluate, score
+from rope_jax.cli.evaluate import command
 
 DEFAULT = CONFIGS / "eval.py"
 SCORE = flags.DEFINE_string("score", "", "Folder of LongBench-E prediction files to score; no model is read.")
 
 
 def main(config: ConfigDict, folder: Path, name: str) -> None:
-    if SCORE.value:
-        score(SCORE.value, folder)
-    else:
-        evaluate(config, folder, name)
+    command(config, folder, name, dry_run=flags.FLAGS.dry_run, score=SCORE.value)
 
 
 if __name__ == "__main__":
-    run(main, DEFAULT, dry_run=dry_run)
+    run(main, DEFAULT, dry_run=True)

@@ -16,7 +16,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from experiments.door import CONFIGS, run
-from rope_jax.cli import extend
+from rope_jax.cli.extend import command
 
 PLAN = flags.DEFINE_bool(
     "plan", False, "Only report memory, communication and hours of fine-tuning, on any accelerator."
@@ -28,8 +28,16 @@ DEFAULT = CONFIGS / "tiny.py"
 
 
 def main(config: ConfigDict, folder: Path, name: str) -> None:
-    extend.run(config, folder, name, plan_only=PLAN.value, mesh=MESH.value, profile=PROFILE.value)
+    command(
+        config,
+        folder,
+        name,
+        dry_run=flags.FLAGS.dry_run,
+        plan=PLAN.value,
+        mesh=MESH.value,
+        profile=PROFILE.value,
+    )
 
 
 if __name__ == "__main__":
-    run(main, DEFAULT, several=True, dry_run=extend.dry_run)
+    run(main, DEFAULT, several=True, dry_run=True)

@@ -16,8 +16,7 @@ from ml_collections import ConfigDict
 from experiments.door import CONFIGS, run
 from rope_jax.cli.config import change
 from rope_jax.cli.starts import QUICK as SMALL
-from rope_jax.cli.study import study
-from rope_jax.commands import study as procedure
+from rope_jax.cli.study import command
 
 QUICK = flags.DEFINE_bool("quick", False, "The same study in small, into the folder `quick` of --workdir.")
 TABLE = flags.DEFINE_string("table", "", "A table.jsonl to write the page of; nothing is computed.")
@@ -26,13 +25,9 @@ DEFAULT = CONFIGS / "study.py"
 
 
 def main(config: ConfigDict, folder: Path, name: str) -> None:
-    if TABLE.value:
-        procedure.rewrite_page(Path(TABLE.value), folder)
-        return
     if QUICK.value:
         change(config, SMALL["study"])
-        folder, name = folder / "quick", f"{name}, quick"
-    study(config, folder, name)
+    command(config, folder, name, quick=QUICK.value, table=TABLE.value)
 
 
 if __name__ == "__main__":

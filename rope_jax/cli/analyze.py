@@ -25,6 +25,16 @@ from rope_jax.runs.folder import RunFolder
 from rope_jax.sharding import make_mesh
 
 
+def command(
+    config: ConfigDict, folder: Path, name: str, *, named: bool = False, sweep: bool = False, usage: bool = False
+) -> None:
+    """The command with what is typed beside a config; `named`: its model is."""
+    if usage:
+        measure_usage(config, folder)
+    else:
+        analyze(config, folder, name, named=named, sweep=sweep)
+
+
 def analyze(
     config: ConfigDict,
     folder: Path,
@@ -74,7 +84,7 @@ def analysis(config: ConfigDict, name: str, named: bool = False) -> Analysis:
     return Analysis(name, build.settings(config), shape, contexts, chosen, energy(config), distances(config))
 
 
-def usage(config: ConfigDict, folder: Path, reporter: Reporter | None = None) -> Usage:
+def measure_usage(config: ConfigDict, folder: Path, reporter: Reporter | None = None) -> Usage:
     """Measures how much the model that a config names uses its frequency pairs and distances, into `usage.json`."""
     names = {"texts": "config.usage.texts", "tokens": "config.usage.tokens"}
     with config_names(), renamed(names), contextlib.ExitStack() as held:

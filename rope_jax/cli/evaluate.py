@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 from rope_jax.cli import benchmarks, build, shell, typed
 from rope_jax.cli.methods import solved_method
 from rope_jax.cli.names import config_names, reading
-from rope_jax.commands import evaluate as command
+from rope_jax.commands import evaluate as procedure
 from rope_jax.commands.fields import DEFAULTS, LEARNED, OWN
 from rope_jax.commands.reporter import Reporter
 from rope_jax.commands.source import Source
@@ -29,16 +29,26 @@ PATHS = (
 LAYOUT = ("eval.batch", "eval.generate_batch", "train.loss_chunk", "model.attention_chunk")
 
 
+def command(config: ConfigDict, folder: Path, name: str, *, dry_run: bool = False, score: str = "") -> None:
+    """The command with what is typed beside a config."""
+    if score:
+        score_predictions(score, folder)
+    elif dry_run:
+        rehearse(config, folder, name)
+    else:
+        evaluate(config, folder, name)
+
+
 def evaluate(config: ConfigDict, folder: Path, name: str, reporter: Reporter | None = None) -> dict:
     """Evaluates the model that a config names, writes everything to `folder`, and gives what `results.json` holds."""
     reporter = reporter or shell.Terminal()
     with config_names():
         wanted, place = job(config, folder, name, reporter), RunFolder(folder)
         with place.locked():
-            return command.evaluate(wanted, place, reporter)
+            return procedure.evaluate(wanted, place, reporter)
 
 
-def dry_run(config: ConfigDict, folder: Path, name: str, reporter: Reporter | None = None) -> None:
+def rehearse(config: ConfigDict, folder: Path, name: str, reporter: Reporter | None = None) -> None:
     """Checks an evaluation and reports its stages with their minutes; `folder` stays as it is."""
     reporter = reporter or shell.Terminal()
     with config_names(), tempfile.TemporaryDirectory() as scratch:
@@ -46,15 +56,15 @@ def dry_run(config: ConfigDict, folder: Path, name: str, reporter: Reporter | No
         check_disk(place, 0)
         if folder.exists():
             place.check(wanted.config, wanted.may_change, DEFAULTS)
-        command.rehearse(wanted, RunFolder(Path(scratch)), reporter)
+        procedure.rehearse(wanted, RunFolder(Path(scratch)), reporter)
 
 
-def job(config: ConfigDict, folder: Path, name: str, reporter: Reporter) -> command.EvaluationJob:
+def job(config: ConfigDict, folder: Path, name: str, reporter: Reporter) -> procedure.EvaluationJob:
     """The evaluation that a config asks for, to be kept in `folder`."""
     build.check(config, OWN)
     wanted = wanted_benchmarks(config)
     with reading("model.path"):
-        place = command.model_folder(config.model.path, config.model.revision, reporter)
+        place = procedure.model_folder(config.model.path, config.model.revision, reporter)
         found = check_model(place)
     source = Source(config.model.path, place, found, build.compute(config).of(found.config))
     tokenizer = build.tokenizer(config, source)
@@ -72,7 +82,7 @@ def job(config: ConfigDict, folder: Path, name: str, reporter: Reporter) -> comm
         generate_batch=config.eval.generate_batch,
         progress=reporter.bar,
     )
-    return command.EvaluationJob(
+    return procedure.EvaluationJob(
         name=name,
         command=typed.command("evaluate"),
         path=config.model.path,
@@ -106,7 +116,7 @@ def scale_vectors(config: ConfigDict, source: Source) -> tuple[dict[str, ScaleVe
     names = build.method_names(config, learned)
     methods = {name: solved_method(config, name) for name in names if name != OWN}
     # A model that is not extended has a context of its own, and one that it was trained with before.
-    original = config.context.original or command.trained_context(source.folder, known)
+    original = config.context.original or procedure.trained_context(source.folder, known)
     target = config.context.target or known.config.context
     vectors = {OWN: known.rope}
     if methods:
@@ -117,6 +127,6 @@ def scale_vectors(config: ConfigDict, source: Source) -> tuple[dict[str, ScaleVe
     return {name: vectors[name] for name in names}, original, target
 
 
-def score(predictions: str, folder: Path) -> None:
+def score_predictions(predictions: str, folder: Path) -> None:
     """Scores a folder of LongBench-E's prediction files, without a model."""
-    command.score_predictions(Path(predictions).expanduser(), folder, shell.Terminal())
+    procedure.score_predictions(Path(predictions).expanduser(), folder, shell.Terminal())

@@ -34,6 +34,29 @@ from rope_jax.training.context import check_attention
 from rope_jax.training.update import Training
 
 
+def command(
+    config: ConfigDict,
+    folder: Path,
+    name: str,
+    *,
+    dry_run: bool = False,
+    plan: bool = False,
+    mesh: str = "",
+    profile: str = "",
+) -> None:
+    """The command with what is typed beside a config."""
+    if mesh and not plan:
+        raise InputError("--mesh goes with --plan; a run takes its devices from config.mesh")
+    if plan:
+        sizes = mesh_sizes(mesh, dict(config.mesh))
+        virtual_devices(math.prod(sizes.values()))
+        plan_on(config, name, sizes, shell.Terminal())
+    elif dry_run:
+        rehearse(config, folder, name)
+    else:
+        extend(config, folder, name, profile=steps_to_trace(profile))
+
+
 def extend(
     config: ConfigDict,
     folder: Path,
@@ -52,7 +75,7 @@ def extend(
         return procedure.extend(dataclasses.replace(run, profile=profile), reporter)
 
 
-def dry_run(config: ConfigDict, folder: Path, name: str, reporter: Reporter | None = None) -> None:
+def rehearse(config: ConfigDict, folder: Path, name: str, reporter: Reporter | None = None) -> None:
     """Checks a run and reports its stages with their minutes; `folder` stays as it is."""
     reporter = reporter or shell.Terminal()
     with names.config_names(), contextlib.ExitStack() as held:
@@ -173,7 +196,7 @@ def check_devices(config: ConfigDict, recipe: Recipe, pretraining: TrainConfig |
             )
 
 
-def plan(config: ConfigDict, name: str, sizes: dict[str, int], reporter: Reporter) -> Plan:
+def plan_on(config: ConfigDict, name: str, sizes: dict[str, int], reporter: Reporter) -> Plan:
     """Plans the fine-tuning of a run on devices, by mesh axis, that need not be here."""
     with names.config_names(), build.train_section(config):
         build.check(config)
@@ -205,15 +228,3 @@ def steps_to_trace(flag: str) -> tuple[int, int] | None:
     if not (first.isdecimal() and last.isdecimal() and 1 <= int(first) <= int(last)):
         raise InputError(f"--profile={flag} must name a first and a last step, such as 10:12")
     return int(first), int(last)
-
-
-def run(config: ConfigDict, folder: Path, name: str, *, plan_only: bool, mesh: str, profile: str) -> None:
-    """The command with what is typed beside the config: `--plan`, `--mesh` and `--profile`."""
-    if plan_only:
-        sizes = mesh_sizes(mesh, dict(config.mesh))
-        virtual_devices(math.prod(sizes.values()))
-        plan(config, name, sizes, shell.Terminal())
-    elif mesh:
-        raise InputError("--mesh goes with --plan; a run takes its devices from config.mesh")
-    else:
-        extend(config, folder, name, profile=steps_to_trace(profile))

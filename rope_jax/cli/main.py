@@ -7,6 +7,7 @@ import re
 import runpy
 import sys
 from importlib.resources import files
+from inspect import Parameter, signature
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -111,6 +112,7 @@ def parse(name: str, arguments: list[str]) -> argparse.Namespace:
         ]
         word = unknown[0].partition("=")[0]
         stop(f"{word} is unknown: {nearest(word, known)}rope-jax {name} --help lists all, and --set sets any field")
+    typed.named = bool(vars(typed).get("model.path"))
     return typed
 
 
@@ -225,26 +227,14 @@ def run(name: str, typed: argparse.Namespace) -> None:
     label = Path(typed.config).stem if typed.config else name
     folder = Path(os.path.abspath(typed.output))
     module = import_module(f"rope_jax.cli.{name}")
+    # A command that takes more than its config from what is typed names it.
+    command = getattr(module, "command", None) or getattr(module, name)
+    taken = [p.name for p in signature(command).parameters.values() if p.kind is Parameter.KEYWORD_ONLY]
+    beside = {word: vars(typed)[word] for word in taken}
 
     def call() -> None:
         try:
-            if name == "analyze" and typed.usage:
-                module.usage(config, folder)
-            elif name == "analyze":
-                named = bool(vars(typed)["model.path"])
-                module.analyze(config, folder, label, named=named, sweep=typed.sweep)
-            elif vars(typed).get("dry_run"):
-                module.dry_run(config, folder, label)
-            elif name == "extend":
-                module.run(config, folder, label, plan_only=typed.plan, mesh=typed.mesh, profile=typed.profile)
-            elif name == "evaluate" and typed.score:
-                module.score(typed.score, folder)
-            elif name == "study" and typed.table:
-                module.procedure.rewrite_page(Path(typed.table), folder)
-            elif name == "study" and typed.quick:
-                module.study(config, folder / "quick", f"{label}, quick")
-            else:
-                getattr(module, name)(config, folder, label)
+            command(config, folder, label, **beside)
         except InputError as error:
             raise InputError(spelled(str(error), name)) from error
 

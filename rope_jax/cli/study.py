@@ -23,6 +23,16 @@ from rope_jax.training.config import OptimizerConfig
 MAY_CHANGE = tuple(f"study.{name}" for name in ("models", "seeds", "methods", "zero_shot", "n_hats", "intervals"))
 
 
+def command(config: ConfigDict, folder: Path, name: str, *, quick: bool = False, table: str = "") -> None:
+    """The command with what is typed beside a config, which is small already for `quick`."""
+    if table:
+        procedure.rewrite_page(Path(table), folder)
+    elif quick:
+        study(config, folder / "quick", f"{name}, quick")
+    else:
+        study(config, folder, name)
+
+
 def study(config: ConfigDict, folder: Path, name: str, reporter: Reporter | None = None) -> list[dict]:
     """Runs or resumes a study; gives the lines of its table.
 

@@ -11,7 +11,7 @@ import transformers
 from PIL import Image
 
 from configs import eval as eval_config
-from rope_jax.cli.evaluate import dry_run, evaluate, job
+from rope_jax.cli.evaluate import evaluate, job, rehearse
 from rope_jax.cli.names import config_names
 from rope_jax.cli.shell import Terminal
 from rope_jax.commands.evaluate import prepare_evaluation, score_predictions
@@ -301,7 +301,7 @@ def test_texts_methods_and_later_suites(data, tmp_path, capsys):
 def test_a_dry_run_plans_every_benchmark_and_leaves_nothing(data, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("rope_jax.commands.stages.speed", lambda setting, dtype: 1e9)
     monkeypatch.setattr("rope_jax.plan.minutes.WORTH_TIMING", 0)
-    dry_run(small_config(data, "passkey,perplexity"), tmp_path / "out", "eval")
+    rehearse(small_config(data, "passkey,perplexity"), tmp_path / "out", "eval")
     said = capsys.readouterr().out
     assert "GiB for weights and cache" in said and "at 1 GFLOP/s" in said
     assert all(f"\n  {name} " in said for name in ("passkey", "perplexity"))

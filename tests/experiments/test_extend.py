@@ -16,7 +16,7 @@ import pytest
 import torch
 import transformers
 
-from rope_jax.cli.extend import dry_run, extend, prepare
+from rope_jax.cli.extend import extend, prepare, rehearse
 from rope_jax.commands import extend as procedure
 from rope_jax.commands.reporter import Silent
 from rope_jax.errors import InputError
@@ -286,25 +286,25 @@ def test_full_disk_is_said_before_anything_runs(texts, tmp_path, monkeypatch):
 
 def test_a_dry_run_plans_every_stage_and_leaves_nothing(texts, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("rope_jax.plan.minutes.WORTH_TIMING", 0)
-    dry_run(small_config(texts), tmp_path / "run", "small")
+    rehearse(small_config(texts), tmp_path / "run", "small")
     stages = {line.split()[0] for line in capsys.readouterr().out.splitlines() if line.startswith("  ")}
     assert stages == {"pre-training", "solving", "perplexity", "fine-tuning", "export"}
     assert not list(tmp_path.iterdir())
 
 
 def test_a_dry_run_of_a_finished_run_has_nothing_to_do(finished, texts, capsys):
-    dry_run(small_config(texts), finished[0], "small")
+    rehearse(small_config(texts), finished[0], "small")
     assert "every stage has finished" in capsys.readouterr().out
     other = small_config(texts)
     other.train.steps = 5
     with pytest.raises(InputError, match=r"train\.steps"):
-        dry_run(other, finished[0], "small")
+        rehearse(other, finished[0], "small")
 
 
 def test_a_step_that_no_device_holds_is_said(texts, tmp_path, monkeypatch):
     monkeypatch.setattr("os.sysconf", lambda name: 1)
     with pytest.raises(InputError, match=r"train\.global_batch.* a training step, and a device has 0\.0 GiB"):
-        dry_run(small_config(texts), tmp_path / "run", "small")
+        rehearse(small_config(texts), tmp_path / "run", "small")
 
 
 def signs(whole):

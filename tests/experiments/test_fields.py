@@ -12,7 +12,7 @@ from rope_jax.cli import build, names
 from rope_jax.cli.analyze import analyze
 from rope_jax.cli.evaluate import evaluate
 from rope_jax.cli.export import export
-from rope_jax.cli.extend import extend, mesh_sizes, plan
+from rope_jax.cli.extend import extend, mesh_sizes, plan_on
 from rope_jax.commands.fields import FIELDS, METHOD_FIELDS
 from rope_jax.commands.reporter import Silent
 from rope_jax.errors import InputError
@@ -214,7 +214,7 @@ def test_what_cannot_be_exported_is_named_before_anything_is_written(model, tmp_
 def test_what_cannot_be_planned(values, field):
     config = assigned(small_config("/nowhere"), values)
     with pytest.raises(InputError) as caught:
-        plan(config, "small", mesh_sizes("", dict(config.mesh)), Silent())
+        plan_on(config, "small", mesh_sizes("", dict(config.mesh)), Silent())
     assert "nowhere" in str(caught.value) if field is None else caught.value.field == f"config.{field}"
 
 

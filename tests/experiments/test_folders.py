@@ -6,7 +6,7 @@ from configs import eval as eval_config
 from configs import export as export_config
 from configs import llama2_8k
 from configs import verify as verify_config
-from rope_jax.cli.analyze import analyze, usage
+from rope_jax.cli.analyze import analyze, measure_usage
 from rope_jax.cli.evaluate import evaluate
 from rope_jax.cli.export import export
 from rope_jax.cli.extend import extend
@@ -39,7 +39,7 @@ def started(command, model, texts, folder):
         case "analyze":
             analyze(llama2_8k.get_config(), folder, "a", reporter=Silent())
         case "usage":
-            usage(assigned(small_config(texts), fields), folder, Silent())
+            measure_usage(assigned(small_config(texts), fields), folder, Silent())
         case "verify":
             verify(assigned(verify_config.get_config(), fields), folder, "a", Silent())
         case "study":

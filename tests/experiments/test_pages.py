@@ -32,7 +32,7 @@ DOORS = {
     "evaluate": (
         evaluate.main,
         evaluate.DEFAULT,
-        ("command.evaluate", "command.rehearse", "command.score_predictions"),
+        ("procedure.evaluate", "procedure.rehearse", "procedure.score_predictions"),
     ),
     "export": (export.export, export.DEFAULT, ("procedure.export",)),
     "extend": (
@@ -43,7 +43,6 @@ DOORS = {
     "study": (study.main, study.DEFAULT, ("procedure.run", "procedure.rewrite_page")),
     "verify": (verify.verify, verify.DEFAULT, ("procedure.verify",)),
 }
-DRY_RUNS = {"evaluate": evaluate.dry_run, "extend": extend.extend.dry_run}
 
 
 def commands():
@@ -117,7 +116,7 @@ def test_command(name, arguments, places, folder, monkeypatch, capsys):
         arguments = [re.sub(rf"(?<![\w/]){word}(?!\w)", str(place), argument) for argument in arguments]
     monkeypatch.setattr(sys, "argv", [f"experiments/{name}.py", *arguments])
     try:
-        door.run(main, default, dry_run=DRY_RUNS.get(name))
+        door.run(main, default, dry_run=name in ("evaluate", "extend"))
     except SystemExit as stopped:
         pytest.fail(f"status {stopped.code}: {capsys.readouterr().err}")
     assert reached

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from configs import llama2_13b_16k
-from rope_jax.cli.extend import mesh_sizes, plan, steps_to_trace
+from rope_jax.cli.extend import mesh_sizes, plan_on, steps_to_trace
 from rope_jax.cli.shell import Terminal
 from rope_jax.commands.reporter import Silent
 from rope_jax.errors import InputError
@@ -15,7 +15,7 @@ from tests.processes import REPOSITORY, output
 
 
 def test_plan_of_a_small_run(capsys):
-    result = plan(small_config("/nowhere"), "small", mesh_sizes("fsdp=4,context=2", {}), Terminal())
+    result = plan_on(small_config("/nowhere"), "small", mesh_sizes("fsdp=4,context=2", {}), Terminal())
     said = capsys.readouterr().out
     assert math.prod(result.mesh.values()) == 8 and result.tokens == 8 * 128 and result.steps == 4
     assert {"all-gather", "all-reduce"} <= {kind.kind for kind in result.collectives}
@@ -60,5 +60,5 @@ def test_a_config_that_ships():
 
 @pytest.mark.slow
 def test_a_large_config_that_ships():
-    result = plan(llama2_13b_16k.get_config(), "llama2_13b_16k", mesh_sizes("fsdp=8", {}), Silent())
+    result = plan_on(llama2_13b_16k.get_config(), "llama2_13b_16k", mesh_sizes("fsdp=8", {}), Silent())
     assert result.parameters == 13_015_864_320  # as published

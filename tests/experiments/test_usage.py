@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from rope_jax.cli.analyze import analysis, usage
+from rope_jax.cli.analyze import analysis, measure_usage
 from rope_jax.commands import analyze as procedure
 from rope_jax.commands.reporter import Silent
 from rope_jax.errors import InputError
@@ -16,7 +16,7 @@ from tests.experiments.helpers import assigned, small_config
 def test_energies_and_distances_of_a_model_weigh_its_analysis(texts, finished, tmp_path):
     config = assigned(small_config(texts), {"model.path": str(finished[0] / "export"), "usage.tokens": 96})
     config = assigned(config, {"usage.texts": 3})
-    found = usage(config, tmp_path, Silent())
+    found = measure_usage(config, tmp_path, Silent())
     assert found.energy.shape == (2, 2, 8) and found.about["texts"] == 3 and found.about["model"] == "export"
     file = str(tmp_path / "usage.json")
     config = assigned(config, {"solve.energy": file, "solve.distances": file})
@@ -54,5 +54,5 @@ def test_energies_and_distances_of_a_model_weigh_its_analysis(texts, finished, t
 def test_usage_that_cannot_be_measured(texts, finished, tmp_path, values, field):
     config = assigned(small_config(texts), {"model.path": str(finished[0] / "export"), **values})
     with pytest.raises(InputError) as error:
-        usage(config, tmp_path, Silent())
+        measure_usage(config, tmp_path, Silent())
     assert error.value.field == f"config.{field}"
