@@ -84,7 +84,7 @@ def job(config: ConfigDict, folder: Path, name: str, reporter: Reporter) -> proc
     )
     return procedure.EvaluationJob(
         name=name,
-        command=typed.command("evaluate"),
+        command=typed.command("evaluate", config, folder),
         path=config.model.path,
         source=place,
         vectors=vectors,

@@ -75,6 +75,16 @@ def extend(
         return procedure.extend(dataclasses.replace(run, profile=profile), reporter)
 
 
+def pretrain(config: ConfigDict, folder: Path, name: str, reporter: Reporter | None = None) -> Path:
+    """Trains the small model that `extend` begins with where `config.model.path` is empty; gives its folder."""
+    reporter = reporter or shell.Terminal()
+    with names.config_names(), contextlib.ExitStack() as held:
+        run = multihost.in_turn(lambda: prepare(config, folder, name, reporter, held))
+        if run.pretraining and not run.folder.has("model"):
+            procedure.pretrain(run, reporter)
+        return run.recipe.source.folder
+
+
 def rehearse(config: ConfigDict, folder: Path, name: str, reporter: Reporter | None = None) -> None:
     """Checks a run and reports its stages with their minutes; `folder` stays as it is."""
     reporter = reporter or shell.Terminal()
@@ -124,7 +134,7 @@ def prepare(
             write_json(place / "source.json", {"path": source.path, "commit": source.commit})
     return Run(
         name=name,
-        command=typed.command("extend"),
+        command=typed.command("extend", config, folder),
         settings=build.settings(config),
         folder=place,
         recipe=recipe,

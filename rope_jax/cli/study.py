@@ -59,7 +59,7 @@ def prepare(config: ConfigDict, folder: Path, name: str, held: contextlib.ExitSt
     with names.section("study", n_hat="config.study.n_hats", global_batch="config.study.tune_batch_tokens"):
         found = Study(
             name=name,
-            command=typed.command("study"),
+            command=typed.command("study", config, folder),
             settings=build.settings(config),
             folder=place,
             design=design(config),

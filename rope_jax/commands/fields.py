@@ -370,10 +370,10 @@ FIELDS: tuple[Field, ...] = (
 DEFAULTS: dict[str, Any] = {field.name: field.default for field in FIELDS}
 
 
-def changed(settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def changed(settings: Mapping[str, Any], defaults: Mapping[str, Any] = DEFAULTS) -> dict[str, dict[str, Any]]:
     """Fields of a JSON-able config that differ from their defaults: name to `value` and `default`."""
     found = {}
-    for name, default in DEFAULTS.items():
+    for name, default in defaults.items():
         value: Any = settings
         for part in name.split("."):
             value = value.get(part) if isinstance(value, Mapping) else None

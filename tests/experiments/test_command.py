@@ -1,6 +1,7 @@
 """The command `rope-jax`: the same config as the other door's, help without JAX, and mistakes in one line."""
 
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from ml_collections import config_flags
 
 from rope_jax.cli import main
 from rope_jax.cli import typed as spelling
+from rope_jax.cli.config import change, start
 from rope_jax.cli.subcommands import COMMANDS
 from rope_jax.commands.fields import FIELDS
 from rope_jax.rope.methods.registered import REGISTERED
@@ -160,7 +162,7 @@ def test_debug_shows_the_traceback(field, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    ("program", "begins"), [("/bin/rope-jax", "rope-jax"), ("x/extend.py", "python -m experiments.")]
+    ("program", "begins"), [("/bin/rope-jax", "rope-jax"), ("x/experiments/extend.py", "python -m experiments.")]
 )
 def test_the_next_commands_are_those_of_the_same_door(program, begins, monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "argv", [program])
@@ -170,6 +172,17 @@ def test_the_next_commands_are_those_of_the_same_door(program, begins, monkeypat
         export = typed("export", lines[2].removeprefix("rope-jax export "))
         assert export.export.formats == ("hf", "gguf") and export.export.run == str(tmp_path)
         assert typed("evaluate", lines[0].removeprefix("rope-jax evaluate ")).model.path == str(tmp_path)
+
+
+def test_a_program_records_the_command_that_does_the_same(monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, "argv", ["lib/ipykernel_launcher.py", "-f", "kernel.json"])
+    config = start("extend")
+    fields = {"model.path": "a b", "compare": (), "eval.lengths": (1024, 2048), "debug.nans": True, "seed": 3}
+    change(config, fields | {"train.learning_rate": 5e-4, "train.positions": "skip"})
+    program, name, *arguments = shlex.split(spelling.command("extend", config, tmp_path))
+    assert (program, name) == ("rope-jax", "extend")
+    read = main.parse(name, arguments)
+    assert main.request(name, read).to_dict() == config.to_dict() and read.output == str(tmp_path)
 
 
 def test_options_of_the_other_door():
