@@ -104,6 +104,11 @@ def _perplexity(results: Mapping) -> list[Block]:
     windows = [window for record in suite.values() for window in record.values() if "convention" in window]
     curves = {method: record["by_position"]["buckets"] for method, record in suite.items()}
     blocks: list[Block] = [figures.perplexity_by_position({"": curves}, context["original"])]
+    if compared := results["comparisons"]["suites"].get("perplexity"):
+        differences = {method: found["by_position"] for method, found in compared.items()}
+        blocks.append(
+            figures.difference_by_position(differences, results["comparisons"]["reference"], context["original"])
+        )
     if windows:
         rows = [
             [titled(method), convention, *(_perplexity_at(record, length, convention) for length in lengths)]

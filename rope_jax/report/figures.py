@@ -148,6 +148,21 @@ def perplexity_by_position(panels: Mapping[str, Mapping[str, Sequence[Mapping]]]
     )
 
 
+def difference_by_position(differences: Mapping[str, Sequence[Mapping]], reference: str, original: int) -> LinePlot:
+    """Paired differences in NLL from that of the method `reference` against position, with 95% bands.
+
+    `differences` is method to places with `start`, `end`, `difference` (nats per token) and `interval`.
+    """
+    lines = []
+    for method, places in differences.items():
+        # The first few tokens are too few to tell.
+        shown = [place for place in places if place["start"] >= original / 16]
+        middles = [(place["start"] * place["end"]) ** 0.5 for place in shown]
+        lines.append(_with_intervals(method, middles, shown, "difference"))
+    panel = Panel(lines, "position in the window (tokens)", f"NLL less that of {titled(reference)}", log_x=True)
+    return LinePlot("difference_by_position", [panel], "nats per token", original=original)
+
+
 def score_by_length(panels: Mapping[str, Mapping[str, Mapping[int, Mapping]]], original: int) -> LinePlot:
     """Scores against length with 95% intervals, a panel per benchmark.
 

@@ -203,7 +203,7 @@ def evaluation():
                 "perplexity": {
                     "pi": {
                         "64 token": apart(-0.5),
-                        "by_position": [],
+                        "by_position": [{**apart(0.25), "start": 32, "end": 64}],
                         "regions": {"short": {**apart(0.25), "start": 1, "end": 64}},
                     }
                 },

@@ -26,6 +26,11 @@ FIGURES = [
     figures.perplexity_by_position(
         {"w": {"own": [{"start": 32, "end": 64, "nll": 1.1, "perplexity": 3.0, "interval": [2.0, 4.0]}]}}, 8192
     ),
+    figures.difference_by_position(
+        {"pi": [{"start": 2**k, "end": 2 ** (k + 1), "difference": 0.1, "interval": None} for k in range(9)]},
+        "yarn",
+        64,
+    ),
     figures.Histograms("figure_1", "Angles", {"pre-training": {"pair 6": [0.5, 0.5], "pair 22": [0.1, 0.9]}}),
 ]
 
