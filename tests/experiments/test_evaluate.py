@@ -439,7 +439,7 @@ def test_killed_evaluation_resumes(data, tmp_path):
     fields = {
         "model.path": str(data / "model"),
         "suite": "passkey,key_value",
-        "eval.lengths": LENGTHS,
+        "eval.lengths": LENGTHS[:1],
         "eval.samples": 16,
         "eval.passkey_trials": 8,
     }

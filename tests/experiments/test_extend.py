@@ -310,7 +310,7 @@ def test_a_step_that_no_device_holds_is_said(texts, tmp_path, monkeypatch):
 def signs(whole):
     """Files at which to kill a run: of some stages the first, with ROPE_JAX_LONG=1 twenty of all stages in order."""
     if not os.environ.get("ROPE_JAX_LONG"):
-        return ["pretrain/checkpoints/2", "model", "methods/yarn/before.json", "methods/dprope/checkpoints/2"]
+        return ["pretrain/checkpoints/2", "methods/yarn/before.json", "methods/dprope/checkpoints/2"]
     made = [path for path in whole.rglob("*") if path.is_file() and not {"profile", "compiled"} & {*path.parts}]
     made.sort(key=lambda path: path.stat().st_mtime)
     return [made[i].relative_to(whole) for i in np.linspace(0, len(made) - 1, 20).astype(int)]

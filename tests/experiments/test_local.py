@@ -26,8 +26,10 @@ def test_stories260k_on_books(shared, tmp_path, monkeypatch):
     config.data.path = str(tmp_path / "books")
     config.compare = ("extrapolation",)
     config.train.steps = 2
+    config.train.global_batch, config.train.accumulation = 2, 1
     config.eval.max_tokens = 2_000
     config.eval.position_tokens = 2_000
+    config.eval.stride = 512
     config.eval.passkey_trials = 2
     # Cutting a model this small over eight virtual devices would take longer than computing it.
     monkeypatch.setattr("rope_jax.cli.extend.make_mesh", lambda **sizes: make_mesh(**sizes, devices=jax.devices()[:1]))

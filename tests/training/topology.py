@@ -33,12 +33,12 @@ from tests.training.model import CONFIG
 MODEL = dataclasses.replace(CONFIG, vocab_size=258)
 # As in test_loop: a large eps makes the update a smooth function of the gradient.
 RUN = TrainConfig(
-    OptimizerConfig(learning_rate=1e-2, steps=20, clip_norm=1.0, eps=1e-2),
+    OptimizerConfig(learning_rate=1e-2, steps=12, clip_norm=1.0, eps=1e-2),
     length=32,
     global_batch=16,
     accumulation=2,
     loss_chunk=32,
-    checkpoint_every=10,
+    checkpoint_every=6,
     keep=2,
 )
 TEXTS = [
