@@ -20,6 +20,7 @@ FIELDS: Mapping[str, Mapping[str, str]] = {
     "longppl": {"evaluator": "eval.longppl_evaluator", "context": "eval.longppl_context"},
     "leaderboard": {"folder": "eval.leaderboard", "limit": "eval.leaderboard_limit"},
     "passkey": {name: f"eval.passkey_{name}" for name in ("lengths", "trials", "depths", "new_tokens")},
+    "recall": {name: f"eval.recall_{name}" for name in ("lengths", "texts")},
     "longbench_e": {
         "folder": "eval.longbench",
         "rows": "eval.longbench_rows",

@@ -106,7 +106,12 @@ def _small_model(config: ConfigDict) -> SourceConfig:
                 f"`{field}` to pre-train a model first"
             )
     with reading("pretrain.tokenizer"):
-        tokenizer = load_tokenizer(p.tokenizer)
+        tokenizer = load_tokenizer(p.tokenizer, recall=bool(p.recall))
+    if p.recall and not tokenizer.symbols:
+        raise InputError(
+            f"`pretrain.tokenizer` is {p.tokenizer!r}, which has no tokens of synthetic recall, and `pretrain.recall` "
+            f"is {p.recall:g}: use 'bytes', or the tokenizer of a study"
+        )
     with section("pretrain"):
         model = LlamaConfig(
             vocab_size=tokenizer.vocab_size,
@@ -192,6 +197,7 @@ def pretraining(config: ConfigDict) -> TrainConfig:
             global_batch=p.global_batch,
             loss_chunk=config.train.loss_chunk,
             checkpoint_every=p.checkpoint_every,
+            recall=p.recall,
             check_finite=config.debug.nans,
         )
 
@@ -231,9 +237,9 @@ def recipe(config: ConfigDict, source: Source, refused: Mapping[str, str] = NO_O
 
 
 def tokenizer(config: ConfigDict, source: Source) -> Tokenizer:
-    name = "data.tokenizer" if source.path else "pretrain.tokenizer"
+    name, recall = ("data.tokenizer", False) if source.path else ("pretrain.tokenizer", bool(config.pretrain.recall))
     with reading(name, tokenizer=f"config.{name}"):
-        return source.load_tokenizer(config.data.tokenizer if source.path else config.pretrain.tokenizer)
+        return source.load_tokenizer(value(config, name), recall)
 
 
 def corpus(config: ConfigDict, folder: Path) -> Splits:

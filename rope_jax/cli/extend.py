@@ -158,7 +158,7 @@ def prepare_evaluation(
     splits: Mapping[str, TextSource],
     reporter: Reporter,
 ) -> Evaluation:
-    """Perplexity and passkey retrieval at both contexts, as they are measured before and after fine-tuning."""
+    """Perplexity and retrieval at both contexts, as they are measured before and after fine-tuning."""
     contexts = recipe.measure.original, recipe.measure.target
     with names.reading("eval.split"):
         documents = splits[config.eval.split]
@@ -177,6 +177,8 @@ def prepare_evaluation(
     wanted = {"perplexity": benchmarks.benchmark(config, "perplexity", conventions=("token",))}
     if config.eval.passkey_trials:
         wanted["passkey"] = benchmarks.benchmark(config, "passkey")
+    if tokenizer.symbols and config.eval.recall_texts:
+        wanted["recall"] = benchmarks.benchmark(config, "recall")
     own = {name: benchmarks.names(name) for name in wanted}
     own["perplexity"]["lengths"] = "config.context.target"
     evaluation = engine.prepare(wanted, setting, Home(names=own))

@@ -13,7 +13,7 @@ from rope_jax.commands.fields import DEFAULTS, changed
 from rope_jax.commands.reporter import Reporter
 from rope_jax.commands.stages import evaluation_memory, evaluation_plan
 from rope_jax.errors import InputError
-from rope_jax.evaluation.benchmark import Benchmark, Questions, Setting, Subject
+from rope_jax.evaluation.benchmark import Benchmark, Setting, Subject
 from rope_jax.evaluation.benchmarks import BENCHMARKS
 from rope_jax.evaluation.engine import Evaluation, Home, prepare
 from rope_jax.evaluation.identity import weights_digest
@@ -163,7 +163,7 @@ def _results(job: EvaluationJob, evaluation: Evaluation, suites: Mapping[str, Ma
         for suite, methods in suites.items()
         for method, record in methods.items()
     }
-    asked = {name: kind for name, kind in BENCHMARKS.items() if issubclass(kind, Questions)}
+    asked = {name: kind for name, kind in BENCHMARKS.items() if kind.title}
     result = {
         "name": job.name,
         "command": job.command,

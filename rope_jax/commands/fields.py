@@ -257,11 +257,20 @@ FIELDS: tuple[Field, ...] = (
     Field("eval.passkey_depths", 10, "strata of the depth of a passkey", at_least(1, _SAMPLES)),
     Field("eval.passkey_new_tokens", 10, "tokens generated to find a passkey", at_least(1)),
     Field("eval.passkey_batch", 8, "passkey prompts decoded together", at_least(1, _BATCH)),
+    Field(
+        "eval.recall_lengths", (), "tokens of texts with synthetic recall; empty for both contexts", at_least(1), int
+    ),
+    Field(
+        "eval.recall_texts",
+        64,
+        "such texts per length, for a model that was pre-trained with pretrain.recall; 0 for none",
+        at_least(0, _SAMPLES),
+    ),
     #
     Field(
         "suite",
         "perplexity,passkey",
-        "benchmarks of evaluate, separated by commas: perplexity, passkey, longbench_e, ruler, "
+        "benchmarks of evaluate, separated by commas: perplexity, passkey, recall, longbench_e, ruler, "
         "leaderboard, longppl, key_value, many_shot, babilong",
     ),
     Field("eval.lengths", (), "tokens of windows and prompts; empty for both contexts", at_least(2), int),
@@ -344,6 +353,13 @@ FIELDS: tuple[Field, ...] = (
     Field("pretrain.clip_norm", 1.0, "global gradient norm to clip at; 0 for none", at_least(0)),
     Field("pretrain.global_batch", 32, "sequences of context.original tokens per update", at_least(1, _BATCH)),
     Field("pretrain.checkpoint_every", 200, "updates between checkpoints", at_least(1)),
+    Field(
+        "pretrain.recall",
+        0.0,
+        "share of its training rows that are synthetic recall: facts and questions of one token, for which the byte "
+        "tokenizer has further ids",
+        Check(least=0, below=1),
+    ),
     #
     Field("study.models", ("4x256:256:3000000",), "models: layers x width : original context : pre-training tokens"),
     Field("study.seeds", 3, "models of each, which differ in initial weights and data order", at_least(1)),

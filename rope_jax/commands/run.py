@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 
 from rope_jax.commands.source import Source
 from rope_jax.data.mixed import Mix
+from rope_jax.data.mixture import RecallRows
 from rope_jax.data.pipeline import TrainingBatches, training_batches
 from rope_jax.data.source import TextSource
 from rope_jax.data.tokenizer import Tokenizer
@@ -104,6 +105,10 @@ class Run:
     def batches(self, rows: int, config: TrainConfig, mix: Mix | None = None) -> TrainingBatches:
         """Training batches of the rows that this process holds, of `rows` in all, for a training."""
         shared = {"rows": process_rows(self.mesh, rows), "streams": self.streams, "skips": config.skips, "mix": mix}
+        if config.recall:
+            symbols, bos = self.tokenizer.symbols, self.tokenizer.bos_id
+            assert symbols and bos is not None, "whoever makes the tokenizer checks that it has symbols"
+            shared["recall"] = RecallRows(config.recall, symbols, bos, self.seed)
         return training_batches(self.documents, self.tokenizer, rows, config.length, self.seed, **shared)
 
     @property

@@ -87,9 +87,9 @@ class Source:
         keys = ", ".join(self.known.undeclared)
         return [f"note     config.json has {keys}, which transformers does not read: kept as it is"] if keys else []
 
-    def load_tokenizer(self, tokenizer: str = "") -> Tokenizer:
-        """The tokenizer in the folder or file `tokenizer`; the model's if that is empty."""
-        found = load_tokenizer(tokenizer or self.folder)
+    def load_tokenizer(self, tokenizer: str = "", recall: bool = False) -> Tokenizer:
+        """The tokenizer in the folder or file `tokenizer`, as `load_tokenizer` has it; the model's if that is empty."""
+        found = load_tokenizer(tokenizer or self.folder, recall)
         if found.vocab_size > self.model.vocab_size:
             raise InputError(
                 f"`tokenizer` has {found.vocab_size} ids and the model in {self.folder} only "

@@ -189,7 +189,7 @@ def prepare_material(study: Study, reporter: Reporter) -> Material:
     if not tokens.exists():
         reporter.say("training a tokenizer")
         train = [document["text"] for document in study.texts["train"]]
-        train_subword(place, train, study.vocab_size, study.symbols.count)
+        train_subword(place, train, study.vocab_size, study.symbols)
         tokenizer = load_tokenizer(place)
         held_out = [d["text"] for split, source in study.texts.items() if split != "train" for d in source]
         text = np.concatenate([tokenizer.encode(document) for document in train])

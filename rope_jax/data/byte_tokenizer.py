@@ -7,14 +7,18 @@ import numpy as np
 import tokenizers
 
 from rope_jax.data.huggingface_tokenizer import write_tokenizer
+from rope_jax.data.recall import Symbols
 
 
 class ByteTokenizer:
-    """Ids 0 to 255 are the bytes, 256 is `<s>`, 257 is `</s>`."""
+    """Ids 0 to 255 are the bytes, 256 is `<s>`, 257 is `</s>`; with `recall`, symbols follow."""
 
-    vocab_size: int = 258
     bos_id: int | None = 256
     eos_id: int | None = 257
+
+    def __init__(self, recall: bool = False):
+        self.symbols: Symbols | None = Symbols(258) if recall else None
+        self.vocab_size: int = 258 + (self.symbols.count if self.symbols else 0)
 
     def encode(self, text: str) -> np.ndarray:
         return np.frombuffer(text.encode("utf-8"), np.uint8).astype(np.int32)
@@ -30,7 +34,8 @@ class ByteTokenizer:
         tokenizer.decoder = tokenizers.decoders.ByteLevel()
         # "<s>" within a text is three bytes.
         config = {"bos_token": "<s>", "eos_token": "</s>", "split_special_tokens": True}
-        write_tokenizer(Path(folder), tokenizer, special=("<s>", "</s>"), bos=("<s>", 256), config=config)
+        special = ("<s>", "</s>", *(self.symbols.names if self.symbols else ()))
+        write_tokenizer(Path(folder), tokenizer, special=special, bos=("<s>", 256), config=config)
 
 
 def _byte_names() -> list[str]:

@@ -11,6 +11,7 @@ import numpy as np
 import tokenizers
 
 from rope_jax.data.charsmap import check_charsmap
+from rope_jax.data.recall import Symbols, named_symbols
 from rope_jax.errors import InputError
 from rope_jax.files import LARGEST, check_inside, check_regular, read_json
 
@@ -62,6 +63,7 @@ class HuggingFaceTokenizer:
             self._backend.encode_special_tokens = True
         self.bos_id: int | None = self._tokenizer.bos_token_id
         self.eos_id: int | None = self._tokenizer.eos_token_id
+        self.symbols: Symbols | None = named_symbols(self._tokenizer.get_vocab())
 
     def encode(self, text: str) -> np.ndarray:
         if self._backend is not None:

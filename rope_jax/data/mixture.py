@@ -1,9 +1,12 @@
-"""Rows of text mixed with rows of synthetic recall, from tokens in memory; any batch is found by its number alone."""
+"""Rows of text mixed with rows of synthetic recall.
+
+From tokens in memory, any batch is found by its number alone; in packed batches, some rows are replaced.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +21,8 @@ DOCUMENTS = (1, 1, 2, 4)
 KINDS = (0.2, 0.3, 0.5)
 # Tokens of a text to each fact in it.
 SPARSE = 16
+# Arrays of a batch.
+NAMES = ("tokens", "segment_ids", "positions")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -45,36 +50,76 @@ class Mixture:
             raise InputError(f"`text` has {len(self.text)} tokens, fewer than a row of {length}: add texts", "text")
         rng = np.random.default_rng((seed, number))
         drawn = [self._row(rng, number * rows + row, length) for row in range(rows)]
-        names = ("tokens", "segment_ids", "positions")
-        return {name: np.stack(columns) for name, columns in zip(names, zip(*drawn))}
-
-    def crop(self, rng: np.random.Generator, length: int) -> np.ndarray:
-        start = int(rng.integers(len(self.text) - length + 1))
-        return self.text[start : start + length].copy()
+        return {name: np.stack(columns) for name, columns in zip(NAMES, zip(*drawn))}
 
     def _row(self, rng, index, length):
-        # Evenly among the rows, so that every batch has its share.
-        if int((index + 1) * self.share) == int(index * self.share):
-            documents = [self.crop(rng, length - 1)]
-        else:
-            count = min(int(rng.choice(DOCUMENTS)), max(length // 32, 1))
-            edges = np.linspace(0, length, count + 1).astype(int)
-            documents = [self._recall(rng, size - 1) for size in np.diff(edges)]
-        parts = [
-            (np.r_[np.int32(self.bos_id), tokens], i, np.arange(len(tokens) + 1))
-            for i, tokens in enumerate(documents, 1)
-        ]
-        tokens, segments, positions = zip(*((t, np.full(len(t), i), p) for t, i, p in parts))
-        return tuple(np.concatenate(x).astype(np.int32) for x in (tokens, segments, positions))
+        if is_recall(index, self.share):
+            return recall_row(rng, self.text, length, self.symbols, self.bos_id)
+        return _packed([crop(rng, self.text, length - 1)], self.bos_id)
 
-    def _recall(self, rng, length):
-        kind = int(rng.choice(len(KINDS), p=KINDS))
-        if kind == 0:
-            return copies(rng, length, self.symbols).tokens
-        if kind == 1:
-            return stream(rng, length, self.symbols).tokens
-        count = min(max(length // SPARSE, 2), self.symbols.keys)
-        return facts(rng, self.crop(rng, length), self.symbols, count).tokens
+
+@dataclasses.dataclass(frozen=True)
+class RecallRows:
+    """A share of the rows of packed batches becomes recall, whose facts stand in the text of the same row.
+
+    Attributes:
+        share: share of rows, below 1.
+        symbols: ids of recall rows.
+        bos_id: begins every document of a row.
+        seed: of what is drawn for each row.
+    """
+
+    share: float
+    symbols: Symbols
+    bos_id: int
+    seed: int
+
+    def __call__(self, batch: Mapping[str, np.ndarray], indices: Sequence[int]) -> dict[str, np.ndarray]:
+        """A batch, int32 `[B, T]` each, whose rows have these numbers in the whole training."""
+        rows = {name: values.copy() for name, values in batch.items()}
+        for place, index in enumerate(indices):
+            if is_recall(index, self.share):
+                rng, text = np.random.default_rng((self.seed, index)), batch["tokens"][place]
+                drawn = recall_row(rng, text, len(text), self.symbols, self.bos_id)
+                for name, values in zip(NAMES, drawn):
+                    rows[name][place] = values
+        return rows
+
+
+def is_recall(index: int, share: float) -> bool:
+    """Whether the row of that number is recall: evenly among the rows, so that every batch has its share."""
+    return int((index + 1) * share) > int(index * share)
+
+
+def crop(rng: np.random.Generator, text: np.ndarray, length: int) -> np.ndarray:
+    """A piece of a text, at a random place."""
+    start = int(rng.integers(len(text) - length + 1))
+    return text[start : start + length].copy()
+
+
+def recall_row(
+    rng: np.random.Generator, text: np.ndarray, length: int, symbols: Symbols, bos_id: int
+) -> tuple[np.ndarray, ...]:
+    """A row of recall with pieces of a text, int32 `[n >= length]`: int32 `[length]` of each of `NAMES`."""
+    count = min(int(rng.choice(DOCUMENTS)), max(length // 32, 1))
+    edges = np.linspace(0, length, count + 1).astype(int)
+    return _packed([_recall(rng, text, size - 1, symbols) for size in np.diff(edges)], bos_id)
+
+
+def _recall(rng, text, length, symbols):
+    kind = int(rng.choice(len(KINDS), p=KINDS))
+    if kind == 0:
+        return copies(rng, length, symbols).tokens
+    if kind == 1:
+        return stream(rng, length, symbols).tokens
+    count = min(max(length // SPARSE, 2), symbols.keys)
+    return facts(rng, crop(rng, text, length), symbols, count).tokens
+
+
+def _packed(documents, bos_id):
+    parts = [(np.r_[np.int32(bos_id), tokens], i, np.arange(len(tokens) + 1)) for i, tokens in enumerate(documents, 1)]
+    tokens, segments, positions = zip(*((t, np.full(len(t), i), p) for t, i, p in parts))
+    return tuple(np.concatenate(x).astype(np.int32) for x in (tokens, segments, positions))
 
 
 class MixtureBatches:

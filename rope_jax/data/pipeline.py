@@ -11,6 +11,7 @@ import grain
 import numpy as np
 
 from rope_jax.data.mixed import Mix
+from rope_jax.data.mixture import RecallRows
 from rope_jax.data.positions import Skips
 from rope_jax.data.tokenizer import Tokenizer
 from rope_jax.errors import InputError
@@ -46,8 +47,9 @@ class TrainingBatches:
         kept: Mapping[int, Sequence[int]],
         description: Mapping[str, Any],
         mix: Mix | None = None,
+        recall: RecallRows | None = None,
     ):
-        self._streams, self._kept, self._description, self._mix = streams, kept, description, mix
+        self._streams, self._kept, self._description, self._mix, self._recall = streams, kept, description, mix, recall
         self._taken = 0
 
     def __iter__(self) -> TrainingBatches:
@@ -57,6 +59,10 @@ class TrainingBatches:
         parts = [(next(batches), self._kept[stream]) for stream, batches in self._streams.items()]
         fields = {"tokens": "tokens", "segment_ids": "tokens_segment_ids", "positions": "tokens_positions"}
         batch = {name: np.concatenate([part[field][rows] for part, rows in parts]) for name, field in fields.items()}
+        if self._recall:
+            size, share = (self._description[name] for name in ("batch_size", "streams"))
+            places = (stream * (size // share) + row for stream, rows in self._kept.items() for row in rows)
+            batch = self._recall(batch, [self._taken * size + place for place in places])
         self._taken += 1
         return self._mix(batch, self._taken - 1) if self._mix else batch
 
@@ -104,6 +110,7 @@ def training_batches(
     streams: int = 1,
     skips: Skips | None = None,
     mix: Mix | None = None,
+    recall: RecallRows | None = None,
 ) -> TrainingBatches:
     """Packs documents into batches of rows without padding, in a new order every epoch.
 
@@ -124,6 +131,7 @@ def training_batches(
         streams: a divisor of `batch_size`.
         skips: how positions skip, if they do; reaches further than a row.
         mix: which batches hold short documents only, if some do.
+        recall: which rows are synthetic recall, if some are.
     """
     for name, value in (("batch_size", batch_size), ("length", length), ("streams", streams)):
         if value < 1:
@@ -168,8 +176,9 @@ def training_batches(
         "shuffle window": window,
         "skipped positions": list(dataclasses.astuple(skips)) if skips else None,
         "mixed windows": list(dataclasses.astuple(mix)) if mix else None,
+        "share of recall": recall.share if recall else None,
     }
-    return TrainingBatches({stream: stream_batches(stream) for stream in kept}, kept, description, mix)
+    return TrainingBatches({stream: stream_batches(stream) for stream in kept}, kept, description, mix, recall)
 
 
 def share_past(source: Source, tokenizer: Tokenizer, length: int, context: int) -> float:

@@ -8,6 +8,7 @@ of which is asked for once; and a sequence that repeats (copying).
 """
 
 import dataclasses
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -18,8 +19,14 @@ class Symbols:
     """Ids that no text has, from `first` on: a question for each key, then `values` answers for each key in turn."""
 
     first: int
-    keys: int
-    values: int
+    keys: int = 8
+    values: int = 15
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What a tokenizer calls them, in the order of their ids."""
+        answers = (f"<|answer_{key}_{value}|>" for key in range(self.keys) for value in range(self.values))
+        return (*(f"<|question_{key}|>" for key in range(self.keys)), *answers)
 
     @property
     def count(self) -> int:
@@ -36,6 +43,13 @@ class Symbols:
         """One answer for each key, int32 `[keys]`."""
         places = self.values * np.arange(self.keys) + rng.integers(0, self.values, self.keys)
         return (self.first + self.keys + places).astype(np.int32)
+
+
+def named_symbols(ids: Mapping[str, int]) -> Symbols | None:
+    """The symbols in a tokenizer's vocabulary, by their names; None if it has none."""
+    keys, answers = (sum(name.startswith(f"<|{kind}_") for name in ids) for kind in ("question", "answer"))
+    found = Symbols(ids.get("<|question_0|>", 0), keys, answers // max(keys, 1))
+    return found if keys and all(ids.get(name) == i for i, name in enumerate(found.names, found.first)) else None
 
 
 class Recall(NamedTuple):

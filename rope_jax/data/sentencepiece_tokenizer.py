@@ -10,6 +10,7 @@ import tokenizers
 from sentencepiece import sentencepiece_model_pb2
 
 from rope_jax.data.huggingface_tokenizer import copy_file, write_tokenizer
+from rope_jax.data.recall import Symbols
 from rope_jax.errors import InputError
 from rope_jax.files import read_bytes
 
@@ -41,6 +42,7 @@ class SentencePieceTokenizer:
         bos, eos = self._processor.bos_id(), self._processor.eos_id()
         self.bos_id: int | None = bos if bos >= 0 else None
         self.eos_id: int | None = eos if eos >= 0 else None
+        self.symbols: Symbols | None = None
 
     def encode(self, text: str) -> np.ndarray:
         return np.asarray(self._processor.encode(text), np.int32)

@@ -13,6 +13,7 @@ import numpy as np
 from rope_jax.data.byte_tokenizer import ByteTokenizer
 from rope_jax.data.gguf_tokenizer import write_gguf_tokenizer
 from rope_jax.data.huggingface_tokenizer import HuggingFaceTokenizer
+from rope_jax.data.recall import Symbols
 from rope_jax.data.sentencepiece_tokenizer import SentencePieceTokenizer
 from rope_jax.errors import InputError
 from rope_jax.gguf_reader import is_gguf
@@ -27,11 +28,13 @@ class Tokenizer(Protocol):
         vocab_size: number of ids, special ones included; every id is below it.
         bos_id: id that begins a document, or None.
         eos_id: id that ends a document, or None.
+        symbols: ids of synthetic recall, or None.
     """
 
     vocab_size: int
     bos_id: int | None
     eos_id: int | None
+    symbols: Symbols | None
 
     def encode(self, text: str) -> np.ndarray:
         """Encodes a text of any length without special tokens, as int32 `[tokens]`."""
@@ -46,18 +49,19 @@ class Tokenizer(Protocol):
         ...
 
 
-def load_tokenizer(path: str | Path) -> Tokenizer:
+def load_tokenizer(path: str | Path, recall: bool = False) -> Tokenizer:
     """Loads a tokenizer from local files.
 
     Args:
         path: `bytes` for the byte tokenizer; a sentencepiece model (`*.model`) or a folder whose only tokenizer
             file is `tokenizer.model`; a GGUF file; or a Hugging Face folder.
+        recall: gives the byte tokenizer symbols of synthetic recall.
 
     Raises:
         InputError: if there is no tokenizer at `path`, or it cannot be loaded without running foreign code.
     """
     if str(path) == "bytes":
-        return ByteTokenizer()
+        return ByteTokenizer(recall)
     path = Path(path)
     if os.path.isfile(path) and path.suffix == ".model":
         return SentencePieceTokenizer(path)

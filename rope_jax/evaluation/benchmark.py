@@ -200,7 +200,15 @@ class DrawnQuestions(Questions):
 
 
 class Measurement(abc.ABC):
-    """A benchmark that measures texts or tasks, in stages that are kept one by one."""
+    """A benchmark that measures texts or tasks, in stages that are kept one by one.
+
+    Attributes:
+        title: as of `Questions`, if its results have the same form; empty if they have a form of their own.
+        note: as of `Questions`.
+    """
+
+    title: ClassVar[str] = ""
+    note: ClassVar[str] = ""
 
     def check(self, setting: Setting) -> dict[str, InputError]:
         """Tasks that cannot be measured, and why, found before weights are read; InputError if nothing can be."""

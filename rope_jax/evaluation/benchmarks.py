@@ -11,6 +11,7 @@ from rope_jax.evaluation.longppl.benchmark import LongPpl
 from rope_jax.evaluation.many_shot import ManyShot
 from rope_jax.evaluation.passkey import Passkey
 from rope_jax.evaluation.perplexity.benchmark import PerplexityBenchmark
+from rope_jax.evaluation.recall import Recall
 from rope_jax.evaluation.ruler.benchmark import Ruler
 
 BENCHMARKS: Mapping[str, type[Benchmark]] = {
@@ -18,6 +19,7 @@ BENCHMARKS: Mapping[str, type[Benchmark]] = {
     "longppl": LongPpl,
     "leaderboard": Leaderboard,
     "passkey": Passkey,
+    "recall": Recall,
     "longbench_e": LongBench,
     "ruler": Ruler,
     "key_value": KeyValue,

@@ -74,9 +74,9 @@ def make_continuation_scores(
 
     Returns:
         `score(params, rope, tokens, first, targets)`: tokens int32 `[B, T]` end in the last column and begin in column
-        `first` (int32 `[B]`), and targets int32 `[B, C]` follow the last C tokens (-1: none). It gives the sum of the
-        log likelihoods of each row's targets, float32 `[B]`, and whether greedy decoding would produce all of them,
-        bool `[B]`.
+        `first` (int32 `[B]`), and targets int32 `[B, C]` follow the last C tokens (-1: none). It gives the log
+        likelihoods of the targets, float32 `[B, C]`, 0 without one, and whether each is the most likely token, bool
+        `[B, C]`, True without one.
     """
 
     states = _tail_states(config, batch_sharding)
@@ -99,7 +99,7 @@ def make_continuation_scores(
         hidden = jnp.pad(hidden, ((0, 0), (0, padding), (0, 0))).reshape(b, -1, size, hidden.shape[-1])
         targets = jnp.pad(targets, ((0, 0), (0, padding)), constant_values=-1).reshape(b, -1, size)
         log_likelihood, greedy = jax.lax.map(part, (hidden.swapaxes(0, 1), targets.swapaxes(0, 1)))
-        return jnp.sum(log_likelihood, axis=(0, 2)), jnp.all(greedy, axis=(0, 2))
+        return tuple(found.swapaxes(0, 1).reshape(b, -1)[:, :c] for found in (log_likelihood, greedy))
 
     return _compiled(score, batch_sharding)
 

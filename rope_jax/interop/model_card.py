@@ -230,4 +230,8 @@ def _evaluation(facts: CardFacts) -> list[str]:
             for length, rate in zip(retrieved["lengths"], retrieved["per_length"])
         ]
         lines += ["", f"Passkey retrieved, {stages[-1][0]} fine-tuning: {', '.join(rates)}."]
+    if recalled := stages[-1][1].get("recall"):
+        cells = recalled["table"]["recall"].items()
+        rates = ", ".join(f"{cell['mean']:.0f}% at {int(length):,} tokens" for length, cell in cells)
+        lines += ["", f"Facts of one token recalled, {stages[-1][0]} fine-tuning: {rates}."]
     return lines

@@ -13,6 +13,7 @@ from rope_jax.evaluation.benchmark import Questions, Setting, Subject
 from rope_jax.evaluation.engine import Evaluation
 from rope_jax.evaluation.nll import make_token_nll, scored_columns
 from rope_jax.evaluation.perplexity.benchmark import PerplexityBenchmark
+from rope_jax.evaluation.recall import Recall
 from rope_jax.model.llama import abstract_params, param_shardings
 from rope_jax.plan.flops import scoring_flops
 from rope_jax.rope.embedding import identity
@@ -66,6 +67,8 @@ def benchmark_stages(evaluation: Evaluation, count: int) -> list[Stage]:
     for name, benchmark in evaluation.benchmarks.items():
         if isinstance(benchmark, Questions):
             flops = _answering(evaluation, name)
+        elif isinstance(benchmark, Recall):
+            flops = _recalling(benchmark, evaluation.setting)
         else:
             flops = _scoring(benchmark, evaluation.setting) if isinstance(benchmark, PerplexityBenchmark) else None
         found.append(Stage(name, count, flops, "not estimated"))
@@ -108,6 +111,13 @@ def _answering(evaluation: Evaluation, name: str) -> float:
     # A batch costs what its longest row does in all of them.
     batches = (rows[first : first + size] for first in range(0, len(rows), size))
     return sum(size * scoring_flops(setting.model, batch[-1][0] + batch[-1][1], batch[-1][1]) for batch in batches)
+
+
+def _recalling(benchmark: Recall, setting: Setting) -> float:
+    """FLOPs of texts whose ends are scored."""
+    assert setting.tokenizer.symbols, "checked"
+    asked, lengths = 2 * setting.tokenizer.symbols.keys, benchmark.lengths or setting.lengths
+    return benchmark.texts * sum(scoring_flops(setting.model, length, asked) for length in lengths)
 
 
 def _scoring(benchmark: PerplexityBenchmark, setting: Setting) -> float:

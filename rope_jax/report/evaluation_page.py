@@ -8,7 +8,7 @@ from rope_jax.report.page import Block, Page, Section, Table, counted, reproduct
 from rope_jax.report.styles import titled
 
 # What lies at the depth in each benchmark's prompts.
-HIDDEN = {"passkey": "key", "ruler": "needle", "key_value": "pair"}
+HIDDEN = {"passkey": "key", "ruler": "needle", "key_value": "pair", "recall": "fact"}
 
 
 def evaluation_page(results: Mapping) -> Page:

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from rope_jax.evaluation.recall import Recall
 from rope_jax.report import figures
 from rope_jax.report.page import Block, Command, Page, Section, Table, counted, reproduction, signed, with_interval
 from rope_jax.report.styles import titled
@@ -50,6 +51,7 @@ def extension_page(results: Mapping, curves: Mapping[str, Sequence[Mapping]]) ->
             Section("Scale vectors and their disturbance", vectors),
             Section("Fine-tuning", [_training(train), figures.training_curves(curves)]),
             Section("Passkey retrieval", _passkey(methods)),
+            Section(Recall.title, _recall(methods)),
             Section("What to do next", [Command(line) for line in results["next"]]),
             reproduction(results, "Losses per step: `methods/*/metrics.jsonl`, also for TensorBoard."),
         ],
@@ -78,12 +80,14 @@ def _verdict(results: Mapping) -> list[Block]:
     if any(place and place["interval"] for place in rival.values()):
         named = ", ".join(better) or "no other method"
         text += f" Better at {_positions(places['long'])} after the same fine-tuning: {named}."
-    keys = {
-        f"{titled(method)} {stage}": _found(results["methods"][method][stage]["passkey"])
+    stages = {
+        f"{titled(method)} {stage}": results["methods"][method][stage]
         for method, stage in dict.fromkeys(((original, "before"), (exported, "before"), (exported, "after")))
     }
-    if all(keys.values()):
-        text += f" Keys found: {', '.join(f'{name} {found}' for name, found in keys.items())}."
+    for what, retrieved in (("Keys found", _keys_found), ("Facts recalled in the longest texts", _facts_recalled)):
+        said = {name: retrieved(record) for name, record in stages.items()}
+        if all(said.values()):
+            text += f" {what}: {', '.join(f'{name} {found}' for name, found in said.items())}."
     return [
         text,
         f"NLL in nats per token less that of {titled(exported)} after fine-tuning, by position, so that above 0 the "
@@ -121,10 +125,16 @@ def _positions(place: Mapping) -> str:
     return f"{place['start']:,} to {place['end'] - 1:,}"
 
 
-def _found(grid: Mapping | None) -> str:
+def _keys_found(stage: Mapping) -> str:
     """Keys found at all lengths; empty if they were not asked for."""
-    rates = grid["per_length"] if grid else ()
+    rates = stage["passkey"]["per_length"] if stage["passkey"] else ()
     return f"{sum(r['successes'] for r in rates)} of {sum(r['trials'] for r in rates)}" if rates else ""
+
+
+def _facts_recalled(stage: Mapping) -> str:
+    """Facts recalled at the last length; empty if they were not asked for."""
+    cells = list(stage["recall"]["table"]["recall"].values()) if stage.get("recall") else ()
+    return f"{cells[-1]['mean']:.0f}%" if cells else ""
 
 
 def _training(train: Mapping) -> str:
@@ -229,6 +239,27 @@ def _passkey(methods: Mapping[str, Mapping]) -> list[Block]:
         "key. 95% Wilson intervals.",
         figures.depth_maps("passkey", "Keys found after fine-tuning", maps, "key"),
         Table(["method", "stage", "tokens", "found", "interval"], rows),
+    ]
+
+
+def _recall(methods: Mapping[str, Mapping]) -> list[Block]:
+    """Recall of every method before and after; empty if it was not measured."""
+    found = {(name, stage): method[stage].get("recall") for name, method in methods.items() for stage in STAGES}
+    if not all(found.values()):
+        return []
+    tables = {key: record["table"]["recall"] for key, record in found.items()}
+    rows = [
+        [titled(name), stage, *(with_interval(cell["mean"], cell["interval"], (1, 1)) for cell in table.values())]
+        for (name, stage), table in tables.items()
+    ]
+    maps = {
+        name: {f"{stage} fine-tuning": found[name, stage]["grids"]["recall"] for stage in STAGES} for name in methods
+    }
+    head = [f"{int(length):,} tokens" for length in next(iter(tables.values()))]
+    return [
+        f"{Recall.note} Percentages, with 95% intervals over texts.",
+        figures.depth_maps("recall", "Facts recalled", maps, "fact"),
+        Table(["method", "stage", *head], rows),
     ]
 
 

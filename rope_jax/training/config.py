@@ -74,6 +74,7 @@ class TrainConfig:
         offload_optimizer: keeps the optimizer state in host memory between updates.
         skips: positions of training rows skip, so that short rows train a longer context; None counts them.
         mix: share of microbatches of short documents, under the original scale vector; None for none.
+        recall: share of rows that are synthetic recall, below 1; the tokenizer has its symbols.
         check_finite: checks loss and gradients of every step, and names the first part that is not finite.
     """
 
@@ -90,6 +91,7 @@ class TrainConfig:
     offload_optimizer: bool = False
     skips: Skips | None = None
     mix: Mix | None = None
+    recall: float = 0.0
     check_finite: bool = False
 
     def __post_init__(self):
@@ -105,6 +107,7 @@ class TrainConfig:
                 f"`mix` is {self.mix.share:g}, and the run has {microbatches} microbatches, none of which would hold "
                 "short documents: raise it, or leave it at 0"
             )
+        require(self, "recall", 0 <= self.recall < 1, "it must lie in 0 .. 1, below 1")
         require(self, "keep_best", self.keep_best >= 0, "it must be at least 0")
         if self.global_batch % self.accumulation:
             raise InputError(

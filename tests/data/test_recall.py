@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 
-from rope_jax.data.mixture import Mixture, MixtureBatches, skipped
-from rope_jax.data.recall import Symbols, asked_at_the_end, copies, facts, stream
+from rope_jax.data.mixture import Mixture, MixtureBatches, RecallRows, skipped
+from rope_jax.data.pipeline import training_batches
+from rope_jax.data.recall import Symbols, asked_at_the_end, copies, facts, named_symbols, stream
+from rope_jax.data.source import TextSource
 from rope_jax.data.subword import train_subword
 from rope_jax.data.tokenizer import load_tokenizer
 from rope_jax.errors import InputError
@@ -109,14 +111,56 @@ def test_skipped_positions_meet_every_position_once_far_enough():
 
 
 def test_a_trained_tokenizer_keeps_its_symbols_for_recall(tmp_path):
-    texts = ["the cat sat on the mat, the dog <|3|> lay by the door " * 20, "naïve café\n"]
-    first = train_subword(tmp_path, texts, 320, 16)
+    texts = ["the cat sat on the mat, the dog <|question_3|> lay by the door " * 20, "naïve café\n"]
+    first = train_subword(tmp_path, texts, 320, Symbols(0, 4, 3))
     tokenizer = load_tokenizer(tmp_path)
-    assert tokenizer.vocab_size == first + 16 <= 320
+    assert tokenizer.vocab_size == first + 16 <= 320 and tokenizer.symbols == Symbols(first, 4, 3)
     for text in texts:
         ids = tokenizer.encode(text)
         assert tokenizer.decode(ids) == text
         assert ids.max() < first - 2 and len(ids) < len(text.encode())
     with pytest.raises(InputError) as caught:
-        train_subword(tmp_path, texts, 256, 16)
+        train_subword(tmp_path, texts, 256, Symbols(0, 4, 3))
     assert caught.value.field == "vocab_size"
+
+
+def test_the_byte_tokenizer_has_symbols_that_no_text_has(tmp_path):
+    own = load_tokenizer("bytes", recall=True)
+    own.save(tmp_path)
+    saved = load_tokenizer(tmp_path)
+    assert own.symbols == saved.symbols == Symbols(258) and own.vocab_size == saved.vocab_size == 258 + 8 * 16
+    assert load_tokenizer("bytes").symbols is None
+    text = "a <|question_0|> of bytes"
+    for tokenizer in (own, saved):
+        np.testing.assert_array_equal(tokenizer.encode(text), list(text.encode()))
+        assert tokenizer.decode([*text.encode(), 258, 300]) == text
+
+
+@pytest.mark.parametrize("missing", ["<|question_0|>", "<|question_3|>", "<|answer_1_2|>"])
+def test_symbols_of_which_one_is_missing_are_none(missing):
+    ids = dict(zip(SYMBOLS.names, SYMBOLS.all.tolist()))
+    assert named_symbols({"a": 0, **ids}) == SYMBOLS
+    assert named_symbols({name: i for name, i in ids.items() if name != missing}) is None
+
+
+def batches_of(recall, rows=None):
+    texts = TextSource([{"id": str(i), "text": chr(97 + i) * 100} for i in range(8)], "id", "text")
+    return training_batches(texts, load_tokenizer("bytes"), 8, 64, 0, rows=rows, streams=2, recall=recall)
+
+
+def test_a_share_of_packed_rows_becomes_recall_whoever_holds_them():
+    recall = RecallRows(0.25, Symbols(258), 256, 3)
+    whole, text, parts = batches_of(recall), batches_of(None), [batches_of(recall, r) for r in ((0, 1, 5), (3, 4, 7))]
+    for _ in range(3):
+        batch, plain = next(whole), next(text)
+        assert set(np.flatnonzero((batch["tokens"] >= 258).any(axis=1))) == {3, 7}
+        assert set(np.flatnonzero((batch["tokens"] != plain["tokens"]).any(axis=1))) == {3, 7}
+        assert (batch["tokens"][[3, 7], 0] == 256).all()
+        for part, rows in zip(map(next, parts), ([0, 1, 5], [3, 4, 7])):
+            for name, values in part.items():
+                np.testing.assert_array_equal(values, batch[name][rows])
+    resumed = batches_of(recall)
+    resumed.set_state(whole.get_state())
+    np.testing.assert_array_equal(next(resumed)["tokens"], next(whole)["tokens"])
+    with pytest.raises(InputError, match="share of recall"):
+        batches_of(None).set_state(whole.get_state())

@@ -181,14 +181,16 @@ def test_a_stage_of_a_run_holds_perplexities_and_a_grid_of_retrieval(setting):
     wide = dataclasses.replace(setting, lengths=(64, 128))
     wanted = {"perplexity": PerplexityBenchmark(16, ("token",)), "passkey": Passkey((600, 700), 8, 4)}
     record = json.loads(json.dumps(stage_record(prepare(wanted, wide), FakeSubject(wide, None, ROPE))))
-    assert list(record) == ["perplexity", "by_position", "passkey"] and list(record["perplexity"]) == ["64", "128"]
+    assert list(record) == ["perplexity", "by_position", "passkey", "recall"]
+    assert list(record["perplexity"]) == ["64", "128"]
     assert record["perplexity"]["64"]["perplexity"] == pytest.approx(258, rel=1e-5)
     assert record["by_position"]["buckets"][-1]["end"] == 128
     grid = record["passkey"]
     assert grid["lengths"] == [600, 700] and np.shape(grid["cells"]) == (2, 4) and len(grid["trials"]) == 16
     assert [rate["successes"] for rate in grid["per_length"]] == [0, 0]
     without = prepare({"perplexity": wanted["perplexity"]}, wide)
-    assert stage_record(without, FakeSubject(wide, None, ROPE))["passkey"] is None
+    record = stage_record(without, FakeSubject(wide, None, ROPE))
+    assert record["passkey"] is record["recall"] is None
 
 
 @pytest.mark.parametrize(("field", "value"), [("batch", 0), ("generate_batch", 0), ("chunk", 0), ("lengths", (1, 8))])

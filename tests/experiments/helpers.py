@@ -46,6 +46,7 @@ def small_config(texts):
     config.pretrain.warmup_steps = 1
     config.pretrain.checkpoint_every = 2
     config.pretrain.global_batch = 8
+    config.pretrain.recall = 0.25
     config.train.steps = 4
     config.train.learning_rate = 1e-3
     config.train.global_batch = 8
@@ -56,6 +57,7 @@ def small_config(texts):
     config.eval.position_tokens = 2_000
     config.eval.stride = 32
     config.eval.passkey_trials = 0
+    config.eval.recall_texts = 8
     config.lock()
     return config
 

@@ -16,6 +16,7 @@ import pytest
 import torch
 import transformers
 
+from rope_jax.cli.evaluate import evaluate
 from rope_jax.cli.extend import extend, prepare, rehearse
 from rope_jax.commands import extend as procedure
 from rope_jax.commands.reporter import Silent
@@ -27,7 +28,7 @@ from rope_jax.report.metrics import read_metrics
 from rope_jax.report.page import signed
 from rope_jax.runs.folder import RunFolder
 from rope_jax.training.checkpoints import Checkpoints
-from tests.experiments.helpers import run_small, small_config
+from tests.experiments.helpers import assigned, run_small, small_config
 from tests.processes import forked
 
 
@@ -122,7 +123,7 @@ def test_page_shows_every_method_and_its_pictures_exist(finished):
         for place in gain.values():
             assert signed(place["difference"], place["interval"], 3) in text
     pictures = [line.split("(")[1].rstrip(")") for line in page.splitlines() if line.startswith("![")]
-    assert len(pictures) == 5
+    assert len(pictures) == 6
     for picture in pictures:
         assert (folder / picture).read_bytes().startswith(b"\x89PNG")
 
@@ -288,7 +289,7 @@ def test_a_dry_run_plans_every_stage_and_leaves_nothing(texts, tmp_path, monkeyp
     monkeypatch.setattr("rope_jax.plan.minutes.WORTH_TIMING", 0)
     rehearse(small_config(texts), tmp_path / "run", "small")
     stages = {line.split()[0] for line in capsys.readouterr().out.splitlines() if line.startswith("  ")}
-    assert stages == {"pre-training", "solving", "perplexity", "fine-tuning", "export"}
+    assert stages == {"pre-training", "solving", "perplexity", "recall", "fine-tuning", "export"}
     assert not list(tmp_path.iterdir())
 
 
@@ -335,3 +336,17 @@ def test_killed_anywhere_the_same_command_resumes(finished, texts, tmp_path):
         np.testing.assert_array_equal(a, b)
     metrics = (folder / "methods/dprope/metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in metrics] == [1, 2, 3, 4]
+
+
+def test_recall_is_measured_and_the_export_recalls_the_same(finished, texts, tmp_path):
+    folder, results = finished
+    records = {stage: results["methods"]["dprope"][stage]["recall"] for stage in ("before", "after")}
+    for record in records.values():
+        assert [cell["samples"] for cell in record["table"]["recall"].values()] == [8, 8]
+        assert record["grids"]["recall"]["lengths"] == [64, 128]
+    fields = {"suite": "recall", "rope.method": "own", "eval.split": "validation", "context.target": 0}
+    config = assigned(small_config(texts), {**fields, "compare": (), "model.path": str(folder / "export")})
+    measured = evaluate(config, tmp_path / "eval", "eval", reporter=Silent())["suites"]["recall"]["own"]
+    for part in ("table", "grids"):
+        assert measured[part] == records["after"][part]
+    assert "## Recall" in (tmp_path / "eval/report.md").read_text()

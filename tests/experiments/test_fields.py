@@ -146,6 +146,8 @@ UNFIT = [
     ({"pretrain.warmup_steps": 9}, "pretrain.warmup_steps"),
     ({"pretrain.global_batch": 6}, "pretrain.global_batch"),
     ({"pretrain.steps": 0}, "pretrain.steps"),
+    ({"pretrain.tokenizer": "MODEL"}, "pretrain.tokenizer"),
+    ({"eval.recall_lengths": (32,)}, "eval.recall_lengths"),
     ({"eval.batch": 6}, "eval.batch"),
     ({"eval.passkey_batch": 6}, "eval.passkey_batch"),
     ({"eval.passkey_trials": 5}, "eval.passkey_lengths"),

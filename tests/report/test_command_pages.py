@@ -162,6 +162,23 @@ def test_extension_shows_passkeys_where_measured(extension):
     assert "Passkey" not in markdown(extension_page(extension, {}))
 
 
+def test_extension_shows_recall_where_measured(extension):
+    assert "Recall" not in markdown(extension_page(extension, {}))
+    for i, method in enumerate(extension["methods"].values()):
+        for j, stage in enumerate(("before", "after")):
+            cells = {n: {"mean": 10.0 * i + 20 * j + k, "interval": [1.0, 99.0]} for k, n in enumerate(("64", "128"))}
+            grid = {"lengths": [64, 128], "depths": [0.25, 0.75], "mean": [[100.0, 0.0], [50.0, 10.0 * j]]}
+            method[stage]["recall"] = {"table": {"recall": cells}, "grids": {"recall": grid}}
+    page = extension_page(extension, {})
+    maps, table = blocks(page, "Recall")[1:]
+    assert list(maps.maps) == [f"{m}\n{s} fine-tuning" for m in ("DPRoPE", "PI") for s in ("before", "after")]
+    assert maps.maps["PI\nafter fine-tuning"]["mean"][1] == [50.0, 10.0]
+    assert [row[:2] for row in table.rows] == [[m, s] for m in ("DPRoPE", "PI") for s in ("before", "after")]
+    assert [row[-1] for row in table.rows] == [f"{mean}.0 (1.0 to 99.0)" for mean in (1, 21, 11, 31)]
+    assert "Facts recalled in the longest texts: DPRoPE before 1%, DPRoPE after 21%." in page.introduction[0]
+    plots.png(maps)
+
+
 def row(*means, **columns):
     columns = columns or dict(zip(("64", "128"), means))
     return {c: {"mean": mean, "interval": None if mean is None else [mean, mean]} for c, mean in columns.items()}

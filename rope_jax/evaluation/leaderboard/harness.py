@@ -105,9 +105,9 @@ class HarnessModel(TemplateLM):
             wanted = np.full((self.batch_size, width), -1, np.int32)
             for row, i in enumerate(batch):
                 wanted[row, width - len(targets[i]) :] = targets[i]
-            sums, greedy = self._scores(tokens, first, wanted)
-            for i, value, all_greedy in zip(batch, np.asarray(sums), np.asarray(greedy)):
-                answers[i] = float(value), bool(all_greedy)
+            values, greedy = map(np.asarray, self._scores(tokens, first, wanted))
+            for i, of_row, of_greedy in zip(batch, values, greedy):
+                answers[i] = float(of_row.sum()), bool(of_greedy.all())
 
     def loglikelihood_rolling(self, requests, disable_tqdm: bool = False) -> list[float]:
         """Log likelihood of whole texts, in windows of `max_length` that do not overlap."""
