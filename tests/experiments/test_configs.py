@@ -142,6 +142,17 @@ def test_any_architecture_can_be_trained_from_nothing(architecture):
     assert ("bias" in attention["q"]) == (architecture == "qwen2")
 
 
+def test_the_demo_learns_recall_in_ids_that_no_text_has():
+    config = load("tiny")
+    source = build.source(config, Path("nowhere"))
+    symbols = build.tokenizer(config, source).symbols
+    assert symbols and symbols.first == 258 and source.model.vocab_size == 258 + symbols.count
+    assert build.pretraining(config).recall == config.pretrain.recall > 0
+    config.pretrain.recall = 0.0
+    plain = build.source(config, Path("nowhere"))
+    assert plain.model.vocab_size == 258 and build.tokenizer(config, plain).symbols is None
+
+
 def test_explicit_factors_come_from_a_file(tmp_path):
     config = load("local")
     config.compare = ()
