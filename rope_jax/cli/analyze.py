@@ -28,7 +28,7 @@ from rope_jax.sharding import make_mesh
 def command(
     config: ConfigDict, folder: Path, name: str, *, named: bool = False, sweep: bool = False, usage: bool = False
 ) -> None:
-    """The command with what is typed beside a config; `named`: its model is."""
+    """Runs the command with its flags; `named` says that `model.path` was typed."""
     if usage:
         measure_usage(config, folder)
     else:

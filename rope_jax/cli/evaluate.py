@@ -30,7 +30,7 @@ LAYOUT = ("eval.batch", "eval.generate_batch", "train.loss_chunk", "model.attent
 
 
 def command(config: ConfigDict, folder: Path, name: str, *, dry_run: bool = False, score: str = "") -> None:
-    """The command with what is typed beside a config."""
+    """Runs the command with its flags."""
     if score:
         score_predictions(score, folder)
     elif dry_run:

@@ -44,7 +44,7 @@ def command(
     mesh: str = "",
     profile: str = "",
 ) -> None:
-    """The command with what is typed beside a config."""
+    """Runs the command with its flags."""
     if mesh and not plan:
         raise InputError("--mesh goes with --plan; a run takes its devices from config.mesh")
     if plan:

@@ -227,7 +227,7 @@ def run(name: str, typed: argparse.Namespace) -> None:
     label = Path(typed.config).stem if typed.config else name
     folder = Path(os.path.abspath(typed.output))
     module = import_module(f"rope_jax.cli.{name}")
-    # A command that takes more than its config from what is typed names it.
+    # Keyword arguments are the flags of a command.
     command = getattr(module, "command", None) or getattr(module, name)
     taken = [p.name for p in signature(command).parameters.values() if p.kind is Parameter.KEYWORD_ONLY]
     beside = {word: vars(typed)[word] for word in taken}

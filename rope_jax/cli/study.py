@@ -24,7 +24,7 @@ MAY_CHANGE = tuple(f"study.{name}" for name in ("models", "seeds", "methods", "z
 
 
 def command(config: ConfigDict, folder: Path, name: str, *, quick: bool = False, table: str = "") -> None:
-    """The command with what is typed beside a config, which is small already for `quick`."""
+    """Runs the command with its flags; with `quick`, the config is the small one already."""
     if table:
         procedure.rewrite_page(Path(table), folder)
     elif quick:

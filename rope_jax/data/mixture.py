@@ -66,7 +66,7 @@ class RecallRows:
         share: share of rows, below 1.
         symbols: ids of recall rows.
         bos_id: begins every document of a row.
-        seed: of what is drawn for each row.
+        seed: determines, with its number, what is drawn for a row.
     """
 
     share: float
